@@ -1,0 +1,70 @@
+# The map of the project: every command, and the environment they share.
+
+PROFILE ?= full
+PYTHON ?= python3
+EXTRA_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WITH_BENCHMARK := $(VENV)/.installed-benchmark
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
+	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
+
+# One thread a process: torch's own threads cost more than they bring here, and change the last digits.
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := passive
+export KMP_BLOCKTIME := 0
+# glibc gives freed blocks back at once by default; fetching them anew takes half the time of a simulation.
+export MALLOC_TRIM_THRESHOLD_ := 1000000000
+export MALLOC_MMAP_THRESHOLD_ := 1000000000
+# Kernels read the checkout's configuration, not the user's.
+export IPYTHONDIR := $(CURDIR)/.ipython
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce notebooks test lint lab benchmark clean
+
+help: ## list the commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: PROFILE=full|quick (quick: small scale), PYTHON=python3 (3.11 or later),"
+	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
+
+reproduce: $(INSTALLED) ## make every figure and table; does only what is not up to date
+	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE)
+
+notebooks: $(INSTALLED) ## reproduce in full, then put the executed copies into notebooks/
+	$(BIN)/python -m flowoe_lib.reproduce --profile full --publish
+
+test: lint ## lint, the tests, and the committed notebooks run again and compared
+	MPLBACKEND=agg $(BIN)/python -m pytest
+	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 notebooks
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+benchmark: $(WITH_BENCHMARK) ## measure speed and memory, beside other implementations
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## remove build/, artifacts/ and tool caches; keeps .venv, .cache (downloads) and figures
+	rm -rf build artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+# The stamps come last, so that an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: '$(PYTHON)' is not Python 3.11 or later; name one with: make PYTHON=python3.13" >&2; exit 1; }
+	@echo "installing into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+$(WITH_BENCHMARK): $(INSTALLED)
+	@$(PIP_INSTALL) -e ".[benchmark]"
+	@touch $@

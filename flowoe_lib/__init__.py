@@ -1,0 +1,1 @@
+"""FlowOE: optimal execution by a refined flow-matching policy, from bars to scorecard."""

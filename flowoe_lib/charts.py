@@ -1,0 +1,232 @@
+"""Figures of policies: what they do, how they learn, what they earn.
+
+One look per policy in every figure: colour, line and name. Each function takes the table it shows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from flowoe_lib.figures import style
+
+__all__ = [
+    "LOOKS",
+    "Look",
+    "advantage_figure",
+    "frontier_figure",
+    "inventory_figure",
+    "learning_figure",
+    "loss_figure",
+    "reaction_figure",
+    "risk_return_figure",
+    "selection_figure",
+    "solver_figure",
+]
+
+
+class Look(NamedTuple):
+    """How a policy is drawn."""
+
+    name: str
+    colour: str
+    line: str
+    marker: str
+
+
+LOOKS: dict[str, Look] = {
+    "twap": Look("TWAP", "#8c8c8c", ":", "s"),
+    "vwap": Look("VWAP", "#b5b5b5", "--", "D"),
+    "almgren_chriss": Look("Almgren-Chriss", "#5b8db8", "--", "v"),
+    "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
+    "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
+    "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
+    "flow_imitation": Look("Imitation only", "#e8a33d", "--", "o"),
+    "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
+    "oracle": Look("Oracle", "#000000", "-", "*"),
+}
+"""Policies in the order in which legends and tables list them."""
+
+
+def _line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
+    look = LOOKS[policy]
+    axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
+
+
+def _panels(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.2, height * rows), squeeze=False)
+    flat = list(axes.flat)
+    for spare in flat[count:]:
+        spare.set_visible(False)
+    return figure, flat[:count]
+
+
+def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message: str) -> Figure:
+    """Inventory over the day, a panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
+    with style():
+        figure, panels = _panels(len(plans), 3)
+        for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
+            for policy, inventory in by_policy.items():
+                _line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
+            axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
+        panels[0].set_ylabel("inventory, of the order")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) -> Figure:
+    """Expected cost against the standard deviation that risk aversion buys.
+
+    ``curves`` and ``marked`` have columns condition, policy, std_bps, cost_bps; ``marked`` are the
+    points of the risk aversion in use.
+    """
+    with style():
+        figure, panels = _panels(curves["condition"].nunique(), 3, height=2.6)
+        for axes, (condition, rows) in zip(panels, curves.groupby("condition", sort=False), strict=True):
+            for policy, row in rows.groupby("policy", sort=False):
+                _line(axes, row["std_bps"], row["cost_bps"], str(policy))
+            for policy, point in marked[marked["condition"] == condition].groupby("policy"):
+                look = LOOKS[str(policy)]
+                axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour)
+            axes.set(title=condition, xlabel="standard deviation, bps")
+        panels[0].set_ylabel("expected cost, bps")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
+    """Share of decisions nearest to each expert: ``shares`` is [conditions, experts], rows sum to one."""
+    with style():
+        figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 1.2))
+        named = shares.rename(columns={k: v.name for k, v in LOOKS.items()})
+        sns.heatmap(
+            named, ax=axes, cmap="Greys", vmin=0, vmax=1, annot=True, fmt=".2f", cbar=False, linewidths=0.5
+        )
+        axes.set(title=message, xlabel="expert whose decision is nearest", ylabel="")
+        axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def loss_figure(losses: pd.DataFrame, message: str) -> Figure:
+    """Matching loss over iterations, smoothed, with the range over training seeds (columns)."""
+    with style():
+        figure, axes = plt.subplots(figsize=(5.2, 2.8))
+        _band(axes, losses.rolling(25, min_periods=1).mean(), LOOKS["flow_imitation"].colour)
+        axes.set(title=message, xlabel="iteration", ylabel="weighted matching loss", yscale="log")
+    return figure
+
+
+def _band(axes: Axes, runs: pd.DataFrame, colour: str) -> None:
+    axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=colour, alpha=0.25, lw=0)
+    axes.plot(runs.index, runs.mean(axis=1), color=colour)
+
+
+def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str) -> Figure:
+    """Scaled utility and gradient norm over iterations, mean and range over training seeds (columns)."""
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6))
+        colour = LOOKS["flow_refined"].colour
+        _band(left, utility.rolling(15, min_periods=1).mean(), colour)
+        _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
+        left.set(xlabel="iteration", ylabel="utility, in units of the loss")
+        right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
+    """Share of the rest traded in a bucket against the current variance, a panel per time of day.
+
+    ``reactions`` has columns time, policy, variance_ratio, fraction, and twap_fraction.
+    """
+    with style():
+        figure, panels = _panels(reactions["time"].nunique(), 3)
+        for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
+            for policy, row in rows.groupby("policy", sort=False):
+                _line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
+            axes.set(title=f"{time:.0%} of the day gone", xlabel="variance over its mean", xscale="log")
+        panels[0].set_ylabel("trading speed, TWAP = 1")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Advantage over the best expert by solver steps, a line per condition.
+
+    ``rows`` has columns condition, policy, solver_steps, advantage (of the best expert's utility).
+    """
+    with style():
+        figure, axes = plt.subplots(figsize=(5.6, 3.0))
+        for policy, by_policy in rows.groupby("policy"):
+            look = LOOKS[str(policy)]
+            for _, row in by_policy.groupby("condition", sort=False):
+                axes.plot(row["solver_steps"], row["advantage"], color=look.colour, ls=look.line, lw=0.9)
+            axes.plot([], [], color=look.colour, ls=look.line, label=f"{look.name}, one line a condition")
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set(title=message, xlabel="solver steps K", xticks=[1, 2, 4, 8])
+        axes.set_xticklabels(["1", "2", "4", "8"])
+        axes.set_ylabel("utility over the best expert,\nshare of its cost")
+        axes.yaxis.set_major_formatter("{x:+.0%}")
+        axes.legend()
+    return figure
+
+
+def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Utility over the best expert with 95 % intervals, a row per condition, a marker per policy.
+
+    ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best expert's cost).
+    """
+    with style():
+        names = list(dict.fromkeys(rows["condition"]))
+        figure, axes = plt.subplots(figsize=(6.4, 0.3 * len(names) + 1.3))
+        policies = list(dict.fromkeys(rows["policy"]))
+        for i, policy in enumerate(policies):
+            look, row = LOOKS[policy], rows[rows["policy"] == policy]
+            y = np.array([names.index(c) for c in row["condition"]]) + 0.16 * (i - (len(policies) - 1) / 2)
+            reach = [row["advantage"] - row["ci_low"], row["ci_high"] - row["advantage"]]
+            axes.errorbar(
+                row["advantage"], y, xerr=reach, fmt=look.marker, color=look.colour, ms=4, label=look.name
+            )
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter("{x:+.0%}")
+        axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
+        figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Change in mean and in standard deviation against each benchmark, a panel each, a dot a condition.
+
+    ``rows`` has columns expert, mean and std, relative to the benchmark's. Up and left is better at both.
+    """
+    with style():
+        figure, panels = _panels(rows["expert"].nunique(), 3, height=2.6)
+        for axes, (expert, row) in zip(panels, rows.groupby("expert", sort=False), strict=True):
+            look = LOOKS["flow_refined"]
+            axes.axvspan(-10, 0, 0.5, 1, color="#dfe9df", lw=0)
+            axes.plot(row["std"], row["mean"], look.marker, color=look.colour, ms=4)
+            reach_x, reach_y = 1.2 * row["std"].abs().max(), 1.2 * row["mean"].abs().max()
+            axes.set(
+                xlim=(-reach_x, reach_x), ylim=(-reach_y, reach_y), title=f"against {LOOKS[str(expert)].name}"
+            )
+            axes.axhline(0, color="black", lw=0.8)
+            axes.axvline(0, color="black", lw=0.8)
+            axes.xaxis.set_major_formatter("{x:+.0%}")
+            axes.set_xlabel("standard deviation")
+        for axes in panels[::3]:
+            axes.set_ylabel("mean P&L, bps")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure

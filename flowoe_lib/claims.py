@@ -1,0 +1,116 @@
+"""The paper's claims as hypotheses, each with a verdict from measured comparisons.
+
+Comparisons are rows of :func:`flowoe_lib.scorecard.score_condition` for one policy and one reference
+in one condition. A comparison is won where the whole 95 % interval lies on the better side of zero.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+__all__ = ["Z_LIMIT", "judge", "pooled", "verdict", "wins"]
+
+Z_LIMIT = 4.0
+"""Martingale z-score beyond which a policy is held to have looked ahead."""
+
+
+def wins(comparisons: pd.DataFrame, *quantities: str) -> pd.Series:
+    """Per condition, whether every comparison is won in every quantity.
+
+    Quantities are "utility" and "mean", where more is better, and "std", where less is.
+    """
+    better = pd.Series(True, index=comparisons.index)
+    for quantity in quantities:
+        if quantity == "std":
+            better &= comparisons["std_ci_high"] < 0
+        else:
+            better &= comparisons[f"{quantity}_ci_low"] > 0
+    return better.groupby(comparisons["condition"], sort=False).all()
+
+
+def pooled(comparisons: pd.DataFrame, quantity: str) -> str:
+    """Average difference over conditions in bps with its 95 % interval; conditions are independent."""
+    mean = comparisons[quantity].mean()
+    reach = comparisons[f"{quantity}_ci_high"] - comparisons[quantity]
+    half = float((reach**2).sum() ** 0.5) / len(comparisons)
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+
+
+def verdict(won: int, total: int) -> str:
+    """In words: all, some or none of ``total`` cases. Raises ValueError unless 0 <= won <= total > 0."""
+    if not 0 <= won <= total or total == 0:
+        raise ValueError(f"won = {won} of total = {total}: must be 0 <= won <= total and total > 0")
+    if won == total:
+        return "holds"
+    return "holds in part" if won else "does not hold"
+
+
+def judge(
+    refined: pd.DataFrame,
+    imitation: pd.DataFrame,
+    experts: Sequence[str],
+    benchmarks: Sequence[str],
+    selected: Mapping[str, bool],
+    cv: Mapping[str, float],
+) -> pd.DataFrame:
+    """Verdicts on the six claims in one world: claim, verdict, evidence, effect on average (bps).
+
+    ``refined`` and ``imitation`` hold the comparisons of one run of each policy; ``experts`` are those
+    calibrated to the condition, ``benchmarks`` the traditional ones; ``selected`` says where imitation
+    acts most like the expert that is best; ``cv`` is the vol of vol of each condition.
+    """
+    versus = dict(list(refined.groupby("reference")))
+    best = refined[refined["is_best_expert"]]
+    n = len(best)
+    beaten = int(wins(refined[refined["reference"].isin(experts)], "utility").sum())
+    traditional = refined[refined["reference"].isin(benchmarks)]
+    beaten_benchmarks = int(wins(traditional, "utility").sum())
+    dominated = {name: int(wins(versus[name], "mean", "std").sum()) for name in benchmarks}
+    dominated_all = int(wins(traditional, "mean", "std").sum())
+    alike = sum(selected.values())
+    lifted = int(wins(versus["flow_imitation"], "utility").sum())
+    unrefined = int(wins(imitation[imitation["is_best_expert"]], "utility").sum())
+    gain = best.set_index("condition")["utility"] / -best.set_index("condition")["reference_bps"]
+    restless = gain.groupby(pd.Series(cv)).mean()
+    rows = [
+        (
+            "1. beats the expert calibrated to each condition",
+            verdict(beaten, n),
+            f"above every expert in {beaten} of {n} conditions",
+            f"utility against the best expert {pooled(best, 'utility')}",
+        ),
+        (
+            "2. beats the traditional benchmarks",
+            verdict(beaten_benchmarks, n),
+            f"above {', '.join(benchmarks)} in {beaten_benchmarks} of {n} conditions",
+            f"utility against almgren_chriss {pooled(versus['almgren_chriss'], 'utility')}",
+        ),
+        (
+            "3. higher profit and lower risk at once",
+            verdict(dominated_all, n)
+            if dominated_all
+            else verdict(sum(dominated.values()), n * len(dominated)),
+            "; ".join(f"over {name} in {won}" for name, won in dominated.items()) + f" of {n} conditions",
+            f"mean against twap {pooled(versus['twap'], 'mean')}, std {pooled(versus['twap'], 'std')}",
+        ),
+        (
+            "4. selects the expert that suits the condition",
+            verdict(alike, n),
+            f"imitation acts most like the best expert in {alike} of {n} conditions",
+            "",
+        ),
+        (
+            "5. the refining loss is what lifts it above its experts",
+            "holds" if beaten == lifted == n and unrefined < n else "does not hold",
+            f"refined above imitation in {lifted}, imitation above the best expert in {unrefined} of {n}",
+            f"utility against imitation {pooled(versus['flow_imitation'], 'utility')}",
+        ),
+        (
+            "6. effective where conditions change during the day",
+            "holds in part" if restless.is_monotonic_increasing else "does not hold",
+            "only variance moves in this world: "
+            + ", ".join(f"cv {k:g} {v:.2%}" for k, v in restless.items()),
+            "gain over the best expert, share of its cost",
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "on average, bps"])

@@ -1,0 +1,1 @@
+"""The experts that FlowOE imitates: one family a module."""

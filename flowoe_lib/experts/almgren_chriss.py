@@ -1,0 +1,63 @@
+"""Almgren and Chriss: linear impact and constant variance, where the optimal schedule is closed-form.
+
+Source: Almgren, Chriss (2001), Journal of Risk 3. The concave impact is linearised at the TWAP rate:
+a linear impact that charges TWAP what the concave one does.
+"""
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution import Observation
+from flowoe_lib.experts.schedules import Schedule
+from flowoe_lib.market import Market, Order, align, expected_depth_cost, urgency, volume_profile
+from flowoe_lib.simulator import VarianceStep
+
+__all__ = ["almgren_chriss", "replanned"]
+
+
+def _kappa(ratio: Tensor) -> Tensor:
+    """Decay per bucket, 2 (cosh kappa - 1) = ratio, kept off zero so that a risk-neutral order is TWAP."""
+    return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(1e-6)
+
+
+def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
+    """q = sinh(kappa N (1 - tau)) / sinh(kappa N) in volume time tau, in float64, [N + 1, ...].
+
+    Fields of ``market`` and ``order`` broadcast against each other.
+    """
+    market, order = align(market, order)
+    total = _kappa(urgency(market, order) / n_buckets**2) * n_buckets
+    volume = volume_profile(market.liquidity.profile_amplitude, n_buckets)
+    tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets))
+    left = (1 - tau).clamp_min(0) * total
+    # sinh(x) / sinh(y) without overflow.
+    inventory = torch.exp(left - total) * torch.expm1(-2 * left) / torch.expm1(-2 * total)
+    inventory[-1] = 0
+    return Schedule(inventory)
+
+
+def replanned(seen: Observation, noise: Tensor) -> Tensor:
+    """Almgren-Chriss solved anew each bucket for what is left, on the current variance and depth.
+
+    Variance is forecast by its mean reversion to the close, E[int_t^1 V ds] / (1 - t); impact is
+    linearised at the rate that would finish evenly; depth counts at the bucket's own level now and
+    at its stationary mean after.
+    """
+    n_left = seen.n_buckets - seen.k
+    market, order, remaining = seen.market, seen.order, n_left / seen.n_buckets
+    forecast = VarianceStep.over(market.heston, remaining).integral(seen.variance) / remaining
+    even_pace = seen.inventory.clamp_min(1e-12) / remaining
+    ratio = (
+        urgency(market, order)
+        * (forecast / market.heston.theta)
+        * even_pace ** (1 - market.impact.beta)
+        / seen.n_buckets**2
+    )
+    kappa = _kappa(ratio)
+    later = kappa * (n_left - 1)
+    fraction = 1 - torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
+    volume = seen.volume[seen.k :]
+    discount = torch.exp(market.impact.beta * seen.log_depth) * expected_depth_cost(market)
+    tilt = (volume[0] / volume.mean(0)) * discount ** (1 / market.impact.beta)
+    tilted = fraction * tilt / (1 - fraction + fraction * tilt)
+    return tilted.clamp(0, 1).expand_as(noise)

@@ -1,0 +1,41 @@
+"""The ensemble: every expert by name, calibrated to the conditions it is asked to trade in."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flowoe_lib.execution import Policy
+from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
+from flowoe_lib.experts.schedules import Schedule, static_optimal, twap, vwap
+from flowoe_lib.market import Condition, Market, Order, batch
+
+__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts"]
+
+Calibrate = Callable[[Sequence[Condition], int, int], Policy]
+"""(conditions, paths of each, buckets) -> an expert calibrated to them laid side by side."""
+
+Experts = Mapping[str, Calibrate]
+
+
+def _same_everywhere(policy: Policy) -> Calibrate:
+    return lambda conditions, paths_each, n_buckets: policy
+
+
+def _per_condition(schedule: Callable[[Market, Order, int], Schedule]) -> Calibrate:
+    def calibrate(conditions: Sequence[Condition], paths_each: int, n_buckets: int) -> Schedule:
+        market, order = batch(conditions, 1)
+        return Schedule(schedule(market, order, n_buckets).inventory.repeat_interleave(paths_each, 1))
+
+    return calibrate
+
+
+SCHEDULE_EXPERTS: Experts = {
+    "twap": _same_everywhere(twap),
+    "vwap": _same_everywhere(vwap),
+    "almgren_chriss": _per_condition(almgren_chriss),
+    "static_optimal": _per_condition(static_optimal),
+    "replanned": _same_everywhere(replanned),
+}
+"""Experts in closed form or solved numerically, which know the condition's parameters exactly.
+
+TWAP and VWAP follow the clock and the volume forecast; Almgren-Chriss and the static optimum are
+solved for the condition before the open; the re-planned one sees the current variance and depth.
+"""

@@ -1,0 +1,154 @@
+"""Imitation: conditional flow matching on what an ensemble of experts does, condition by condition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution import Observation, Policy, execute, fraction_of_score, score_of_fraction
+from flowoe_lib.experts.ensemble import Experts
+from flowoe_lib.features import features
+from flowoe_lib.flow import EndpointField, Learned, matching_loss
+from flowoe_lib.market import Condition, batch
+from flowoe_lib.randomness import generator
+from flowoe_lib.simulator import simulate
+
+__all__ = ["Demonstrations", "demonstrate", "expert_weights", "imitate", "nearest_expert"]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """States and the scores of the trades an expert would make in them."""
+
+    observed: Tensor
+    """[samples, features]."""
+    scores: Tensor
+    """[samples]."""
+    weights: Tensor
+    """Share of each sample in the loss, mean one, [samples]."""
+
+
+@dataclass
+class _Recorder:
+    """Lets an expert act under noise, and writes down what it would have done without."""
+
+    expert: Policy
+    spread: float
+    observed: list[Tensor]
+    scores: list[Tensor]
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        n_left = seen.n_buckets - seen.k
+        score = score_of_fraction(self.expert(seen, noise), n_left)
+        self.observed.append(features(seen))
+        self.scores.append(score)
+        return fraction_of_score(score + self.spread * noise, n_left)
+
+
+def expert_weights(utility: Tensor, sharpness: float) -> Tensor:
+    """Softmax weights [experts, ...] by utility, on the scale of the spread between best and worst.
+
+    ``sharpness`` 0 imitates all alike, a large one only the best.
+    """
+    spread = (utility.amax(0) - utility.amin(0)).clamp_min(1e-9)
+    return torch.softmax(sharpness * (utility - utility.amax(0)) / spread, 0)
+
+
+def demonstrate(
+    experts: Experts,
+    conditions: Sequence[Condition],
+    paths_each: int,
+    n_buckets: int,
+    seed: int,
+    spread: float = 0.5,
+    sharpness: float = 10.0,
+) -> Demonstrations:
+    """Run every expert in every condition under execution noise of ``spread`` in score.
+
+    The noise takes the experts off their own course, so that the states cover what an imitator may
+    get into, while the recorded action is the undisturbed one (Laskey et al. 2017, DART). Each
+    expert's samples weigh by its utility in the condition, :func:`expert_weights`.
+    """
+    draws = generator(seed, "demonstrations")
+    market, order = batch(conditions, paths_each)
+    paths = simulate(market, len(conditions) * paths_each, n_buckets, draws)
+    utilities, observed, scores = [], [], []
+    with torch.no_grad():
+        for calibrate in experts.values():
+            expert = calibrate(conditions, paths_each, n_buckets)
+            calm = execute(expert, paths, market, order, draws)
+            utilities.append(calm.utility_bps(order).reshape(len(conditions), paths_each).mean(1))
+            recorder = _Recorder(expert, spread, [], [])
+            execute(recorder, paths, market, order, draws)
+            observed.append(torch.stack(recorder.observed))
+            scores.append(torch.stack(recorder.scores))
+    weights = expert_weights(torch.stack(utilities), sharpness) * len(experts)
+    per_path = weights.repeat_interleave(paths_each, 1)[:, None].expand(-1, n_buckets - 1, -1)
+    return Demonstrations(
+        observed=torch.cat([o.flatten(0, 1) for o in observed]),
+        scores=torch.cat([s.flatten() for s in scores]),
+        weights=per_path.reshape(-1),
+    )
+
+
+def imitate(
+    shown: Demonstrations,
+    iterations: int,
+    seed: int,
+    minibatch: int = 1024,
+    learning_rate: float = 3e-3,
+) -> Learned:
+    """A field trained on the weighted matching loss, with the curve "loss".
+
+    Adam under a one-cycle rate; weights and minibatches come from the streams of ``seed``.
+    """
+    field = EndpointField(generator(seed, "initial weights"), shown.observed.shape[-1])
+    draws = generator(seed, "minibatches")
+    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
+    curve = []
+    for _ in range(iterations):
+        pick = torch.randint(len(shown.scores), (minibatch,), generator=draws)
+        x0 = torch.randn(minibatch, generator=draws)
+        t = torch.rand(minibatch, generator=draws)
+        errors = matching_loss(field, shown.observed[pick], shown.scores[pick], x0, t)
+        loss = (shown.weights[pick] * errors).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        curve.append(loss.item())
+    return Learned(field, {"loss": torch.tensor(curve)})
+
+
+def nearest_expert(
+    policy: Policy,
+    experts: Experts,
+    conditions: Sequence[Condition],
+    paths_each: int,
+    n_buckets: int,
+    seed: int,
+) -> Tensor:
+    """Share of a policy's decisions that lie nearest to each expert's, [conditions, experts].
+
+    Decisions are compared as scores, in the states that the policy itself gets into.
+    """
+    draws = generator(seed, "nearest expert")
+    market, order = batch(conditions, paths_each)
+    paths = simulate(market, len(conditions) * paths_each, n_buckets, draws)
+    ensemble = [calibrate(conditions, paths_each, n_buckets) for calibrate in experts.values()]
+    nearest = []
+
+    def watched(seen: Observation, noise: Tensor) -> Tensor:
+        n_left = seen.n_buckets - seen.k
+        fraction = policy(seen, noise)
+        others = torch.stack([score_of_fraction(e(seen, noise), n_left) for e in ensemble])
+        nearest.append((others - score_of_fraction(fraction, n_left)).abs().argmin(0))
+        return fraction
+
+    with torch.no_grad():
+        execute(watched, paths, market, order, draws)
+    chosen = torch.stack(nearest).reshape(n_buckets - 1, len(conditions), paths_each)
+    one_hot = torch.nn.functional.one_hot(chosen, len(ensemble)).float()
+    return one_hot.mean((0, 2))

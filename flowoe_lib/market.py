@@ -1,0 +1,277 @@
+"""What a market and an order are: Heston variance, power-law impact, stochastic depth.
+
+Units throughout the library: time in trading days (a day is 1), variance per day, prices, costs
+and profit in basis points of the arrival price, quantities as fractions of the order, order size
+as a fraction of average daily volume (ADV).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BPS",
+    "Condition",
+    "Heston",
+    "Impact",
+    "Liquidity",
+    "Market",
+    "Order",
+    "align",
+    "batch",
+    "expected_depth_cost",
+    "map_tensors",
+    "permanent_shift",
+    "round_trip_cost",
+    "scalar",
+    "urgency",
+    "volume_profile",
+]
+
+BPS = 1e4
+"""Basis points in one unit of the arrival price."""
+
+
+def scalar(value: float) -> Tensor:
+    """A 0-d float32 tensor; dataclass fields broadcast against paths from there."""
+    return torch.tensor(float(value))
+
+
+def _require(name: str, value: Tensor, ok: Tensor, allowed: str) -> None:
+    if not bool(ok.all()):
+        bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
+        raise ValueError(f"{name} = {bad:g}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class Heston:
+    """Square-root variance dV = kappa (theta - V) dt + xi sqrt(V) dW, corr(dW, dW_price) = rho.
+
+    Every field is a tensor of shape [] or [paths]. The volatility of volatility is given as ``cv``,
+    the stationary standard deviation of V over its mean; ``xi`` = cv sqrt(2 kappa theta).
+
+    Source: Heston (1993), Review of Financial Studies 6. Raises ValueError naming a field that is
+    out of its range.
+    """
+
+    theta: Tensor
+    """Long-run variance, per day."""
+    kappa: Tensor
+    """Mean reversion of variance, per day."""
+    cv: Tensor
+    """Stationary coefficient of variation of V."""
+    rho: Tensor
+    """Correlation of price and variance shocks."""
+
+    def __post_init__(self) -> None:
+        for name in ("theta", "kappa", "cv"):
+            value: Tensor = getattr(self, name)
+            _require(f"Heston.{name}", value, (value > 0) & torch.isfinite(value), "finite and > 0")
+        _require("Heston.rho", self.rho, self.rho.abs() <= 1, "within [-1, 1]")
+
+    @property
+    def xi(self) -> Tensor:
+        """Volatility of variance, per day."""
+        return self.cv * torch.sqrt(2 * self.kappa * self.theta)
+
+
+@dataclass(frozen=True)
+class Impact:
+    """Published power-law impact coefficients of large-cap equities.
+
+    Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs, per
+    unit traded, ``1e4 eta l sqrt(theta) (phi a / (u L dt))^beta`` bps of temporary impact (u the
+    volume profile, L the depth, l the illiquidity) and moves the price for good by
+    ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt`` bps, half of which the trade itself pays.
+
+    Source: Almgren, Thum, Hauptmann, Li (2005), Risk 18: eta = .142, beta = .6, gamma = .314.
+    Raises ValueError naming a field that is out of its range.
+    """
+
+    eta: Tensor = field(default_factory=lambda: scalar(0.142))
+    beta: Tensor = field(default_factory=lambda: scalar(0.6))
+    gamma: Tensor = field(default_factory=lambda: scalar(0.314))
+    delta: Tensor = field(default_factory=lambda: scalar(1.0))
+
+    def __post_init__(self) -> None:
+        _require("Impact.eta", self.eta, self.eta > 0, "> 0")
+        _require("Impact.gamma", self.gamma, self.gamma >= 0, ">= 0")
+        for name in ("beta", "delta"):
+            value: Tensor = getattr(self, name)
+            _require(f"Impact.{name}", value, (value > 0) & (value <= 1), "within (0, 1]")
+
+
+@dataclass(frozen=True)
+class Liquidity:
+    """How much there is to trade against: a level, a day's profile, and random depth.
+
+    Depth is L = exp(l) with l a stationary Ornstein-Uhlenbeck process of standard deviation
+    ``depth_sd`` and mean reversion ``depth_reversion`` per day; volume follows
+    :func:`volume_profile`. Raises ValueError naming a field that is out of its range.
+    """
+
+    illiquidity: Tensor = field(default_factory=lambda: scalar(1.0))
+    """Multiplier of temporary impact, 1 in a normal market."""
+    depth_sd: Tensor = field(default_factory=lambda: scalar(0.0))
+    depth_reversion: Tensor = field(default_factory=lambda: scalar(12.0))
+    profile_amplitude: Tensor = field(default_factory=lambda: scalar(0.0))
+    """Amplitude A of the U-shaped volume profile, 0 for a flat day."""
+
+    def __post_init__(self) -> None:
+        for name in ("illiquidity", "depth_reversion"):
+            value: Tensor = getattr(self, name)
+            _require(f"Liquidity.{name}", value, value > 0, "> 0")
+        _require("Liquidity.depth_sd", self.depth_sd, self.depth_sd >= 0, ">= 0")
+        amplitude = self.profile_amplitude
+        _require(
+            "Liquidity.profile_amplitude", amplitude, (amplitude > -1) & (amplitude < 2), "within (-1, 2)"
+        )
+
+
+@dataclass(frozen=True)
+class Market:
+    """One market condition, or one per path: variance, impact, liquidity and drift."""
+
+    heston: Heston
+    impact: Impact = field(default_factory=Impact)
+    liquidity: Liquidity = field(default_factory=Liquidity)
+    drift: Tensor = field(default_factory=lambda: scalar(0.0))
+    """Expected price change, bps per day."""
+
+    def temporary_cost_bps(self, size: Tensor) -> Tensor:
+        """What a flat schedule of an order of ``size`` ADV pays in an average bucket, bps."""
+        i = self.impact
+        return BPS * i.eta * self.liquidity.illiquidity * self.heston.theta.sqrt() * size**i.beta
+
+    def permanent_cost_bps(self, size: Tensor) -> Tensor:
+        """Price shift of the whole order worked evenly over the day, bps."""
+        return BPS * self.impact.gamma * self.heston.theta.sqrt() * size**self.impact.delta
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order to be worked within the day.
+
+    Shapes [] or [paths]. Raises ValueError naming a field that is out of its range.
+    """
+
+    size: Tensor
+    """phi, shares over average daily volume."""
+    risk_aversion: Tensor
+    """lambda, per bps."""
+    side: Tensor = field(default_factory=lambda: scalar(1.0))
+    """+1 to sell, -1 to buy."""
+
+    def __post_init__(self) -> None:
+        _require("Order.size", self.size, (self.size > 0) & torch.isfinite(self.size), "finite and > 0")
+        _require("Order.risk_aversion", self.risk_aversion, self.risk_aversion >= 0, ">= 0")
+        _require("Order.side", self.side, self.side.abs() == 1, "+1 (sell) or -1 (buy)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named market and order, and the world whose grid it belongs to."""
+
+    world: str
+    name: str
+    market: Market
+    order: Order
+
+
+def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
+    """Apply ``fn`` to corresponding tensors of dataclass trees of the same type."""
+    if isinstance(first, Tensor):
+        return fn(first, *rest)
+    if not dataclasses.is_dataclass(first):
+        return first
+    changes = {
+        f.name: map_tensors(fn, getattr(first, f.name), *(getattr(r, f.name) for r in rest))
+        for f in dataclasses.fields(first)
+    }
+    return dataclasses.replace(first, **changes)  # type: ignore[type-var]
+
+
+def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Market, Order]:
+    """Both in float64 with every field of one shape, the one they and ``shape`` broadcast to."""
+    shapes = [torch.Size(shape)]
+
+    def note(value: Tensor) -> Tensor:
+        shapes.append(value.shape)
+        return value.double()
+
+    wide = map_tensors(note, market), map_tensors(note, order)
+    common = torch.broadcast_shapes(*shapes)
+    first, second = (map_tensors(lambda value: value.expand(common), part) for part in wide)
+    return first, second
+
+
+def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Order]:
+    """Lay conditions side by side: fields of shape [len(conditions) * paths_each], condition-major."""
+
+    def stack(*fields: Tensor) -> Tensor:
+        return torch.stack(fields).repeat_interleave(paths_each)
+
+    market: Market = map_tensors(stack, *(c.market for c in conditions))
+    order: Order = map_tensors(stack, *(c.order for c in conditions))
+    return market, order
+
+
+def volume_profile(amplitude: Tensor, n_buckets: int) -> Tensor:
+    """Share of a bucket in the day's volume over that of a flat day, u_k, shape [buckets, ...].
+
+    u(t) = 1 + A P2(2t - 1) with P2 the second Legendre polynomial, averaged over each bucket: a
+    U whose mean is one for every amplitude A, from 1 - A/2 at midday to 1 + A at the open and close.
+    """
+    edges = torch.linspace(-1, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)
+    antiderivative = (edges**3 - edges) / 2
+    legendre = antiderivative.diff() * n_buckets / 2
+    return 1 + legendre.reshape(-1, *[1] * amplitude.dim()) * amplitude
+
+
+def permanent_shift(market: Market, size: Tensor, traded: Tensor, dt: float) -> Tensor:
+    """Lasting price move, bps, of trading the fraction ``traded`` of ``size`` ADV within ``dt`` days.
+
+    Source: Almgren et al. (2005), eq. (2), with the rate-based exponent ``delta``.
+    """
+    # A zero trade has an infinite slope for delta < 1; the floor keeps the gradient finite.
+    pace = (traded / dt).clamp_min(1e-12)
+    return market.permanent_cost_bps(size) * pace**market.impact.delta * dt
+
+
+def round_trip_cost(market: Market, size: Tensor, buy_days: Tensor, sell_days: Tensor) -> Tensor:
+    """Expected cost, bps of one leg, of buying evenly over ``buy_days`` and selling over ``sell_days``.
+
+    A negative value is price manipulation in the sense of Huberman and Stanzl (2004), which linear
+    permanent impact rules out (Gatheral 2010); with delta < 1 slow buying followed by fast selling
+    can profit once the shift outweighs the temporary cost. Continuous time, flat volume, no risk.
+    """
+
+    def temporary(days: Tensor) -> Tensor:
+        return market.temporary_cost_bps(size) * days ** (-market.impact.beta)
+
+    def shift(days: Tensor) -> Tensor:
+        return market.permanent_cost_bps(size) * days ** (1 - market.impact.delta)
+
+    # Buyers pay half their own shift on average; sellers receive it whole, less half of theirs.
+    permanent = shift(buy_days) / 2 - (shift(buy_days) - shift(sell_days) / 2)
+    return temporary(buy_days) + temporary(sell_days) + permanent
+
+
+def expected_depth_cost(market: Market) -> Tensor:
+    """E[L^-beta] = exp(beta^2 sd^2 / 2): how much random depth raises the cost of an unaware schedule."""
+    return torch.exp((market.impact.beta * market.liquidity.depth_sd).square() / 2)
+
+
+def urgency(market: Market, order: Order) -> Tensor:
+    """Risk over cost of holding versus trading evenly, lambda 1e8 theta / C, dimensionless.
+
+    C is the expected temporary cost of a flat schedule. With linear permanent impact, and up to the
+    scale C, an order's problem depends on volatility, illiquidity, size and risk aversion through this
+    number alone; its root is Almgren and Chriss's kappa T.
+    """
+    flat_cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+    return order.risk_aversion * 1e8 * market.heston.theta / flat_cost

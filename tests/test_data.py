@@ -1,0 +1,238 @@
+"""The loader passes what is sound and names every fault; the samples are the pinned ones or nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowoe_lib.data import BarsError, load_bars, resample_trades
+from flowoe_lib.sources import (
+    EMINI_SHA256,
+    EMINI_WHEEL,
+    FetchError,
+    emini_bars,
+    emini_trades,
+    fetch_emini,
+    sp500_daily,
+    vix_daily,
+)
+
+CACHE = Path(__file__).parents[1] / ".cache"
+
+
+def sound(days: int = 5) -> pd.DataFrame:
+    close = 100.0 + np.arange(days)
+    columns = {"open": close - 0.5, "high": close + 1, "low": close - 1, "close": close, "volume": 10.0}
+    return pd.DataFrame({"time": pd.date_range("2020-01-01", periods=days).astype(str)} | columns)
+
+
+def write(frame: pd.DataFrame, folder: Path, suffix: str) -> Path:
+    path = folder / f"bars{suffix}"
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path, index=False)
+    return path
+
+
+def put(column: str, value: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Spoil the third row."""
+
+    def spoil(frame: pd.DataFrame) -> pd.DataFrame:
+        values = frame[column].tolist()
+        values[2] = value
+        return frame.assign(**{column: pd.Series(values, frame.index)})
+
+    return spoil
+
+
+FAULTS = {
+    "not a number": (put("close", np.nan), "close", "must be a finite number"),
+    "infinite": (put("high", np.inf), "high", "must be a finite number"),
+    "negative price": (put("low", -1.0), "low", "must be > 0"),
+    "zero price": (put("low", 0.0), "low", "must be > 0"),
+    "negative volume": (put("volume", -1.0), "volume", "must be >= 0"),
+    "high below low": (put("high", 100.5), "high", "must be at least low"),
+    "open above high": (put("open", 103.5), "open", "must lie within"),
+    "close below low": (put("close", 100.9), "close", "must lie within"),
+    "duplicate time": (put("time", "2020-01-02"), "time", "must not repeat"),
+    "unsorted time": (put("time", "2019-01-02"), "time", "must be later than the row before"),
+    "unreadable time": (put("time", "third of May"), "time", "must be an ISO 8601 time"),
+    "one offset": (put("time", "2020-01-03T00:00+02:00"), "time", "either in every row or in none"),
+    "no time": (put("time", None), "time", "must be an ISO 8601 time"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_with_file_column_and_row(fault: str, suffix: str, tmp_path: Path) -> None:
+    spoil, column, allowed = FAULTS[fault]
+    path = write(spoil(sound()), tmp_path, suffix)
+    with pytest.raises(BarsError) as caught:
+        load_bars(path)
+    message = str(caught.value)
+    row = "line 4" if suffix == ".csv" else "row 3"
+    for part in (str(path), f"column '{column}'", row, allowed):
+        assert part in message
+    if column != "time":
+        assert "2020-01-03" in message
+
+
+def test_text_for_a_number(tmp_path: Path) -> None:
+    path = write(sound().astype({"open": object}).pipe(put("open", "n/a")), tmp_path, ".csv")
+    with pytest.raises(BarsError, match=r"column 'open', line 4 .*is n/a; must be a finite number"):
+        load_bars(path)
+    wrong = write(sound().assign(volume=True), tmp_path, ".parquet")
+    with pytest.raises(BarsError, match="column 'volume' is of type bool; must be numbers"):
+        load_bars(wrong)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_sound_file_is_read_whole(suffix: str, tmp_path: Path) -> None:
+    frame = sound()
+    shouted = frame.rename(columns={"time": "Date", "open": "OPEN", "volume": " Volume"}).assign(adjusted="x")
+    bars = load_bars(write(shouted, tmp_path, suffix), timezone="America/New_York", min_days=5)
+    np.testing.assert_array_equal(bars.frame.to_numpy(), frame.drop(columns="time").to_numpy())
+    assert bars.index[0] == pd.Timestamp("2020-01-01", tz="America/New_York")
+    assert (bars.index.name, bars.timezone) == ("time", "America/New_York")
+
+
+def test_missing_and_doubled_columns(tmp_path: Path) -> None:
+    path = write(sound().drop(columns=["low", "time"]), tmp_path, ".csv")
+    with pytest.raises(BarsError, match="missing column time, low; found open, high, close, volume"):
+        load_bars(path)
+    with pytest.raises(BarsError, match="column 'close' is given 2 times, as close, Close"):
+        load_bars(sound().assign(Close=1.0))
+
+
+def test_too_few_days() -> None:
+    assert len(load_bars(sound(5), min_days=5).frame) == 5
+    with pytest.raises(BarsError, match="covers 5 days; at least 6 are needed"):
+        load_bars(sound(5), min_days=6)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(BarsError, match="no such file"):
+        load_bars(tmp_path / "absent.csv")
+    (tmp_path / "bars.xlsx").touch()
+    with pytest.raises(BarsError, match=r"unknown extension '.xlsx'; allowed are .csv and .parquet"):
+        load_bars(tmp_path / "bars.xlsx")
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(BarsError, match=r"empty\.csv: is empty"):
+        load_bars(tmp_path / "empty.csv")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR?")
+    with pytest.raises(BarsError, match=r"broken\.parquet: cannot be read as parquet"):
+        load_bars(tmp_path / "broken.parquet")
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(BarsError, match="holds no bars"):
+            load_bars(write(sound(0), tmp_path, suffix))
+
+
+def test_blank_lines_keep_the_numbers_of_the_file(tmp_path: Path) -> None:
+    header, *lines = sound().to_csv(index=False).splitlines()
+    path = tmp_path / "bars.csv"
+    path.write_text("\n".join([header, "", *lines, ""]))
+    assert len(load_bars(path).frame) == 5
+    path.write_text("\n".join([header, "", *lines]).replace("2020-01-02", "soon"))
+    with pytest.raises(BarsError, match="line 4: is soon"):
+        load_bars(path)
+
+
+def test_time_zones() -> None:
+    utc = sound().assign(time=lambda f: f["time"] + "T15:30:00Z")
+    assert load_bars(utc, timezone="America/Chicago").index[0].hour == 9
+    with pytest.raises(BarsError, match="unknown time zone 'Mars/Base'"):
+        load_bars(sound(), timezone="Mars/Base")
+    skipped = sound(2).assign(time=["2020-03-08 01:00", "2020-03-08 02:30"])
+    with pytest.raises(BarsError, match=r"row 2: .*skipped or repeated by the clock of America/Chicago"):
+        load_bars(skipped, timezone="America/Chicago")
+
+
+prices = st.floats(0.01, 1e6)
+
+
+@given(st.lists(st.tuples(prices, prices, prices, prices), min_size=1, max_size=8))
+def test_bars_pass_exactly_when_the_range_holds_open_and_close(rows: list[tuple[float, ...]]) -> None:
+    frame = pd.DataFrame(rows, columns=["open", "high", "low", "close"]).assign(volume=1)
+    frame["time"] = pd.date_range("2020-01-01", periods=len(frame))
+    if all(low <= o <= high and low <= c <= high for o, high, low, c in rows):
+        assert len(load_bars(frame).frame) == len(rows)
+    else:
+        with pytest.raises(BarsError, match=r"row \d"):
+            load_bars(frame)
+
+
+@given(st.lists(st.tuples(st.integers(0, 599), st.floats(1, 100), st.integers(1, 9)), min_size=1))
+def test_resampling_keeps_every_trade(trades: list[tuple[int, float, int]]) -> None:
+    seconds, price, volume = zip(*sorted(trades), strict=True)
+    times = pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(list(seconds), unit="s")
+    bars = resample_trades(pd.DataFrame({"price": price, "volume": volume}, index=times), 1)
+    assert bars.frame["volume"].sum() == sum(volume)
+    assert (bars.frame["open"].iloc[0], bars.frame["close"].iloc[-1]) == (price[0], price[-1])
+    assert (bars.frame["high"].max(), bars.frame["low"].min()) == (max(price), min(price))
+    # A bar's time is its end: no trade falls on or after it.
+    assert bars.index[-1] > times[-1] >= bars.index[-1] - pd.Timedelta(minutes=1)
+
+
+def test_resampling_needs_ordered_local_times() -> None:
+    times = pd.DatetimeIndex(["2020-01-01 00:01", "2020-01-01 00:00"], tz="UTC")
+    with pytest.raises(BarsError, match="ordered index"):
+        resample_trades(pd.DataFrame({"price": 1.0, "volume": 1}, index=times), 1)
+
+
+def test_daily_records_are_whole() -> None:
+    daily, vix = sp500_daily(), vix_daily()
+    assert (len(daily.frame), daily.index[0].year, daily.index[-1].year) == (5031, 1999, 2018)
+    assert vix.between(9, 41).all()
+    assert len(vix.index.intersection(daily.index)) > 1200
+
+
+def test_emini_samples_are_the_pinned_ones() -> None:
+    trades, bars = emini_trades(CACHE), emini_bars(CACHE)
+    assert len(trades) == 500_000
+    assert (trades["price"] % 0.25 == 0).all()
+    assert len(bars.frame) == 1000
+    dollars = bars.frame["close"] * bars.frame["volume"]
+    assert dollars.between(69e6, 73e6).all()
+
+
+def test_a_dollar_bar_is_stamped_at_its_end() -> None:
+    """The Swiss franc was let go at 3:30 Chicago time: the bar stamped just before had not seen it."""
+    frame = emini_bars(CACHE).frame
+    span = frame["high"] - frame["low"]
+    news = pd.Timestamp("2015-01-15 03:30", tz="America/Chicago")
+    before, after = span[span.index <= news], span[span.index > news]
+    assert news - before.index[-1] < pd.Timedelta(minutes=2)
+    assert before.iloc[-1] < 8 < 25 < after.iloc[0]
+
+
+def test_what_cannot_be_fetched_is_named_with_its_place(tmp_path: Path) -> None:
+    empty = tmp_path / "index"
+    empty.mkdir()
+    with pytest.raises(FetchError) as caught:
+        fetch_emini(tmp_path / "cache", ("--no-index", f"--find-links={empty}"))
+    for part in (
+        EMINI_WHEEL,
+        EMINI_SHA256,
+        str(tmp_path / "cache" / EMINI_WHEEL),
+        "No matching distribution",
+    ):
+        assert part in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wrong_file_in_the_cache_is_refused(tmp_path: Path) -> None:
+    (tmp_path / EMINI_WHEEL).write_bytes(b"something else")
+    with pytest.raises(FetchError) as caught:
+        emini_bars(tmp_path)
+    # sha256 of the words above, by coreutils.
+    found = "f41f3fa625ff120d"
+    assert EMINI_SHA256 in str(caught.value)
+    assert "sha256 is" in str(caught.value)
+    assert found in str(caught.value)
+    assert (tmp_path / EMINI_WHEEL).read_bytes() == b"something else"

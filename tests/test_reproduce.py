@@ -1,0 +1,244 @@
+"""The driver does what is needed and nothing twice, on a project of two one-line notebooks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from flowoe_lib.artifacts import atomic_write
+from flowoe_lib.reproduce import ReproductionError, published, sweep, update_readme
+from flowoe_lib.workspace import Workspace
+
+LIBRARY = Path(__file__).parents[1] / "flowoe_lib"
+OPEN = "from flowoe_lib.workspace import Workspace\nws = Workspace.open(PROFILE)\n"
+FIRST = OPEN + 'ws.store.json("seed", {"n": N}, lambda: N)\n(ws.figures / "one.csv").write_text(f"{N}")'
+SECOND = OPEN + '(ws.figures / "readme_headline.md").write_text(f"seed {ws.store.read_json(\'seed\')}")'
+FAILING = OPEN + 'raise ArithmeticError("the price went negative")'
+
+
+def write_notebook(path: Path, *sources: str) -> None:
+    """A notebook with a parameters cell and one cell for each source."""
+
+    def cell(number: int, source: str, *tags: str) -> dict[str, Any]:
+        head = {"cell_type": "code", "id": f"cell-{number}", "execution_count": None}
+        return head | {"metadata": {"tags": list(tags)}, "outputs": [], "source": source}
+
+    parameters = cell(0, 'PROFILE = "full"\nN = 7', "parameters")
+    cells = [parameters, *(cell(i, source) for i, source in enumerate(sources, 1))]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
+    path.write_text(json.dumps(notebook))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(LIBRARY, tmp_path / "flowoe_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
+    (tmp_path / "README.md").write_text("# T\n<!-- headline:start -->old<!-- headline:end -->\nend\n")
+    (tmp_path / "notebooks" / "quick.json").write_text('{"01_first": {"N": 3}}')
+    write_notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST)
+    write_notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND)
+    return tmp_path
+
+
+def command(project: Path, *options: str) -> tuple[list[str], dict[str, Any]]:
+    environment = {k: v for k, v in os.environ.items() if k != "FLOWOE_FIGURES"}
+    environment["PYTHONPATH"] = str(project)
+    where = {"cwd": project, "env": environment, "text": True}
+    return [sys.executable, "-m", "flowoe_lib.reproduce", *options], where
+
+
+def drive(project: Path, *options: str) -> tuple[int, list[str], str]:
+    """Return code, the notebooks that were run, and everything printed."""
+    line, where = command(project, *options)
+    result = subprocess.run(line, **where, capture_output=True, timeout=120, check=False)
+    ran = [text.split()[0] for text in result.stdout.splitlines() if text.endswith(" run")]
+    return result.returncode, ran, result.stdout + result.stderr
+
+
+def files(project: Path) -> dict[str, int]:
+    """When each file a run may write was last changed."""
+    folders = ("build", "artifacts", "figures")
+    return {str(f): f.stat().st_mtime_ns for d in folders for f in (project / d).rglob("*") if f.is_file()}
+
+
+def test_runs_once_and_again_only_what_changed(project: Path) -> None:
+    first, second = "01_first", "02_second"
+    assert drive(project)[:2] == (0, [first, second])
+    assert (project / "figures" / "one.csv").read_text() == "7"
+    assert (
+        "<!-- headline:start -->\nseed 7\n<!-- headline:end -->\nend" in (project / "README.md").read_text()
+    )
+
+    before, start = files(project), time.perf_counter()
+    assert drive(project)[:2] == (0, [])
+    assert time.perf_counter() - start < 5
+    assert files(project) == before
+
+    write_notebook(project / "notebooks" / "02_second.ipynb", SECOND + "\n2")
+    assert drive(project)[:2] == (0, [second])
+
+    (project / "figures" / "one.csv").unlink()
+    (project / "build" / "full" / "02_second.ipynb").unlink()
+    assert drive(project)[:2] == (0, [first, second])
+
+    (project / "artifacts" / "full" / "seed.json").write_text("8")
+    assert drive(project)[:2] == (0, [first])
+    assert (project / "artifacts" / "full" / "seed.json").read_text() == "7"
+
+    (project / "flowoe_lib" / "extra.py").write_text("")
+    assert drive(project)[:2] == (0, [first, second])
+
+
+def test_quick_keeps_apart_from_full(project: Path) -> None:
+    assert drive(project, "--profile", "quick")[:2] == (0, ["01_first", "02_second"])
+    assert (project / "build" / "quick" / "figures" / "one.csv").read_text() == "3"
+    assert (project / "artifacts" / "quick" / "seed.json").read_text() == "3"
+    assert not (project / "figures").exists()
+    assert not (project / "artifacts" / "full").exists()
+    assert "old" in (project / "README.md").read_text()
+
+
+def test_failure_shows_the_cell_and_the_next_run_resumes(project: Path) -> None:
+    second = project / "notebooks" / "02_second.ipynb"
+    write_notebook(second, FAILING)
+    code, ran, printed = drive(project)
+    build = project / "build" / "full"
+    assert (code, ran) == (1, ["01_first"])
+    assert "ArithmeticError: the price went negative" in printed
+    assert str(build / "02_second.failed.ipynb") in printed
+    assert sorted(p.name for p in build.iterdir()) == [
+        "01_first.done.json",
+        "01_first.ipynb",
+        "02_second.failed.ipynb",
+    ]
+
+    write_notebook(second, SECOND)
+    assert drive(project)[:2] == (0, ["02_second"])
+    assert not (build / "02_second.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_run_is_resumed(project: Path, how: signal.Signals) -> None:
+    second = project / "notebooks" / "02_second.ipynb"
+    sleeping = 'open("sleeping", "w").close()\nimport time; time.sleep(60)'
+    write_notebook(second, sleeping)
+    line, where = command(project)
+    process = subprocess.Popen(line, **where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (project / "notebooks" / "sleeping").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == (-how if how == signal.SIGKILL else 130), printed
+    assert not (project / "build" / "full" / "02_second.done.json").exists()
+
+    write_notebook(second, SECOND)
+    assert drive(project)[:2] == (0, ["02_second"])
+    for path in (project / "build" / "full").iterdir():
+        json.loads(path.read_text())
+    assert not list(project.rglob("*.tmp"))
+    assert not list(project.rglob("*.running.ipynb"))
+
+
+def test_publishing_leaves_clean_executed_notebooks(project: Path) -> None:
+    code, _, printed = drive(project, "--publish")
+    assert code == 0, printed
+    for path in (project / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        nbformat.validate(notebook)
+        assert [cell["execution_count"] for cell in notebook["cells"]] == [1, 2]
+        assert "papermill" not in path.read_text()
+        assert "injected" not in path.read_text()
+    assert drive(project, "--publish")[:2] == (0, [])
+
+
+def test_published_renumbers_results_and_keeps_tags() -> None:
+    def cell(count: int, *tags: str) -> dict[str, Any]:
+        result = {"output_type": "execute_result", "execution_count": count, "data": {}, "metadata": {}}
+        metadata = {"tags": list(tags), "papermill": {}, "execution": {}}
+        return {
+            "cell_type": "code",
+            "execution_count": count,
+            "source": "x",
+            "outputs": [result],
+            "metadata": metadata,
+        }
+
+    cells = [cell(1, "parameters"), cell(2, "injected-parameters"), cell(3)]
+    clean = published({"cells": cells, "metadata": {"papermill": {}, "kernelspec": {}}})
+    assert clean["metadata"] == {"kernelspec": {}}
+    assert [c["metadata"] for c in clean["cells"]] == [{"tags": ["parameters"]}, {}]
+    assert [c["execution_count"] for c in clean["cells"]] == [1, 2]
+    assert [c["outputs"][0]["execution_count"] for c in clean["cells"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--profile", "huge"], 2, "invalid choice: 'huge'"),
+        (["--profile", "quick", "--publish"], 2, "--publish needs --profile full"),
+    ],
+)
+def test_bad_options_are_refused(project: Path, options: list[str], code: int, message: str) -> None:
+    got, _, printed = drive(project, *options)
+    assert (got, message in printed) == (code, True), printed
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("notebooks/quick.json", '{"01_first": {"M": 3}}', "does not define M"),
+        ("notebooks/02_second.ipynb", '{"cells": []}', "needs one cell tagged 'parameters', has 0"),
+    ],
+)
+def test_bad_projects_are_refused_before_anything_runs(
+    project: Path, file: str, content: str, message: str
+) -> None:
+    (project / file).write_text(content)
+    code, ran, printed = drive(project, "--profile", "quick")
+    assert (code, ran, message in printed) == (1, [], True), printed
+
+
+def test_readme_block_without_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("<!-- table:start --><!-- table:end -->")
+    with pytest.raises(ReproductionError, match=r"block 'table' has no .*readme_table\.md"):
+        update_readme(tmp_path / "README.md", tmp_path)
+
+
+def test_workspace_is_found_from_below_and_refused_elsewhere(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project / "notebooks")
+    monkeypatch.delenv("FLOWOE_FIGURES", raising=False)
+    workspace = Workspace.open("full")
+    assert workspace.root == project
+    assert workspace.figures == project / "figures"
+    monkeypatch.setenv("FLOWOE_FIGURES", str(project / "elsewhere"))
+    assert Workspace.open("quick").figures == project / "elsewhere"
+    with pytest.raises(ValueError, match="'slow': must be one of full, quick"):
+        Workspace.open("slow")
+    (project / "pyproject.toml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no pyproject\.toml"):
+        Workspace.open("full")
+
+
+def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
+    old, young = (tmp_path / "figures" / f".{name}.tmp" for name in ("old", "young"))
+    for path in (old, young):
+        atomic_write(path, b"half")
+    os.utime(old, (0, 0))
+    sweep([tmp_path])
+    assert (old.exists(), young.exists()) == (False, True)
