@@ -20,6 +20,7 @@ __all__ = [
     "LOOKS",
     "Look",
     "advantage_figure",
+    "capture_figure",
     "frontier_figure",
     "inventory_figure",
     "learning_figure",
@@ -47,7 +48,7 @@ LOOKS: dict[str, Look] = {
     "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
     "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
-    "flow_imitation": Look("Imitation only", "#e8a33d", "--", "o"),
+    "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
     "oracle": Look("Oracle", "#000000", "-", "*"),
 }
@@ -204,6 +205,27 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:+.0%}")
         axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
         figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Capture of each policy, a row per condition, between TWAP (0) and the oracle (1).
+
+    ``rows`` has columns condition, policy, capture.
+    """
+    with style():
+        names = list(dict.fromkeys(rows["condition"]))
+        figure, axes = plt.subplots(figsize=(6.4, 0.3 * len(names) + 1.3))
+        for policy, row in rows.groupby("policy", sort=False):
+            look = LOOKS[str(policy)]
+            y = [names.index(c) for c in row["condition"]]
+            axes.plot(row["capture"], y, look.marker, color=look.colour, ms=5, label=look.name, alpha=0.85)
+        axes.axvline(0, color="black", lw=0.8)
+        axes.axvline(1, color="black", lw=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(title=message, xlabel="capture: TWAP 0, oracle 1")
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

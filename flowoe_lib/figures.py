@@ -20,7 +20,6 @@ from matplotlib.ticker import NullFormatter
 from flowoe_lib.artifacts import atomic_write
 
 __all__ = [
-    "POLICY_COLOURS",
     "autocovariance_figure",
     "profile_figure",
     "save",
@@ -28,9 +27,6 @@ __all__ = [
     "style",
     "volatility_figure",
 ]
-
-POLICY_COLOURS: dict[str, str] = {}
-"""The colour of each policy, the same in every figure."""
 
 DARK, MIDDLE, LIGHT = "#22313f", "#c0562f", "#9fb3c8"
 """Data, model and background, apart in grey too."""

@@ -1,6 +1,6 @@
 """Imitation: conditional flow matching on what an ensemble of experts does, condition by condition."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from flowoe_lib.market import Condition, batch
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import simulate
 
-__all__ = ["Demonstrations", "demonstrate", "expert_weights", "imitate", "nearest_expert"]
+__all__ = ["Demonstrations", "SampleLoss", "demonstrate", "expert_weights", "imitate", "nearest_expert"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Demonstrations:
     """[samples]."""
     weights: Tensor
     """Share of each sample in the loss, mean one, [samples]."""
+
+
+SampleLoss = Callable[[EndpointField, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(field, observed, x1, x0, t) -> loss per sample."""
 
 
 @dataclass
@@ -98,12 +102,14 @@ def imitate(
     seed: int,
     minibatch: int = 1024,
     learning_rate: float = 3e-3,
+    make: Callable[[torch.Generator], EndpointField] = EndpointField,
+    loss_of: SampleLoss = matching_loss,
 ) -> Learned:
-    """A field trained on the weighted matching loss, with the curve "loss".
+    """A field made by ``make``, trained on the weighted loss per sample, with the curve "loss".
 
     Adam under a one-cycle rate; weights and minibatches come from the streams of ``seed``.
     """
-    field = EndpointField(generator(seed, "initial weights"), shown.observed.shape[-1])
+    field = make(generator(seed, "initial weights"))
     draws = generator(seed, "minibatches")
     optimiser = torch.optim.Adam(field.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
@@ -112,7 +118,7 @@ def imitate(
         pick = torch.randint(len(shown.scores), (minibatch,), generator=draws)
         x0 = torch.randn(minibatch, generator=draws)
         t = torch.rand(minibatch, generator=draws)
-        errors = matching_loss(field, shown.observed[pick], shown.scores[pick], x0, t)
+        errors = loss_of(field, shown.observed[pick], shown.scores[pick], x0, t)
         loss = (shown.weights[pick] * errors).mean()
         optimiser.zero_grad()
         loss.backward()

@@ -7,12 +7,13 @@ endpoint the sampler may ask for is trained to be a good trade, whatever the num
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Observation, execute, fraction_of_score
+from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
 from flowoe_lib.features import features
 from flowoe_lib.flow import EndpointField, Learned, interpolate
 from flowoe_lib.market import Market, Order, urgency
@@ -68,10 +69,14 @@ def refine(
     seed: int,
     paths: int = 192,
     learning_rate: float = 2e-2,
+    acting: Callable[[EndpointField, Tensor], Policy] = RefiningPolicy,
+    earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
 ) -> Learned:
     """A field refined from ``start`` on fresh paths of random conditions.
 
-    Curves: "utility", the minibatch mean in units of the loss, and "gradient", its norm before clipping.
+    ``acting`` makes the policy that is executed from a field and corruption times, ``earned`` is what it
+    is to raise, in bps. Curves: "utility", the minibatch mean of ``earned`` in units of the loss, and
+    "gradient", its norm before clipping.
 
     Adam under a one-cycle rate, gradients clipped to norm 1, a quarter of the decisions uncorrupted.
     """
@@ -86,8 +91,8 @@ def refine(
         market, order = conditions.draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
         times = (torch.rand(n_buckets, paths, generator=draws) - 0.25).clamp_min(0) / 0.75
-        done = execute(RefiningPolicy(field, times), market_paths, market, order, draws)
-        utility = (done.utility_bps(order) / utility_scale(market, order)).mean()
+        done = execute(acting(field, times), market_paths, market, order, draws)
+        utility = (earned(done, order) / utility_scale(market, order)).mean()
         optimiser.zero_grad()
         (-utility).backward()
         norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowoe_lib.execution import Policy, execute
 from flowoe_lib.market import Condition
+from flowoe_lib.oracle import capture_interval, solve
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
@@ -39,6 +40,7 @@ COLUMNS = [
     "world", "condition", "vol", "liq", "cv", "drift", "phi", "lam",
     "policy", "solver_steps", "training_seed", "n_paths", "mean_bps", "std_bps", "cvar95_bps", "utility_bps",
     "vs_best_expert_bps", "vs_best_expert_ci_low", "vs_best_expert_ci_high",
+    "capture", "capture_ci_low", "capture_ci_high",
 ]  # fmt: skip
 
 
@@ -138,8 +140,8 @@ def paired_interval(difference: Tensor) -> tuple[float, float, float]:
 def _std_influence(pnl: Tensor) -> Tensor:
     """Influence of each path on the standard deviation: its average is that of the estimate's error."""
     x = pnl.double()
-    deviation = x.std()
-    return deviation + ((x - x.mean()).square() - deviation.square()) / (2 * deviation)
+    squares = (x - x.mean()).square()
+    return x.std() + (squares - squares.mean()) / (2 * x.std())
 
 
 def compare(a: Outcome, b: Outcome) -> dict[str, float]:
@@ -182,11 +184,13 @@ def score_condition(
     """Scores of one condition: rows of the scorecard, paired comparisons, integrity checks.
 
     The scorecard has the columns ``COLUMNS``; ``vs_best_expert`` is the paired utility difference to
-    the expert that was best on validation paths. Comparisons hold a row for each contender and each
-    reference: every expert, and the one-step imitation of the contender's own training seed.
+    the expert that was best on validation paths; ``capture`` is the share of the way from TWAP (an
+    expert that must be there) to the oracle, which is solved here. Comparisons hold a row for each
+    contender and each reference: every expert, and the one-step imitation of the contender's own seed.
     """
+    oracle = Entry(solve(condition.market, condition.order, n_buckets), "oracle")
     best = best_expert(experts, condition, n_validation, n_buckets, seed)
-    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders
+    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders + [oracle]
     keyed = {f"{e.name}/{e.solver_steps}/{e.training_seed}": e for e in entries}
     runs = {key: (e.policy, e.n_paths or n_paths) for key, e in keyed.items()}
     outcomes = evaluate(runs, condition, n_buckets, seed, "test")
@@ -211,7 +215,9 @@ def score_condition(
             "training_seed": entry.training_seed,
             "n_paths": len(o.pnl),
         }
-        versus = compare(o, by_expert[best])
+        versus, n = compare(o, by_expert[best]), len(o.pnl)
+        yardstick = by_expert["twap"].utility[:n], outcomes["oracle/None/None"].utility[:n]
+        capture = capture_interval(o.utility, *yardstick)
         scores.append(
             where
             | who
@@ -224,6 +230,7 @@ def score_condition(
                 "vs_best_expert_ci_low": versus["utility_ci_low"],
                 "vs_best_expert_ci_high": versus["utility_ci_high"],
             }
+            | dict(zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True))
         )
         label = {"world": condition.world, "condition": condition.name}
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})

@@ -1,0 +1,175 @@
+"""What FlowOE is compared with: other losses, other parametrisations, other policies.
+
+Each differs from the main line in one thing. Nothing else in the library uses this module.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution import Observation, Policy, execute, fraction_of_score
+from flowoe_lib.features import features
+from flowoe_lib.flow import EndpointField, Learned, matching_loss
+from flowoe_lib.market import map_tensors
+from flowoe_lib.randomness import generator
+from flowoe_lib.ranges import TrainingRange
+from flowoe_lib.refinement import utility_scale
+from flowoe_lib.simulator import simulate
+
+__all__ = [
+    "GaussianPolicy",
+    "StalePolicy",
+    "VelocityField",
+    "advantage_weighted",
+    "gaussian_likelihood",
+    "regression",
+    "velocity_matching",
+]
+
+
+T = TypeVar("T")
+
+
+class VelocityField(EndpointField):
+    """The same network read as the velocity, the endpoint being x + (1 - t) v."""
+
+    def forward(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
+        """Endpoint [paths] that the velocity at ``x``, ``t`` points to."""
+        return x + (1 - t) * super().forward(x, t, encoded)
+
+
+def velocity_matching(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Squared velocity error per sample: conditional flow matching as in Lipman et al. (2023), eq. (9)."""
+    return matching_loss(field, observed, x1, x0, t) / (1 - t).square().clamp_min(1e-4)
+
+
+def regression(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Squared error of the action itself: behaviour cloning without noise."""
+    zero = torch.zeros_like(x1)
+    action: Tensor = field(zero, zero, field.encode(observed))
+    return (action - x1).square()
+
+
+def gaussian_likelihood(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Negative log-likelihood of a Gaussian whose mean and log sd the network gives at t = 0 and t = 1."""
+    encoded, zero = field.encode(observed), torch.zeros_like(x1)
+    mean, log_sd = field(zero, zero, encoded), field(zero, zero + 1, encoded).clamp(-5, 2)
+    loss: Tensor = log_sd + ((x1 - mean) / log_sd.exp()).square() / 2
+    return loss
+
+
+@dataclass(frozen=True)
+class GaussianPolicy:
+    """Draws the score from the Gaussian of :func:`gaussian_likelihood`, or its mean at ``spread`` 0."""
+
+    field: EndpointField
+    spread: float = 1.0
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        encoded, zero = self.field.encode(features(seen)), torch.zeros_like(noise)
+        score = self.field(zero, zero, encoded)
+        if self.spread:
+            sd = self.field(zero, zero + 1, encoded).clamp(-5, 2).exp()
+            score = score + self.spread * sd * noise
+        return fraction_of_score(score, seen.n_buckets - seen.k)
+
+
+@dataclass
+class StalePolicy:
+    """Looks at the market only every ``every`` buckets: a chunk of actions decided at its start."""
+
+    policy: Policy
+    every: int
+    last: Observation | None = None
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        if self.last is None or seen.k % self.every == 0:
+            self.last = seen
+        held = replace(seen, variance=self.last.variance, log_depth=self.last.log_depth)
+        return self.policy(held, noise)
+
+
+@dataclass
+class _Perturbed:
+    """Acts by the field's one-step action, disturbed once a path, and remembers that decision."""
+
+    field: EndpointField
+    when: Tensor
+    disturbance: Tensor
+    observed: Tensor | None = None
+    score: Tensor | None = None
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        observed, zero = features(seen), torch.zeros_like(noise)
+        now = self.when == seen.k
+        score = self.field(zero, zero, self.field.encode(observed)) + torch.where(now, self.disturbance, zero)
+        if self.observed is None or self.score is None:
+            self.observed, self.score = observed, score
+        self.observed = torch.where(now[:, None], observed, self.observed)
+        self.score = torch.where(now, score, self.score)
+        return fraction_of_score(score, seen.n_buckets - seen.k)
+
+
+def _tile(tree: T, copies: int, width: int) -> T:
+    """Repeat the paths of every tensor, the last dimension where it is ``width`` long."""
+
+    def repeat(value: Tensor) -> Tensor:
+        many = value.dim() > 0 and value.shape[-1] == width
+        return value.repeat(*[1] * (value.dim() - 1), copies) if many else value
+
+    tiled: T = map_tensors(repeat, tree)
+    return tiled
+
+
+def advantage_weighted(
+    start: EndpointField,
+    conditions: TrainingRange,
+    n_buckets: int,
+    iterations: int,
+    seed: int,
+    paths: int = 192,
+    copies: int = 6,
+    spread: float = 0.4,
+    learning_rate: float = 3e-3,
+) -> Learned:
+    """Flow matching on the policy's own better actions, without a gradient through the simulator.
+
+    One decision of each path is disturbed in ``copies`` ways; each copy counts by the softmax of its
+    utility among the copies of the same path, in standard deviations. Source: Peng et al. (2019),
+    advantage-weighted regression. Curve: "utility" as in :func:`flowoe_lib.refinement.refine`.
+    """
+    field = copy.deepcopy(start)
+    draws = generator(seed, "advantage weighting")
+    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
+    utilities = []
+    for _ in range(iterations):
+        market, order = conditions.draw(paths, draws)
+        days = simulate(market, paths, n_buckets, draws)
+        market, order, days = (
+            map_tensors(lambda v: _tile(v, copies, paths), x) for x in (market, order, days)
+        )
+        when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(copies)
+        disturbance = spread * torch.randn(copies * paths, generator=draws)
+        policy = _Perturbed(field, when, disturbance)
+        with torch.no_grad():
+            done = execute(policy, days, market, order, draws)
+        utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(copies, paths)
+        utilities.append(utility.mean().item())
+        centred = utility - utility.mean(0)
+        weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * copies
+        assert policy.observed is not None
+        assert policy.score is not None
+        x0 = torch.randn(copies * paths, generator=draws)
+        t = torch.rand(copies * paths, generator=draws)
+        errors = matching_loss(field, policy.observed, policy.score, x0, t)
+        optimiser.zero_grad()
+        (weights * errors).mean().backward()
+        optimiser.step()
+        schedule.step()
+    return Learned(field, {"utility": torch.tensor(utilities)})

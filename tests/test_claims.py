@@ -1,0 +1,72 @@
+"""Verdicts on made-up comparisons whose outcome is plain."""
+
+import pandas as pd
+import pytest
+
+from flowoe_lib.claims import judge, pooled, verdict, wins
+
+
+def comparison(
+    condition: str, reference: str, gain: float, std: float, best: bool = False
+) -> dict[str, object]:
+    row: dict[str, object] = {"condition": condition, "reference": reference, "is_best_expert": best}
+    row["reference_bps"] = -10.0
+    for name, value in {"utility": gain, "mean": gain / 2, "std": std}.items():
+        row |= {name: value, f"{name}_ci_low": value - 0.1, f"{name}_ci_high": value + 0.1}
+    return row
+
+
+def test_a_win_needs_the_whole_interval() -> None:
+    rows = pd.DataFrame(
+        [comparison("a", "x", 1.0, -1), comparison("b", "x", 0.05, -1), comparison("a", "y", 1.0, -0.05)]
+    )
+    assert wins(rows, "utility").to_dict() == {"a": True, "b": False}
+    assert wins(rows, "std").to_dict() == {"a": False, "b": True}
+
+
+def test_pooled_interval_shrinks_with_independent_conditions() -> None:
+    rows = pd.DataFrame([comparison(str(i), "x", 1.0, 0) for i in range(4)])
+    assert pooled(rows, "utility") == "+1.000 [+0.950, +1.050]"
+
+
+@pytest.mark.parametrize(
+    ("won", "total", "words"), [(3, 3, "holds"), (1, 3, "holds in part"), (0, 3, "does not hold")]
+)
+def test_verdict(won: int, total: int, words: str) -> None:
+    assert verdict(won, total) == words
+
+
+@pytest.mark.parametrize(("won", "total"), [(4, 3), (-1, 3), (0, 0)])
+def test_verdict_refuses_impossible_counts(won: int, total: int) -> None:
+    with pytest.raises(ValueError, match=f"won = {won} of total = {total}"):
+        verdict(won, total)
+
+
+def judged(gain: float, imitation_gain: float, std: float) -> dict[str, str]:
+    references = ("twap", "almgren_chriss", "static_optimal", "flow_imitation")
+    refined = pd.DataFrame(
+        [comparison(c, r, gain, std, r == "static_optimal") for c in ("a", "b") for r in references]
+    )
+    imitation = pd.DataFrame([comparison(c, "static_optimal", imitation_gain, 0, True) for c in ("a", "b")])
+    table = judge(
+        refined,
+        imitation,
+        experts=["static_optimal", "almgren_chriss"],
+        benchmarks=["twap", "almgren_chriss"],
+        selected={"a": True, "b": False},
+        cv={"a": 0.5, "b": 1.3},
+    )
+    assert len(table) == 6
+    return dict(zip(table["claim"].str[0], table["verdict"], strict=True))
+
+
+def test_claims_follow_the_comparisons() -> None:
+    good = judged(gain=1.0, imitation_gain=-0.5, std=-1.0)
+    assert [good[k] for k in "12345"] == ["holds", "holds", "holds", "holds in part", "holds"]
+    bad = judged(gain=-1.0, imitation_gain=-0.5, std=1.0)
+    assert [bad[k] for k in "1235"] == ["does not hold"] * 4
+    assert judged(gain=1.0, imitation_gain=-0.5, std=1.0)["3"] == "does not hold"
+
+
+def test_the_refining_loss_gets_no_credit_where_imitation_wins_alone() -> None:
+    assert judged(gain=1.0, imitation_gain=0.5, std=-1.0)["5"] == "does not hold"
