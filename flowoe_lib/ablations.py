@@ -4,33 +4,42 @@ Each differs from the main line in one thing. Nothing else in the library uses t
 """
 
 import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Observation, Policy, execute, fraction_of_score
+from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
 from flowoe_lib.features import features
-from flowoe_lib.flow import EndpointField, Learned, matching_loss
-from flowoe_lib.market import map_tensors
+from flowoe_lib.flow import EndpointField, FlowPolicy, Learned, matching_loss
+from flowoe_lib.imitation import Demonstrations, Recorder, imitate
+from flowoe_lib.market import Order, map_tensors
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.refinement import utility_scale
+from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
 from flowoe_lib.simulator import simulate
 
 __all__ = [
+    "VARIANTS",
     "GaussianPolicy",
+    "Setting",
     "StalePolicy",
     "VelocityField",
     "advantage_weighted",
     "gaussian_likelihood",
     "regression",
+    "train_variant",
     "velocity_matching",
 ]
 
 
 T = TypeVar("T")
+
+ALL_STEPS = (1, 2, 4, 8)
 
 
 class VelocityField(EndpointField):
@@ -173,3 +182,116 @@ def advantage_weighted(
         optimiser.step()
         schedule.step()
     return Learned(field, {"utility": torch.tensor(utilities)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every variant starts from."""
+
+    shown: Mapping[str, Demonstrations]
+    """Demonstrations of "all" experts, of "two" and of "one"."""
+    conditions: TrainingRange
+    n_buckets: int
+    imitations: int
+    """Iterations of imitation."""
+    refinements: int
+    """Iterations of refinement."""
+    seed: int
+
+    def imitated(self, experts: str = "all", **options: Any) -> EndpointField:
+        """Imitation of ``experts``, changed by keyword arguments of :func:`flowoe_lib.imitation.imitate`."""
+        return imitate(self.shown[experts], self.imitations, self.seed, **options).field
+
+    def refined(self, start: EndpointField, **options: Any) -> EndpointField:
+        """Refinement of ``start``, changed by keyword arguments of :func:`flowoe_lib.refinement.refine`."""
+        return refine(start, self.conditions, self.n_buckets, self.refinements, self.seed, **options).field
+
+    def fresh(self) -> EndpointField:
+        """An untrained field."""
+        return EndpointField(generator(self.seed, "initial weights"))
+
+
+def _one_step(field: EndpointField, times: Tensor) -> Policy:
+    return FlowPolicy(field, 1)
+
+
+def _flow(field: EndpointField, steps: Sequence[int] = (1, 8)) -> dict[str, Policy]:
+    return {f"K = {k}": FlowPolicy(field, k) for k in steps}
+
+
+def _gaussian(s: Setting) -> dict[str, Policy]:
+    field = s.imitated(loss_of=gaussian_likelihood)
+    return {"drawn": GaussianPolicy(field), "its mean": GaussianPolicy(field, spread=0.0)}
+
+
+def _regression(s: Setting) -> dict[str, Policy]:
+    return {"one pass": GaussianPolicy(s.imitated(loss_of=regression), spread=0.0)}
+
+
+def _distilled(s: Setting) -> dict[str, Policy]:
+    teacher = FlowPolicy(s.refined(s.imitated(), acting=_one_step), 1)
+    draws = generator(s.seed, "distillation")
+    market, order = s.conditions.draw(2_000, draws)
+    days = simulate(market, 2_000, s.n_buckets, draws)
+    watched = Recorder(teacher, spread=0.5)
+    with torch.no_grad():
+        execute(watched, days, market, order, draws)
+    return _flow(imitate(watched.demonstrations(), 2 * s.imitations, s.seed).field)
+
+
+def _chunked(every: int) -> Callable[[Setting], dict[str, Policy]]:
+    def train(s: Setting) -> dict[str, Policy]:
+        def acting(field: EndpointField, times: Tensor) -> Policy:
+            return StalePolicy(RefiningPolicy(field, times), every)
+
+        return {"K = 1": StalePolicy(FlowPolicy(s.refined(s.imitated(), acting=acting), 1), every)}
+
+    return train
+
+
+def _width(width: int) -> Callable[[Setting], dict[str, Policy]]:
+    return lambda s: _flow(s.refined(s.imitated(make=partial(EndpointField, width=width))))
+
+
+def _risk_charged_pnl(done: Execution, order: Order) -> Tensor:
+    return done.pnl_bps - order.risk_aversion * done.risk
+
+
+VARIANTS: dict[str, Callable[[Setting], dict[str, Policy]]] = {
+    "FlowOE: imitation, then refinement": lambda s: _flow(s.refined(s.imitated()), ALL_STEPS),
+    "imitation only": lambda s: _flow(s.imitated(), ALL_STEPS),
+    "imitation of two experts": lambda s: _flow(s.imitated("two")),
+    "imitation of one expert": lambda s: _flow(s.imitated("one")),
+    "plain regression (behaviour cloning)": lambda s: {
+        "one pass": GaussianPolicy(s.imitated(loss_of=regression), 0.0)
+    },
+    "Gaussian policy": _gaussian,
+    "velocity parametrisation, imitation": lambda s: _flow(
+        s.imitated(make=VelocityField, loss_of=velocity_matching)
+    ),
+    "velocity parametrisation, refined": lambda s: _flow(
+        s.refined(s.imitated(make=VelocityField, loss_of=velocity_matching))
+    ),
+    "refinement only, from scratch": lambda s: _flow(s.refined(s.fresh())),
+    "one-step pathwise": lambda s: _flow(s.refined(s.imitated(), acting=_one_step), ALL_STEPS),
+    "one-step pathwise, then distilled": _distilled,
+    "advantage-weighted, no simulator gradient": lambda s: _flow(
+        advantage_weighted(s.imitated(), s.conditions, s.n_buckets, 4 * s.refinements, s.seed).field
+    ),
+    "raw P&L instead of the control variate": lambda s: _flow(
+        s.refined(s.imitated(), earned=_risk_charged_pnl), (1, 8)
+    ),
+    "looks every 4 buckets": _chunked(4),
+    "looks every 8 buckets": _chunked(8),
+    "width 16": _width(16),
+    "width 32": _width(32),
+    "width 128": _width(128),
+}
+"""Every variant by what is different about it, giving policies by how they are sampled."""
+
+
+def train_variant(name: str, setting: Setting) -> tuple[dict[str, Policy], float]:
+    """The policies of a variant and the processor seconds it took to train them."""
+    start = time.process_time()
+    policies = VARIANTS[name](setting)
+    return policies, time.process_time() - start

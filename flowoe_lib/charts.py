@@ -19,6 +19,7 @@ from flowoe_lib.figures import style
 __all__ = [
     "LOOKS",
     "Look",
+    "ablation_figure",
     "advantage_figure",
     "capture_figure",
     "frontier_figure",
@@ -27,6 +28,7 @@ __all__ = [
     "loss_figure",
     "reaction_figure",
     "risk_return_figure",
+    "rl_figure",
     "selection_figure",
     "solver_figure",
 ]
@@ -104,6 +106,39 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
     return figure
 
 
+def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
+    """Capture over processor seconds: every condition on the left, the methods in one of them on the right.
+
+    ``learning`` has columns run, condition, seed, seconds, capture; the first run is the one in use.
+    """
+    floor = -0.2
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True)
+        runs = list(dict.fromkeys(learning["run"]))
+        main = learning[learning["run"] == runs[0]]
+        for _, row in main.groupby(["condition", "seed"], sort=False):
+            left.plot(row["seconds"], row["capture"], color=LOOKS["rl"].colour, lw=0.9, alpha=0.7)
+        where = learning[learning["run"] != runs[0]]["condition"].iloc[0]
+        for run, line, colour in zip(
+            runs, ("-", "--", ":", "-."), ("#7a5195", "#1b3a6b", "#c0562f", "#4aa89d"), strict=False
+        ):
+            row = learning[
+                (learning["run"] == run) & (learning["condition"] == where) & (learning["seed"] == 0)
+            ]
+            label = run if row["capture"].max() > floor else f"{run} (below the frame)"
+            right.plot(row["seconds"], row["capture"], color=colour, linestyle=line, label=label)
+        left.set(
+            title=f"{runs[0]}, one line a condition and seed", xlabel="processor seconds", ylim=(floor, 1.05)
+        )
+        left.set_ylabel("capture: TWAP 0, oracle 1")
+        right.set(title=where, xlabel="processor seconds")
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        for axes in (left, right):
+            axes.axhline(0.98, color="black", lw=0.8, ls=":")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
 def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
     """Share of decisions nearest to each expert: ``shares`` is [conditions, experts], rows sum to one."""
     with style():
@@ -114,6 +149,8 @@ def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
         )
         axes.set(title=message, xlabel="expert whose decision is nearest", ylabel="")
         axes.tick_params(axis="y", rotation=0)
+        axes.set_xticklabels([name.replace(" ", "\n").replace("-", "-\n") for name in named.columns])
+        axes.grid(False)
     return figure
 
 
@@ -178,7 +215,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set(title=message, xlabel="solver steps K", xticks=[1, 2, 4, 8])
         axes.set_xticklabels(["1", "2", "4", "8"])
         axes.set_ylabel("utility over the best expert,\nshare of its cost")
-        axes.yaxis.set_major_formatter("{x:+.0%}")
+        axes.yaxis.set_major_formatter("{x:+.1%}")
         axes.legend()
     return figure
 
@@ -202,7 +239,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.axvline(0, color="black", lw=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter("{x:+.0%}")
+        axes.xaxis.set_major_formatter("{x:+.1%}")
         axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
         figure.legend(loc="outside lower center", ncols=5)
     return figure
@@ -225,6 +262,32 @@ def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set(title=message, xlabel="capture: TWAP 0, oracle 1")
+        figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def ablation_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Capture lost by each variant on a logarithmic axis, a marker for each way to sample from it.
+
+    ``rows`` has columns variant, sampled, "capture, mean" and "capture, worst".
+    """
+    with style():
+        names = list(dict.fromkeys(rows["variant"]))
+        figure, axes = plt.subplots(figsize=(7.2, 0.26 * len(names) + 1.4))
+        markers = {"K = 1": "o", "K = 2": "<", "K = 4": "^", "K = 8": "s"}
+        for sampled, row in rows.groupby("sampled", sort=False):
+            y = [names.index(v) for v in row["variant"]]
+            several = sampled in markers
+            marker, colour = markers.get(str(sampled), "D"), "#c0392b" if several else "#7f8c8d"
+            label = str(sampled) if several else None
+            axes.plot(1 - row["capture, mean"], y, marker, ms=5, color=colour, alpha=0.85, label=label)
+        axes.set(
+            title=message,
+            xlabel="share of the oracle's gain that is lost, mean over conditions",
+            xscale="log",
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
         figure.legend(loc="outside lower center", ncols=4)
     return figure
 

@@ -38,9 +38,9 @@ class Observation:
     inventory: Tensor
     """Fraction of the order left."""
     return_bps: Tensor
-    """Price change since arrival, before the order's own impact."""
+    """Price change since arrival in the order's favour, before its own impact."""
     recent_bps: Tensor
-    """Price changes over the two last buckets, [2, paths], latest first; zero where there was none."""
+    """The same over each of the two last buckets, [2, paths], latest first; zero where there was none."""
     variance: Tensor
     """Variance per day at the start of the bucket."""
     log_depth: Tensor

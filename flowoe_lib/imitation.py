@@ -1,7 +1,7 @@
 """Imitation: conditional flow matching on what an ensemble of experts does, condition by condition."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,16 @@ from flowoe_lib.market import Condition, batch
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import simulate
 
-__all__ = ["Demonstrations", "SampleLoss", "demonstrate", "expert_weights", "imitate", "nearest_expert"]
+__all__ = [
+    "Demonstrations",
+    "Recorder",
+    "SampleLoss",
+    "demonstrate",
+    "expert_weights",
+    "imitate",
+    "merge",
+    "nearest_expert",
+]
 
 
 @dataclass(frozen=True)
@@ -29,25 +38,40 @@ class Demonstrations:
     """Share of each sample in the loss, mean one, [samples]."""
 
 
+def merge(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """Demonstrations of several occasions as one."""
+    return Demonstrations(
+        observed=torch.cat([p.observed for p in parts]),
+        scores=torch.cat([p.scores for p in parts]),
+        weights=torch.cat([p.weights for p in parts]),
+    )
+
+
 SampleLoss = Callable[[EndpointField, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(field, observed, x1, x0, t) -> loss per sample."""
 
 
 @dataclass
-class _Recorder:
-    """Lets an expert act under noise, and writes down what it would have done without."""
+class Recorder:
+    """Lets an expert act under noise of ``spread`` in score, and notes what it would have done without."""
 
     expert: Policy
     spread: float
-    observed: list[Tensor]
-    scores: list[Tensor]
+    observed: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
 
     def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        """The disturbed fraction, [paths]."""
         n_left = seen.n_buckets - seen.k
         score = score_of_fraction(self.expert(seen, noise), n_left)
         self.observed.append(features(seen))
         self.scores.append(score)
         return fraction_of_score(score + self.spread * noise, n_left)
+
+    def demonstrations(self) -> Demonstrations:
+        """What was recorded, bucket by bucket, all of one weight."""
+        scores = torch.cat(self.scores)
+        return Demonstrations(torch.cat(self.observed), scores, torch.ones_like(scores))
 
 
 def expert_weights(utility: Tensor, sharpness: float) -> Tensor:
@@ -77,23 +101,18 @@ def demonstrate(
     draws = generator(seed, "demonstrations")
     market, order = batch(conditions, paths_each)
     paths = simulate(market, len(conditions) * paths_each, n_buckets, draws)
-    utilities, observed, scores = [], [], []
+    utilities, recorded = [], []
     with torch.no_grad():
         for calibrate in experts.values():
             expert = calibrate(conditions, paths_each, n_buckets)
             calm = execute(expert, paths, market, order, draws)
             utilities.append(calm.utility_bps(order).reshape(len(conditions), paths_each).mean(1))
-            recorder = _Recorder(expert, spread, [], [])
+            recorder = Recorder(expert, spread)
             execute(recorder, paths, market, order, draws)
-            observed.append(torch.stack(recorder.observed))
-            scores.append(torch.stack(recorder.scores))
+            recorded.append(recorder.demonstrations())
     weights = expert_weights(torch.stack(utilities), sharpness) * len(experts)
     per_path = weights.repeat_interleave(paths_each, 1)[:, None].expand(-1, n_buckets - 1, -1)
-    return Demonstrations(
-        observed=torch.cat([o.flatten(0, 1) for o in observed]),
-        scores=torch.cat([s.flatten() for s in scores]),
-        weights=per_path.reshape(-1),
-    )
+    return replace(merge(recorded), weights=per_path.reshape(-1))
 
 
 def imitate(
@@ -109,23 +128,23 @@ def imitate(
 
     Adam under a one-cycle rate; weights and minibatches come from the streams of ``seed``.
     """
-    field = make(generator(seed, "initial weights"))
+    learner = make(generator(seed, "initial weights"))
     draws = generator(seed, "minibatches")
-    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
+    optimiser = torch.optim.Adam(learner.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
     curve = []
     for _ in range(iterations):
         pick = torch.randint(len(shown.scores), (minibatch,), generator=draws)
         x0 = torch.randn(minibatch, generator=draws)
         t = torch.rand(minibatch, generator=draws)
-        errors = loss_of(field, shown.observed[pick], shown.scores[pick], x0, t)
+        errors = loss_of(learner, shown.observed[pick], shown.scores[pick], x0, t)
         loss = (shown.weights[pick] * errors).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         curve.append(loss.item())
-    return Learned(field, {"loss": torch.tensor(curve)})
+    return Learned(learner, {"loss": torch.tensor(curve)})
 
 
 def nearest_expert(

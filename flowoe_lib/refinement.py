@@ -50,7 +50,7 @@ def utility_scale(market: Market, order: Order) -> Tensor:
     profile, capped so that urgent orders do not drown the rest.
     """
     ratio = urgency(market, order)
-    root = ratio.sqrt()
+    root = ratio.sqrt().clamp_min(1e-3)
     cost = market.temporary_cost_bps(order.size) * root / torch.tanh(root)
     gain = (
         0.05 * ratio.square() / (1 + 0.5 * ratio)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution import Policy, execute
+from flowoe_lib.experts.schedules import twap
 from flowoe_lib.market import Condition
 from flowoe_lib.oracle import capture_interval, solve
 from flowoe_lib.randomness import generator
@@ -24,6 +25,7 @@ __all__ = [
     "Entry",
     "Outcome",
     "best_expert",
+    "captures",
     "compare",
     "evaluate",
     "market_days",
@@ -247,3 +249,27 @@ def score_condition(
                 comparisons.append(row | compare(o, reference))
     table = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
     return table, pd.DataFrame(comparisons), pd.DataFrame(checks)
+
+
+def captures(
+    policies: Mapping[str, Policy], condition: Condition, n_paths: int, n_buckets: int, seed: int, stream: str
+) -> pd.DataFrame:
+    """Capture and utility of policies in one condition, paired with the first policy.
+
+    A row a policy: condition, policy, capture, utility, and the difference to the first policy in units
+    of the oracle's gain over TWAP, with its 95 % interval.
+    """
+    oracle = solve(condition.market, condition.order, n_buckets)
+    everyone: dict[str, Policy] = {"twap": twap, "oracle": oracle, **policies}
+    runs = {name: (policy, n_paths) for name, policy in everyone.items()}
+    outcomes = evaluate(runs, condition, n_buckets, seed, stream)
+    floor, roof = outcomes["twap"].utility, outcomes["oracle"].utility
+    gap, first, rows = (roof - floor).double().mean().item(), outcomes[next(iter(policies))].utility, []
+    for name in policies:
+        utility = outcomes[name].utility
+        difference, low, high = paired_interval((utility - first) / gap)
+        capture = capture_interval(utility, floor, roof)[0]
+        rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
+    return pd.DataFrame(
+        rows, columns=["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
+    )

@@ -18,10 +18,10 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PROOF = "02_expert_training"
-"""The notebook that the mutation proof runs: cheap, with a checked table of costs."""
-CONSTANT = ("market.py", "scalar(0.142)", "scalar(0.15)")
-"""The library constant that the proof alters: the temporary impact coefficient eta."""
+PROOF = "01_environment_calibration"
+"""The notebook that the mutation proof runs: cheap, with a checked table of estimates."""
+CONSTANT = ("calibration.py", "QUANTILES = (0.5, 0.975, 0.999)", "QUANTILES = (0.5, 0.95, 0.999)")
+"""The library constant that the proof alters: how rare a stressed day is."""
 CHECKED, CHECKED_TAG = "# NBVAL_CHECK_OUTPUT", "nbval-check-output"
 
 Json = dict[str, Any]
@@ -107,11 +107,11 @@ def printed(text: str) -> Json:
 
 
 def sample() -> Json:
-    """A notebook without problems; its one checked cell prints the published eta of the library."""
+    """A notebook without problems; its one checked cell prints a constant of the library."""
     cells = [
         cell(1, 'PROFILE = "full"', tag="parameters"),
-        cell(2, "%time from flowoe_lib.market import Impact"),
-        cell(3, f'{CHECKED}\nprint(f"eta {{Impact().eta.item():.3f}}")', printed("eta 0.142\n")),
+        cell(2, "%time from flowoe_lib.calibration import QUANTILES"),
+        cell(3, f"{CHECKED}\nprint(QUANTILES)", printed("(0.5, 0.975, 0.999)\n")),
     ]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}

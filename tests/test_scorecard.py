@@ -8,6 +8,7 @@ import torch
 from arch.bootstrap import IIDBootstrap
 
 from flowoe_lib.execution import Observation
+from flowoe_lib.experts.almgren_chriss import replanned
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.experts.schedules import expected_utility, twap
 from flowoe_lib.market import Condition, Heston, Market, Order, scalar
@@ -17,6 +18,7 @@ from flowoe_lib.scorecard import (
     Entry,
     Outcome,
     best_expert,
+    captures,
     compare,
     evaluate,
     market_days,
@@ -136,3 +138,12 @@ def test_best_expert_and_scores() -> None:
     ]
     assert row["utility_ci_low"] < row["utility"] < row["utility_ci_high"]
     assert isinstance(scores["solver_steps"].dtype, pd.Int64Dtype)
+
+
+def test_captures_are_paired_with_the_first_policy() -> None:
+    table = captures({"replanned": replanned, "twap too": twap}, CONDITION, 2_000, N_BUCKETS, 1, "test")
+    first, second = table.to_dict("records")
+    assert (first["difference"], first["low"], first["high"]) == (0, 0, 0)
+    assert 0 < first["capture"] < 1
+    assert second["capture"] == 0
+    assert second["difference"] == pytest.approx(-first["capture"], rel=1e-4)

@@ -56,8 +56,8 @@ def replanned(seen: Observation, noise: Tensor) -> Tensor:
     kappa = _kappa(ratio)
     later = kappa * (n_left - 1)
     fraction = 1 - torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
-    volume = seen.volume[seen.k :]
     discount = torch.exp(market.impact.beta * seen.log_depth) * expected_depth_cost(market)
-    tilt = (volume[0] / volume.mean(0)) * discount ** (1 / market.impact.beta)
-    tilted = fraction * tilt / (1 - fraction + fraction * tilt)
+    now = fraction * seen.volume[seen.k] * discount ** (1 / market.impact.beta)
+    rest = (1 - fraction) * seen.volume[seen.k + 1 :].sum(0) / max(n_left - 1, 1)
+    tilted = now / (now + rest)
     return tilted.clamp(0, 1).expand_as(noise)

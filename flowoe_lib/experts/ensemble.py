@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flowoe_lib.execution import Policy
 from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
+from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.schedules import Schedule, static_optimal, twap, vwap
 from flowoe_lib.market import Condition, Market, Order, batch
 
-__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts"]
+__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts", "rl_experts"]
 
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]
 """(conditions, paths of each, buckets) -> an expert calibrated to them laid side by side."""
@@ -39,3 +40,15 @@ SCHEDULE_EXPERTS: Experts = {
 TWAP and VWAP follow the clock and the volume forecast; Almgren-Chriss and the static optimum are
 solved for the condition before the open; the re-planned one sees the current variance and depth.
 """
+
+
+def rl_experts(by_condition: Mapping[str, RLExpert]) -> Calibrate:
+    """The reinforcement-learning experts by the name of the condition each was trained in.
+
+    Calibrating raises KeyError for a condition without one.
+    """
+
+    def calibrate(conditions: Sequence[Condition], paths_each: int, n_buckets: int) -> RLExpert:
+        return RLExpert.beside([by_condition[c.name] for c in conditions])
+
+    return calibrate

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from flowoe_lib.execution import Observation
 from flowoe_lib.market import (
-    align,
     Market,
     Order,
+    align,
     expected_depth_cost,
     permanent_shift,
     volume_profile,
@@ -78,7 +78,8 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     With linear permanent impact the first-order conditions link neighbouring buckets,
     M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta, so the last bucket's
     marginal cost M determines the whole schedule and bisection finds the one that sells exactly the
-    order. A sub-linear permanent impact is then descended on from there.
+    order. Sub-linear permanent impact makes the problem non-convex: it is then descended on from there, to
+    a local optimum.
     """
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta

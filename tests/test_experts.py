@@ -1,0 +1,452 @@
+"""The experts against other solutions of the same problems: continuous time, linear systems, brute force."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.integrate import quad, solve_ivp
+from scipy.linalg import solve_banded
+from scipy.optimize import Bounds, LinearConstraint, brentq, minimize
+from torch import Tensor
+
+from flowoe_lib.execution import Execution, Observation, Policy, execute
+from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
+from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.experts.schedules import (
+    Schedule,
+    expected_cost,
+    expected_risk,
+    expected_utility,
+    static_optimal,
+    twap,
+    vwap,
+)
+from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, batch, scalar, urgency
+from flowoe_lib.randomness import generator
+from flowoe_lib.simulator import MarketPaths, simulate
+
+N, ETA, GAMMA = 39, 0.142, 0.314
+
+
+def market(
+    volatility: float = 0.02,
+    beta: float = 0.6,
+    delta: float = 1.0,
+    illiquidity: float = 1.0,
+    depth_sd: float = 0.0,
+    amplitude: float = 0.0,
+    drift: float = 0.0,
+) -> Market:
+    return Market(
+        Heston(scalar(volatility**2), scalar(5.0), scalar(0.8), scalar(-0.6)),
+        Impact(beta=scalar(beta), delta=scalar(delta)),
+        Liquidity(scalar(illiquidity), scalar(depth_sd), scalar(12.0), scalar(amplitude)),
+        drift=scalar(drift),
+    )
+
+
+def order(risk_aversion: float = 5e-4, size: float = 0.1, side: float = 1.0) -> Order:
+    return Order(scalar(size), scalar(risk_aversion), scalar(side))
+
+
+def paths_with(variance: float | Tensor, log_depth: float = 0.0) -> MarketPaths:
+    """One day on which the price stands still and variance and depth are as given."""
+    quiet = torch.zeros(N, 1)
+    held = quiet + variance
+    return MarketPaths(1 / N, quiet, quiet, held, held / N, held / N, quiet + log_depth, quiet + 1)
+
+
+def inventory_of(policy: Policy, paths: MarketPaths, m: Market, o: Order) -> Tensor:
+    return execute(policy, paths, m, o, generator(1, "policy")).inventory[:, 0].double()
+
+
+# --- the best static schedule -----------------------------------------------------------------------
+
+
+def flat_costs(m: Market, o: Order) -> tuple[float, float, float]:
+    """C, R and beta of the continuous problem: minimise int C v^(1 + beta) + R x^2 dt, x(0) = 1, x(1) = 0."""
+    vol, beta = math.sqrt(m.heston.theta.item()), m.impact.beta.item()
+    cost = 1e4 * ETA * m.liquidity.illiquidity.item() * vol * o.size.item() ** beta
+    return cost, o.risk_aversion.item() * 1e8 * vol**2, beta
+
+
+def in_continuous_time(m: Market, o: Order, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Almgren (2003): beta C v^(1 + beta) - R x^2 is conserved; the constant makes the day last one day."""
+    cost, risk, beta = flat_costs(m, o)
+
+    def speed(x: float, constant: float) -> float:
+        return math.pow((risk * x * x + constant) / (beta * cost), 1 / (1 + beta))
+
+    def lasts(log_constant: float) -> float:
+        return quad(lambda x: 1 / speed(x, math.exp(log_constant)), 0, 1, points=[1e-3, 1e-2, 0.1])[0] - 1
+
+    constant = math.exp(brentq(lasts, -20, 20, xtol=1e-12))
+    way = solve_ivp(
+        lambda t, x: [-speed(max(x[0], 0), constant)], (0, 1), [1.0], t_eval=times, rtol=1e-9, atol=1e-12
+    )
+    return np.asarray(way.y[0])
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("risk_aversion", [1e-4, 2e-3])
+def test_static_optimum_converges_to_continuous_time(beta: float, risk_aversion: float) -> None:
+    m, o = market(beta=beta), order(risk_aversion)
+    errors = []
+    for n in (30, 60, 120):
+        exact = in_continuous_time(m, o, np.linspace(0, 1, n + 1))
+        errors.append(np.abs(static_optimal(m, o, n).inventory.numpy() - exact).max())
+    # Charging risk on what is left after a trade is a trapezoid rule but for a constant: order two.
+    assert errors[-1] < 3e-4
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
+    assert np.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.6])
+def test_static_optimum_is_a_power_law_when_urgent(beta: float) -> None:
+    # With no end in sight v = x^(2 / (1 + beta)) / T*, which a power of time solves.
+    m, o = market(beta=beta), order(0.03)
+    cost, risk, _ = flat_costs(m, o)
+    own_time = (beta * cost / risk) ** (1 / (1 + beta))
+    time = torch.arange(401, dtype=torch.float64) / 400
+    exact = (1 + (1 - beta) / (1 + beta) * time / own_time) ** (-(1 + beta) / (1 - beta))
+    found = static_optimal(m, o, 400).inventory
+    # What is left of it at the close is the error of having no end.
+    assert exact[-1] < 4e-4
+    assert (found - exact).abs().max() < 5e-4
+    assert (found - torch.exp(-time / own_time)).abs().max() > 0.05
+
+
+def utility_by_hand(m: Market, o: Order, traded: NDArray[np.float64]) -> NDArray[np.float64]:
+    """E[P&L] - lambda E[risk] of trades [N, schedules], bucket by bucket."""
+    n = len(traded)
+    vol, beta, delta = math.sqrt(m.heston.theta.item()), m.impact.beta.item(), m.impact.delta.item()
+    phi, amplitude = o.size.item(), m.liquidity.profile_amplitude.item()
+    depth_cost = math.exp(beta**2 * m.liquidity.depth_sd.item() ** 2 / 2)
+    left, total = np.ones(traded.shape[1]), np.zeros(traded.shape[1])
+    for k in range(n):
+        volume = quad(lambda t: 1 + amplitude * (1.5 * (2 * t - 1) ** 2 - 0.5), k / n, (k + 1) / n)[0] * n
+        a = traded[k]
+        temporary = (
+            1e4 * ETA * m.liquidity.illiquidity.item() * vol * (phi * a * n / volume) ** beta * depth_cost
+        )
+        shift = 1e4 * GAMMA * vol * (phi * a * n) ** delta / n
+        total -= a * temporary + shift * (left - a / 2)
+        left = left - a
+        total += o.side.item() * m.drift.item() * left / n
+        total -= o.risk_aversion.item() * 1e8 * vol**2 * left**2 / n
+    return total
+
+
+def trades_of(schedule: Schedule) -> NDArray[np.float64]:
+    return -np.diff(schedule.inventory.numpy())
+
+
+CASES: dict[str, tuple[Market, Order]] = {
+    "plain": (market(), order()),
+    "urgent": (market(), order(5e-3)),
+    "square root": (market(beta=0.5, illiquidity=3.0), order(1e-3)),
+    "volume and depth": (market(amplitude=1.2, depth_sd=0.6), order()),
+    "falling": (market(drift=-60.0), order()),
+    "rising, hold back": (market(drift=150.0), order(1e-4)),
+    "buy as it rises": (market(drift=150.0), order(side=-1.0)),
+    "concave permanent": (market(delta=0.7), order()),
+    "concave permanent and drift": (market(delta=0.5, drift=40.0, amplitude=0.8), order(2e-4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_static_optimum_is_the_best_on_a_grid_of_three_buckets(name: str) -> None:
+    m, o = CASES[name]
+    side = np.linspace(0, 1, 401)
+    first, second = (x.ravel() for x in np.meshgrid(side, side))
+    grid = np.stack((first, second, np.clip(1 - first - second, 0, 1)))[:, first + second <= 1]
+    best = utility_by_hand(m, o, grid)
+    found = trades_of(static_optimal(m, o, 3))
+    reached = utility_by_hand(m, o, found[:, None])[0]
+    assert found.min() >= 0
+    assert found.sum() == pytest.approx(1, abs=1e-9)
+    # Softmax shares end at 1e-9, the root of which still shifts the price where permanent impact is concave.
+    assert reached >= best.max() - (1e-9 if m.impact.delta == 1 else 5e-5)
+    # And where the grid has it: the utility is flat there, so within a few of its steps.
+    assert np.abs(grid[:, best.argmax()] - found).max() < 0.02
+
+
+# With concave permanent impact and a drift to wait for there are several optima, and a local one is found.
+@pytest.mark.parametrize("name", [n for n in CASES if n != "concave permanent and drift"])
+def test_static_optimum_is_the_best_that_another_optimiser_finds(name: str) -> None:
+    m, o = CASES[name]
+    found = trades_of(static_optimal(m, o, 5))
+
+    def loss(x: NDArray[np.float64]) -> float:
+        return -float(utility_by_hand(m, o, np.clip(x, 0, 1)[:, None])[0])
+
+    whole = LinearConstraint(np.ones((1, 5)), 1, 1)
+    starts = np.random.default_rng(0).dirichlet(np.ones(5), size=3)
+    others = [
+        minimize(loss, x, method="SLSQP", bounds=Bounds(0, 1), constraints=whole, tol=1e-12).x for x in starts
+    ]
+    best = max(-loss(np.clip(x, 0, 1) / np.clip(x, 0, 1).sum()) for x in others)
+    assert -1e-6 < -loss(found) - best < 1e-3
+
+
+def perturbed(schedule: Schedule, step: float, draws: torch.Generator) -> Tensor:
+    """Inventories [N + 1, conditions] after multiplying each trade by a random factor."""
+    traded = -schedule.inventory.diff(dim=0)
+    noise = torch.randn(traded.shape, generator=draws, dtype=torch.float64)
+    share = torch.softmax(traded.clamp_min(1e-12).log() + step * noise, 0)
+    return torch.cat((torch.ones_like(share[:1]), 1 - share.cumsum(0))).clamp_min(0)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**31))
+def test_no_other_schedule_beats_the_static_optimum(seed: int) -> None:
+    draws, n = generator(seed, "test"), 200
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=draws)
+
+    m = Market(
+        Heston(uniform(0.005, 0.05).square(), scalar(5.0), scalar(0.8), scalar(-0.6)),
+        Impact(beta=uniform(0.3, 1.0)),
+        Liquidity(uniform(1, 4), uniform(0, 0.6), scalar(12.0), uniform(-0.5, 1.2)),
+        drift=uniform(-100, 100),
+    )
+    o = Order(uniform(0.01, 0.3), uniform(0, 2e-3), torch.randn(n, generator=draws).sign())
+    best = static_optimal(m, o, N)
+    reached = expected_utility(m, o, best.inventory)
+    for step in (1e-3, 0.1, 1.0, 3.0):
+        other = expected_utility(m, o, perturbed(best, step, draws))
+        assert (other <= reached + 1e-7 * reached.abs()).all()
+
+
+@settings(max_examples=8)
+@given(delta=st.floats(0.3, 0.95), risk_aversion=st.floats(1e-5, 2e-3), seed=st.integers(0, 2**31))
+def test_no_close_schedule_beats_it_with_concave_permanent_impact(
+    delta: float, risk_aversion: float, seed: int
+) -> None:
+    m, o, draws = market(delta=delta), order(risk_aversion), generator(seed, "test")
+    best = static_optimal(m, o, 13)
+    reached = expected_utility(m, o, best.inventory)
+    for _ in range(20):
+        assert expected_utility(m, o, perturbed(best, 0.05, draws)) < reached
+
+
+def test_conditions_are_solved_as_if_alone() -> None:
+    conditions = [Condition("test", name, m, o) for name, (m, o) in CASES.items()]
+    side_by_side = batch(conditions, 1)
+    for solve in (static_optimal, almgren_chriss):
+        together = solve(*side_by_side, N).inventory
+        for i, c in enumerate(conditions):
+            alone = solve(c.market, c.order, N).inventory
+            u = [float(expected_utility(c.market, c.order, q)) for q in (together[:, i], alone)]
+            assert u[0] == pytest.approx(u[1], rel=1e-6)
+            assert (together[:, i] - alone).abs().max() < 2e-3
+
+
+def test_expected_utility_is_the_mean_of_simulated_utility() -> None:
+    m = market(delta=0.7, illiquidity=2.0, depth_sd=0.5, amplitude=0.9, drift=25.0)
+    n_paths = 40_000
+    paths = simulate(m, n_paths, N, generator(5, "test"))
+    for o in (order(), order(2e-3, 0.05, -1.0)):
+        for schedule in (
+            almgren_chriss(m, o, N),
+            static_optimal(m, o, N),
+            Schedule(torch.linspace(1, 0, N + 1) ** 3),
+        ):
+            done = execute(schedule, paths, m, o, generator(5, "policy"))
+
+            def z_score(sample: Tensor, expected: Tensor) -> float:
+                error = sample.double().std() / math.sqrt(n_paths)
+                return float((sample.double().mean() - expected) / error)
+
+            plan = schedule.inventory.double()
+            assert abs(z_score(done.utility_bps(o), expected_utility(m, o, plan))) < 4.5
+            assert abs(z_score(done.pnl_bps, -expected_cost(m, o, plan))) < 4.5
+            assert abs(z_score(done.controlled_pnl_bps, -expected_cost(m, o, plan))) < 4.5
+            assert abs(z_score(done.risk, expected_risk(m, plan))) < 4.5
+
+
+# --- Almgren and Chriss -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("risk_aversion", [1e-6, 5e-4, 5e-2])
+def test_almgren_chriss_solves_its_linear_system(risk_aversion: float) -> None:
+    m, o = market(beta=0.6, depth_sd=0.4), order(risk_aversion)
+    # Linear impact that charges TWAP C: C N a_k^2 + (R / N) q_{k+1}^2 per bucket. First-order conditions:
+    # q_{k-1} - (2 + R / (C N^2)) q_k + q_{k+1} = 0, with q_0 = 1 and q_N = 0.
+    cost, risk, beta = flat_costs(m, o)
+    cost *= math.exp(beta**2 * 0.4**2 / 2)
+    bands = np.ones((3, N - 1))
+    bands[1] = -2 - risk / (cost * N**2)
+    right = np.zeros(N - 1)
+    right[0] = -1
+    exact = np.concatenate(([1], solve_banded((1, 1), bands, right), [0]))
+    np.testing.assert_allclose(almgren_chriss(m, o, N).inventory, exact, rtol=1e-5, atol=1e-12)
+
+
+def test_almgren_chriss_is_optimal_where_impact_is_linear() -> None:
+    m, o = market(beta=1.0), order()
+    torch.testing.assert_close(
+        almgren_chriss(m, o, N).inventory, static_optimal(m, o, N).inventory, rtol=1e-6, atol=1e-9
+    )
+    # Elsewhere the static optimum is better, at a cost that it knows.
+    concave = market(beta=0.5)
+    u = [expected_utility(concave, o, s(concave, o, N).inventory) for s in (almgren_chriss, static_optimal)]
+    assert u[1] > u[0] + 1e-3
+
+
+def test_risk_neutral_orders_are_spread_evenly() -> None:
+    even = torch.linspace(1, 0, N + 1, dtype=torch.float64)
+    for solve in (almgren_chriss, static_optimal):
+        torch.testing.assert_close(solve(market(), order(0.0), N).inventory, even, rtol=0, atol=1e-6)
+    done = inventory_of(replanned, paths_with(4e-4), market(), order(0.0))
+    torch.testing.assert_close(done, even, rtol=0, atol=1e-5)
+
+
+def test_almgren_chriss_keeps_volume_time() -> None:
+    # The inventory is a function of the volume gone by: sinh(K (1 - tau)) / sinh(K).
+    m, o = market(amplitude=1.0), order(1e-3)
+    cost, risk, _ = flat_costs(m, o)
+    total = math.acosh(1 + risk / cost / N**2 / 2) * N
+    clock = np.linspace(0, 1, N + 1)
+    tau = clock + ((2 * clock - 1) ** 3 - (2 * clock - 1)) / 4
+    exact = np.sinh(total * (1 - tau)) / np.sinh(total)
+    np.testing.assert_allclose(almgren_chriss(m, o, N).inventory, exact, rtol=1e-5, atol=1e-6)
+
+
+# --- re-planned -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("risk_aversion", [1e-5, 5e-4, 5e-3])
+def test_replanning_is_time_consistent_where_nothing_changes(risk_aversion: float) -> None:
+    m, o = market(beta=1.0), order(risk_aversion)
+    done = inventory_of(replanned, paths_with(4e-4), m, o)
+    torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=1e-3, atol=1e-5)
+
+
+def test_replanning_starts_as_almgren_chriss_whatever_the_impact() -> None:
+    m, o = market(beta=0.6), order()
+    done = inventory_of(replanned, paths_with(4e-4), m, o)
+    assert float(done[1]) == pytest.approx(float(almgren_chriss(m, o, N).inventory[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 2.0, 8.0])
+def test_replanning_forecasts_the_variance_of_the_rest(ratio: float) -> None:
+    m, kappa = market(), 5.0
+    # E[int_0^1 V ds | V_0] / theta of a mean-reverting process.
+    forecast = 1 + (ratio - 1) * (1 - math.exp(-kappa)) / kappa
+    done = inventory_of(replanned, paths_with(4e-4 * ratio), m, order(5e-4))
+    planned = almgren_chriss(m, order(5e-4 * forecast), N).inventory
+    assert float(done[1]) == pytest.approx(float(planned[1]), rel=1e-5)
+
+
+def test_replanning_follows_the_depth() -> None:
+    # Risk-neutral and as deep ever after as on average, E[L^-beta]^(-1/beta), trades are as the depths.
+    m = market(depth_sd=0.5)
+    usual = -0.6 * 0.5**2 / 2
+    for log_depth in (-1.0, usual, 1.0):
+        done = inventory_of(replanned, paths_with(4e-4, log_depth), m, order(0.0))
+        share = math.exp(log_depth - usual)
+        assert 1 - float(done[1]) == pytest.approx(share / (share + N - 1), rel=1e-4)
+
+
+def test_replanning_beats_the_schedule_where_variance_moves() -> None:
+    m = dataclasses.replace(
+        market(depth_sd=0.5), heston=Heston(scalar(4e-4), scalar(5.0), scalar(1.6), scalar(-0.6))
+    )
+    o, n_paths = order(), 5_000
+    paths = simulate(m, n_paths, N, generator(6, "test"))
+    best, fixed = (
+        execute(p, paths, m, o, generator(6, "policy")).utility_bps(o)
+        for p in (replanned, almgren_chriss(m, o, N))
+    )
+    gain = (best - fixed).double()
+    assert gain.mean() > 4 * gain.std() / math.sqrt(n_paths)
+
+
+# --- volume, similarity, ensemble ------------------------------------------------------------------
+
+
+def test_vwap_trades_in_proportion_to_volume() -> None:
+    m = market(amplitude=1.1)
+    paths = simulate(m, 3, N, generator(7, "test"))
+    for policy, tolerance in ((vwap, 1e-5), (replanned, 1e-4)):
+        done = execute(policy, paths, m, order(0.0), generator(7, "policy"))
+        share = -done.inventory.diff(dim=0)
+        torch.testing.assert_close(share, (paths.volume / N).expand(-1, 3), rtol=tolerance, atol=1e-6)
+
+
+@settings(max_examples=6)
+@given(
+    volatility=st.floats(0.005, 0.05),
+    illiquidity=st.floats(1, 4),
+    size=st.floats(0.01, 0.25),
+    ratio=st.floats(0.05, 30),
+)
+def test_conditions_of_one_urgency_have_one_schedule(
+    volatility: float, illiquidity: float, size: float, ratio: float
+) -> None:
+    def with_urgency(m: Market, size: float) -> Order:
+        cost, risk, _ = flat_costs(m, order(1.0, size))
+        return order(ratio * cost / risk, size)
+
+    first, second = market(), market(volatility, illiquidity=illiquidity)
+    o1, o2 = with_urgency(first, 0.1), with_urgency(second, size)
+    assert float(urgency(first, o1)) == pytest.approx(ratio, rel=1e-5)
+    assert float(urgency(second, o2)) == pytest.approx(ratio, rel=1e-5)
+    for solve in (almgren_chriss, static_optimal):
+        torch.testing.assert_close(
+            solve(first, o1, N).inventory, solve(second, o2, N).inventory, rtol=1e-4, atol=1e-6
+        )
+    wave = torch.linspace(0.2, 3, N)[:, None]
+    plans = [
+        inventory_of(replanned, paths_with(m.heston.theta * wave), m, o)
+        for m, o in ((first, o1), (second, o2))
+    ]
+    torch.testing.assert_close(*plans, rtol=1e-3, atol=1e-5)
+
+
+def test_schedule_joined_midway_keeps_its_shape() -> None:
+    m, o = market(), order(1e-3)
+    plan = static_optimal(m, o, N).inventory
+
+    def late(seen: Observation, noise: Tensor) -> Tensor:
+        return torch.zeros_like(noise) if seen.k < 10 else Schedule(plan)(seen, noise)
+
+    done = inventory_of(late, paths_with(4e-4), m, o)
+    assert (done[:11] == 1).all()
+    torch.testing.assert_close(done[10:], plan[10:] / plan[10], rtol=1e-4, atol=1e-6)
+
+
+def test_ensemble_calibrates_each_expert_to_each_condition() -> None:
+    conditions = [Condition("test", name, *CASES[name]) for name in ("plain", "urgent", "volume and depth")]
+    together = batch(conditions, 2)
+    paths = simulate(together[0], 6, N, generator(8, "test"))
+    alone: dict[str, Callable[[Market, Order], Policy]] = {
+        "twap": lambda m, o: twap,
+        "vwap": lambda m, o: vwap,
+        "almgren_chriss": lambda m, o: almgren_chriss(m, o, N),
+        "static_optimal": lambda m, o: static_optimal(m, o, N),
+        "replanned": lambda m, o: replanned,
+    }
+    assert set(alone) == set(SCHEDULE_EXPERTS)
+    for name, calibrate in SCHEDULE_EXPERTS.items():
+        done: Execution = execute(calibrate(conditions, 2, N), paths, *together, generator(8, "policy"))
+        for i, c in enumerate(conditions):
+            two = slice(2 * i, 2 * i + 2)
+            day = {
+                f.name: getattr(paths, f.name)[:, two]
+                for f in dataclasses.fields(paths)
+                if f.name not in ("dt", "volume", "log_depth")
+            }
+            volume = paths.volume[:, two] if paths.volume.shape[1] > 1 else paths.volume
+            depth = paths.log_depth[:, two]
+            mine = MarketPaths(paths.dt, **day, volume=volume, log_depth=depth)
+            single = execute(alone[name](c.market, c.order), mine, c.market, c.order, generator(8, "policy"))
+            torch.testing.assert_close(done.inventory[:, two], single.inventory, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,243 @@
+"""Refinement reaches known optima, outgrows its start on fresh paths, and means the same at every K."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
+from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.experts.schedules import twap
+from flowoe_lib.features import FEATURES, features
+from flowoe_lib.flow import EndpointField, FlowPolicy, Learned
+from flowoe_lib.imitation import demonstrate, imitate
+from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, batch, scalar
+from flowoe_lib.randomness import generator
+from flowoe_lib.ranges import TrainingRange
+from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
+from flowoe_lib.simulator import simulate
+
+N, PATHS = 13, 2000
+STEPS = (1, 2, 4, 8)
+
+
+def conditions(cv: float) -> list[Condition]:
+    def condition(volatility: float, risk_aversion: float) -> Condition:
+        heston = Heston(scalar(volatility**2), scalar(5.0), scalar(cv), scalar(-0.6))
+        return Condition("test", f"{volatility:g}", Market(heston), Order(scalar(0.1), scalar(risk_aversion)))
+
+    return [condition(0.01, 5e-4), condition(0.02, 5e-4), condition(0.03, 1e-3)]
+
+
+def training(cv: tuple[float, float]) -> TrainingRange:
+    """A range that holds the conditions above."""
+    return TrainingRange(
+        kappa=5.0,
+        rho=-0.6,
+        volatility=(0.008, 0.035),
+        illiquidity=(1.0, 2.0),
+        cv=cv,
+        size=(0.05, 0.2),
+        risk_aversion=(2e-4, 1.2e-3),
+    )
+
+
+def utilities(policy: Policy, grid: list[Condition]) -> Tensor:
+    """On paths that no training draws, [conditions, paths]."""
+    market, order = batch(grid, PATHS)
+    paths = simulate(market, len(grid) * PATHS, N, generator(9, "test"))
+    with torch.no_grad():
+        done = execute(policy, paths, market, order, generator(9, "policy"))
+    return done.utility_bps(order).double().reshape(len(grid), PATHS)
+
+
+def lower_bound(difference: Tensor) -> Tensor:
+    """Four standard errors below the mean of paired differences, [conditions]."""
+    return difference.mean(1) - 4 * difference.std(1) / math.sqrt(PATHS)
+
+
+@pytest.fixture(scope="module")
+def wild() -> Learned:
+    """Refined from scratch where variance is restless."""
+    torch.set_num_threads(1)
+    return refine(EndpointField(generator(1, "init")), training((0.8, 1.8)), N, 120, 1, paths=96)
+
+
+def test_refined_policy_finds_the_static_optimum_where_volatility_is_constant() -> None:
+    grid = conditions(cv=0.05)
+    learned = refine(EndpointField(generator(1, "init")), training((0.04, 0.06)), N, 120, 1, paths=96)
+    best = utilities(SCHEDULE_EXPERTS["static_optimal"](grid, PATHS, N), grid).mean(1)
+    even = utilities(twap, grid).mean(1)
+    for steps in STEPS:
+        share = (utilities(FlowPolicy(learned.field, steps), grid).mean(1) - even) / (best - even)
+        assert (share > 0.995).all()
+        assert (share < 1.002).all()
+
+
+def test_refined_policy_finds_twap_where_only_temporary_cost_counts() -> None:
+    # On a flat day the cost is convex in the trades, so that an even schedule alone is cheapest.
+    grid = conditions(cv=0.8)
+    learned = refine(
+        EndpointField(generator(2, "init")),
+        training((0.4, 1.2)),
+        N,
+        80,
+        2,
+        paths=96,
+        earned=lambda done, order: -done.temporary_bps,
+    )
+    market, order = batch(grid, 50)
+    paths = simulate(market, 150, N, generator(9, "test"))
+    with torch.no_grad():
+        done, even = (
+            execute(p, paths, market, order, generator(9, "policy"))
+            for p in (FlowPolicy(learned.field, 2), twap)
+        )
+    excess = done.temporary_bps / even.temporary_bps - 1
+    assert excess.min() > -1e-5
+    assert excess.mean() < 2e-3
+
+
+def test_refinement_outgrows_the_experts_it_starts_from(wild: Learned) -> None:
+    grid = conditions(cv=1.4)
+    shown = demonstrate(SCHEDULE_EXPERTS, grid, 100, N, seed=3)
+    imitated = imitate(shown, 300, 3, learning_rate=1e-2)
+    before = copy.deepcopy(imitated.field.state_dict())
+    refined = refine(imitated.field, training((0.8, 1.8)), N, 120, 3, paths=96)
+    for name, value in imitated.field.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert not torch.equal(value, refined.field.state_dict()[name])
+    start = utilities(FlowPolicy(imitated.field, 2), grid)
+    static = utilities(SCHEDULE_EXPERTS["static_optimal"](grid, PATHS, N), grid)
+    for learned in (refined, wild):
+        end = utilities(FlowPolicy(learned.field, 2), grid)
+        assert (lower_bound(end - start) > 0).all()
+        assert (lower_bound(end - static) > 0).all()
+
+
+def test_result_is_the_same_for_every_number_of_solver_steps(wild: Learned) -> None:
+    grid = conditions(cv=1.4)
+    even = utilities(twap, grid).mean(1)
+    gain = torch.stack([utilities(FlowPolicy(wild.field, k), grid).mean(1) - even for k in STEPS])
+    assert ((gain.amax(0) - gain.amin(0)) / gain.amax(0) < 0.005).all()
+    # It is not so before refinement, when the flow still transports its noise.
+    field = EndpointField(generator(1, "init"))
+    raw = torch.stack([utilities(FlowPolicy(field, k), grid).mean(1) for k in STEPS])
+    assert (raw.amax(0) - raw.amin(0) > 0.001).all()
+
+
+def test_curves_have_an_entry_an_iteration_and_rise(wild: Learned) -> None:
+    utility, gradient = wild.curves["utility"], wild.curves["gradient"]
+    assert utility.shape == gradient.shape == (120,)
+    assert (gradient > 0).all()
+    assert utility[-20:].mean() > utility[:5].mean() + 3 * utility[-20:].std() / math.sqrt(20)
+
+
+def test_training_is_determined_by_its_seed() -> None:
+    start = EndpointField(generator(4, "init"))
+    first, again, other = (refine(start, training((0.4, 1.2)), 6, 3, seed, paths=16) for seed in (1, 1, 2))
+    for a, b in zip(first.field.parameters(), again.field.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first.curves["utility"], again.curves["utility"])
+    assert not torch.equal(first.curves["utility"], other.curves["utility"])
+
+
+def observation(n_paths: int) -> Observation:
+    draws = generator(8, "test")
+    return Observation(
+        k=3,
+        n_buckets=N,
+        inventory=torch.rand(n_paths, generator=draws),
+        return_bps=torch.zeros(n_paths),
+        recent_bps=torch.zeros(2, n_paths),
+        variance=4e-4 * torch.rand(n_paths, generator=draws),
+        log_depth=torch.zeros(1),
+        volume=torch.ones(N, 1),
+        market=conditions(0.8)[0].market,
+        order=conditions(0.8)[0].order,
+    )
+
+
+def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -> None:
+    field, seen = EndpointField(generator(5, "init")), observation(30)
+    noise = torch.randn(30, generator=generator(6, "test"))
+    t = torch.linspace(0, 1, 30)
+    times = torch.full((N, 30), 0.3)
+    times[3] = t
+    fraction = RefiningPolicy(field, times)(seen, noise)
+    with torch.no_grad():
+        encoded = field.encode(features(seen))
+        own = field(noise, torch.zeros(30), encoded)
+        torch.testing.assert_close(
+            fraction, fraction_of_score(field((1 - t) * noise + t * own, t, encoded), N - 3)
+        )
+        # Uncorrupted it is the one-step sample.
+        uncorrupted = RefiningPolicy(field, torch.zeros(N, 30))(seen, noise)
+        torch.testing.assert_close(uncorrupted, FlowPolicy(field, 1)(seen, noise))
+    # The gradient is that of the answer alone: the corrupted action counts as given.
+    fraction.sum().backward()
+    corrupted = (1 - t) * noise + t * own
+    twin = copy.deepcopy(field)
+    twin.zero_grad()
+    fraction_of_score(twin(corrupted, t, twin.encode(features(seen))), N - 3).sum().backward()
+    for a, b in zip(field.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
+    executed: list[Execution] = []
+    acting: list[Tensor] = []
+
+    def act(field: EndpointField, times: Tensor) -> Policy:
+        acting.append(times)
+        return FlowPolicy(field, 2)
+
+    def earn(done: Execution, order: Order) -> Tensor:
+        executed.append(done)
+        return done.pnl_bps
+
+    refine(
+        EndpointField(generator(1, "init")), training((0.4, 1.2)), N, 4, 1, paths=200, acting=act, earned=earn
+    )
+    assert len(executed) == len(acting) == 4
+    times = torch.stack(acting)
+    assert times.shape == (4, N, 200)
+    # A quarter uncorrupted, the rest uniform.
+    assert float((times == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert float(times[times > 0].mean()) == pytest.approx(0.5, abs=0.02)
+    assert times.max() <= 1
+
+
+@given(
+    volatility=st.floats(0.005, 0.05),
+    size=st.floats(0.01, 0.25),
+    risk_aversion=st.floats(0, 1e-3),
+    depth_sd=st.floats(0, 0.6),
+    amplitude=st.floats(0, 1.2),
+    factor=st.floats(0.1, 10),
+)
+def test_utility_scale_is_positive_and_of_degree_one_in_cost(
+    volatility: float, size: float, risk_aversion: float, depth_sd: float, amplitude: float, factor: float
+) -> None:
+    heston = Heston(scalar(volatility**2), scalar(5.0), scalar(0.8), scalar(-0.6))
+
+    def scale(eta: float, risk_aversion: float) -> float:
+        liquidity = Liquidity(depth_sd=scalar(depth_sd), profile_amplitude=scalar(amplitude))
+        market = Market(heston, Impact(eta=scalar(eta)), liquidity)
+        return float(utility_scale(market, Order(scalar(size), scalar(risk_aversion))))
+
+    one = scale(0.142, risk_aversion)
+    assert math.isfinite(one)
+    assert one > 0
+    # Dearer trading and dearer risk by one factor change the unit of account, and nothing else.
+    assert scale(0.142 * factor, risk_aversion * factor) == pytest.approx(factor * one, rel=1e-4)
+
+
+def test_field_reads_every_feature_of_the_observation() -> None:
+    field, seen = EndpointField(generator(5, "init")), observation(30)
+    assert field.observe.weight.shape[1] == len(FEATURES) == features(seen).shape[1]
+    assert torch.isfinite(features(seen)).all()
