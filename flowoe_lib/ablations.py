@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,11 +18,13 @@ from flowoe_lib.execution import Execution, Observation, Policy, execute, fracti
 from flowoe_lib.features import features
 from flowoe_lib.flow import EndpointField, FlowPolicy, Learned, matching_loss
 from flowoe_lib.imitation import Demonstrations, Recorder, imitate
-from flowoe_lib.market import Order, map_tensors
+from flowoe_lib.market import Condition, Order, map_tensors
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
+from flowoe_lib.scorecard import captures
 from flowoe_lib.simulator import simulate
+from flowoe_lib.sweep import sweep
 
 __all__ = [
     "VARIANTS",
@@ -31,7 +34,9 @@ __all__ = [
     "VelocityField",
     "advantage_weighted",
     "gaussian_likelihood",
+    "measure",
     "regression",
+    "summarise",
     "train_variant",
     "velocity_matching",
 ]
@@ -295,3 +300,44 @@ def train_variant(name: str, setting: Setting) -> tuple[dict[str, Policy], float
     start = time.process_time()
     policies = VARIANTS[name](setting)
     return policies, time.process_time() - start
+
+
+def measure(setting: Setting, grid: Sequence[Condition], n_paths: int, seed: int) -> pd.DataFrame:
+    """Train every variant and measure it: rows of :func:`flowoe_lib.scorecard.captures`.
+
+    The first policy, with which all are paired, is the main line in one step. Columns variant, sampled
+    and seconds (of a processor, for training) are added.
+    """
+    runs = sweep(train_variant, [(name, setting) for name in VARIANTS], "variants")
+    policies = {
+        f"{name} | {how}": policy
+        for name, (made, _) in zip(VARIANTS, runs, strict=True)
+        for how, policy in made.items()
+    }
+    tasks = [(policies, c, n_paths, setting.n_buckets, seed, "ablations") for c in grid]
+    table = pd.concat(sweep(captures, tasks, "conditions"), ignore_index=True)
+    table[["variant", "sampled"]] = table["policy"].str.split(" | ", regex=False, expand=True)
+    seconds = {name: spent for name, (_, spent) in zip(VARIANTS, runs, strict=True)}
+    return table.assign(seconds=table["variant"].map(seconds))
+
+
+def summarise(measured: pd.DataFrame) -> pd.DataFrame:
+    """Over conditions, by variant and way of sampling: capture, paired difference to the main line, seconds.
+
+    Conditions are independent, so the interval of the mean difference is that of their average.
+    """
+    grouped = measured.assign(
+        square=(measured["high"] - measured["difference"]).pow(2),
+    ).groupby(["variant", "sampled"], sort=False)
+    difference = grouped["difference"].mean()
+    half = grouped["square"].sum().pow(0.5) / grouped.size()
+    return pd.DataFrame(
+        {
+            "capture, mean": grouped["capture"].mean(),
+            "capture, worst": grouped["capture"].min(),
+            "against FlowOE": difference,
+            "ci low": difference - half,
+            "ci high": difference + half,
+            "training s": grouped["seconds"].first(),
+        }
+    )

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Policy, execute
+from flowoe_lib.execution import Observation, Policy, execute
 from flowoe_lib.experts.schedules import twap
-from flowoe_lib.market import Condition
+from flowoe_lib.market import Condition, volume_profile
 from flowoe_lib.oracle import capture_interval, solve
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "market_days",
     "paired_interval",
+    "reactions",
     "score_condition",
 ]
 
@@ -272,4 +273,47 @@ def captures(
         rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
     return pd.DataFrame(
         rows, columns=["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
+    )
+
+
+def reactions(
+    policies: Mapping[str, Policy],
+    condition: Condition,
+    n_buckets: int,
+    k: int,
+    inventory: Tensor,
+    variance_ratios: Tensor,
+) -> pd.DataFrame:
+    """What policies would trade in bucket ``k`` with ``inventory`` left, at several variances over theta.
+
+    Columns time, policy, variance_ratio, fraction (of what is left), twap_fraction. Depth is at its
+    mean and the price where it was at arrival.
+    """
+    zeros = torch.zeros_like(variance_ratios)
+    market = condition.market
+    seen = Observation(
+        k=k,
+        n_buckets=n_buckets,
+        inventory=zeros + inventory,
+        return_bps=zeros,
+        recent_bps=torch.stack((zeros, zeros)),
+        variance=variance_ratios * market.heston.theta,
+        log_depth=zeros,
+        volume=volume_profile(market.liquidity.profile_amplitude, n_buckets).reshape(n_buckets, 1),
+        market=market,
+        order=condition.order,
+    )
+    with torch.no_grad():
+        fractions = {name: policy(seen, zeros) for name, policy in policies.items()}
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "time": k / n_buckets,
+                "policy": name,
+                "variance_ratio": variance_ratios,
+                "fraction": fraction,
+                "twap_fraction": 1 / (n_buckets - k),
+            }
+        )
+        for name, fraction in fractions.items()
     )
