@@ -25,7 +25,7 @@ from flowoe_lib.imitation import Demonstrations, imitate
 from flowoe_lib.market import Heston, Market, Order, scalar
 from flowoe_lib.randomness import generator
 
-WEIGHTS, MEANS, SPREADS = (0.3, 0.7), (-1.5, 1.0), (0.4, 0.25)
+WEIGHTS, MEANS, SPREADS = (0.35, 0.65), (-1.0, 1.0), (0.4, 0.4)
 
 
 class Exact(EndpointField):
@@ -68,25 +68,50 @@ def ranks(n: int) -> Tensor:
     return (torch.arange(n, dtype=torch.float64) + 0.5) / n
 
 
-def test_sampler_converges_to_the_ode_at_order_one() -> None:
-    made = field().double()
-    draws = generator(2, "test")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sampler_converges_to_the_ode_at_order_one(seed: int) -> None:
+    made, draws = field(seed).double(), generator(seed, "test")
+    encoded = made.encode(torch.randn(200, len(FEATURES), generator=draws, dtype=torch.float64))
+    noise = torch.randn(200, generator=draws, dtype=torch.float64)
+
+    def endpoint(x: Tensor, t: Tensor) -> Tensor:
+        # The pull of the position fades, so that the path is smooth up to its end; where it does not, with a
+        # slope a of x1hat in x, the path ends like (1 - t)^(1 - a), and no fixed step has its full order.
+        answer: Tensor = made((1 - t) * x, t, encoded)
+        return answer
+
+    def velocity(s: Tensor, x: Tensor) -> Tensor:
+        # In the clock s = -log(1 - t) the velocity (x1hat - x) / (1 - t) has no pole at the end.
+        return endpoint(x, (1 - torch.exp(-s)).expand_as(x)) - x
+
+    with torch.no_grad():
+        ends = torch.tensor([0.0, 16.0], dtype=torch.float64)
+        exact = odeint(velocity, noise, ends, method="dopri5", rtol=1e-9, atol=1e-9)[-1]
+        errors = [
+            (sample(Exact(endpoint), encoded, noise, k) - exact).abs().mean() for k in (1, 64, 128, 256, 2000)
+        ]
+    assert errors[0] > 0.005
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.03)
+    assert math.log2(errors[2] / errors[3]) == pytest.approx(1, abs=0.03)
+    assert errors[4] < 2e-4
+
+
+def test_sampler_of_a_network_closes_in_on_its_ode() -> None:
+    made, draws = field().double(), generator(2, "test")
     encoded = made.encode(torch.randn(200, len(FEATURES), generator=draws, dtype=torch.float64))
     noise = torch.randn(200, generator=draws, dtype=torch.float64)
 
     def velocity(s: Tensor, x: Tensor) -> Tensor:
-        # In the clock s = -log(1 - t) the velocity (x1hat - x) / (1 - t) has no pole at the end.
         endpoint: Tensor = made(x, (1 - torch.exp(-s)).expand_as(x), encoded)
         return endpoint - x
 
     with torch.no_grad():
-        ends = torch.tensor([0.0, 14.0], dtype=torch.float64)
+        ends = torch.tensor([0.0, 16.0], dtype=torch.float64)
         exact = odeint(velocity, noise, ends, method="dopri5", rtol=1e-9, atol=1e-9)[-1]
-        errors = [(sample(made, encoded, noise, k) - exact).abs().mean() for k in (32, 64, 128, 2000)]
-    assert (exact - noise).abs().mean() > 0.3
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.05)
-    assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.05)
-    assert errors[3] < 2e-4
+        errors = [(sample(made, encoded, noise, k) - exact).abs().max() for k in (1, 20, 2000)]
+    assert errors[0] > 0.05
+    assert errors[1] < errors[0] / 10
+    assert errors[2] < 2e-3
 
 
 def test_exact_field_carries_noise_to_the_mixture() -> None:
@@ -127,10 +152,12 @@ def test_imitation_recovers_both_modes_of_either_mixture() -> None:
             x = sample(learned.field, learned.field.encode(seen), noise, 100) * (-1 if mirror else 1)
         distance = (mixture_cdf(x.double().sort().values) - ranks(4000)).abs()
         assert distance.max() < 0.08
-        assert distance.mean() < 0.04
-        assert float((x < -0.25).double().mean()) == pytest.approx(WEIGHTS[0], abs=0.05)
+        assert distance.mean() < 0.035
         # Few lie between the modes, where a policy that averaged its experts would be.
-        assert float(((x > -0.5) & (x < 0.2)).double().mean()) < 0.02
+        for low, high in ((-9.0, -0.5), (-0.25, 0.25), (0.5, 9.0)):
+            ends = mixture_cdf(torch.tensor([low, high], dtype=torch.float64))
+            share = ((x > low) & (x < high)).double().mean()
+            assert float(share) == pytest.approx(float(ends[1] - ends[0]), abs=0.05)
     curve = learned.curves["loss"]
     assert curve.shape == (1000,)
     assert curve[-100:].mean() < 0.7 * curve[:10].mean()

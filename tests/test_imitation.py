@@ -87,9 +87,9 @@ def test_recorded_scores_are_what_the_experts_would_do_undisturbed(spread: float
 
 def test_samples_weigh_by_the_expert_s_utility_in_their_condition() -> None:
     names = ("twap", "almgren_chriss", "static_optimal")
-    shown = demonstrate(some(*names), CONDITIONS, 500, N, seed=2, sharpness=2.0)
+    shown = demonstrate(some(*names), CONDITIONS, 4000, N, seed=2, sharpness=2.0)
     assert float(shown.weights.mean()) == pytest.approx(1, abs=1e-5)
-    weights = shown.weights.reshape(3, N - 1, len(CONDITIONS), 500)
+    weights = shown.weights.reshape(3, N - 1, len(CONDITIONS), 4000)
     even = torch.linspace(1, 0, N + 1, dtype=torch.float64)
     for i, c in enumerate(CONDITIONS):
         plans = [even, *(SCHEDULE_EXPERTS[name]([c], 1, N) for name in names[1:])]
@@ -104,7 +104,7 @@ def test_samples_weigh_by_the_expert_s_utility_in_their_condition() -> None:
         for j in range(3):
             mine = weights[j, :, i]
             assert (mine == mine[0, 0]).all()
-            assert float(mine[0, 0]) == pytest.approx(float(expected[j]), abs=0.02)
+            assert float(mine[0, 0]) == pytest.approx(float(expected[j]), abs=0.03)
 
 
 def test_one_expert_is_reproduced() -> None:

@@ -64,7 +64,7 @@ def lower_bound(difference: Tensor) -> Tensor:
 def wild() -> Learned:
     """Refined from scratch where variance is restless."""
     torch.set_num_threads(1)
-    return refine(EndpointField(generator(1, "init")), training((0.8, 1.8)), N, 120, 1, paths=96)
+    return refine(EndpointField(generator(1, "init")), training((0.8, 1.8)), N, 150, 1)
 
 
 def test_refined_policy_finds_the_static_optimum_where_volatility_is_constant() -> None:
@@ -123,18 +123,27 @@ def test_result_is_the_same_for_every_number_of_solver_steps(wild: Learned) -> N
     grid = conditions(cv=1.4)
     even = utilities(twap, grid).mean(1)
     gain = torch.stack([utilities(FlowPolicy(wild.field, k), grid).mean(1) - even for k in STEPS])
-    assert ((gain.amax(0) - gain.amin(0)) / gain.amax(0) < 0.005).all()
+    assert ((gain.amax(0) - gain.amin(0)) / gain.amax(0) < 0.003).all()
     # It is not so before refinement, when the flow still transports its noise.
     field = EndpointField(generator(1, "init"))
     raw = torch.stack([utilities(FlowPolicy(field, k), grid).mean(1) for k in STEPS])
     assert (raw.amax(0) - raw.amin(0) > 0.001).all()
 
 
-def test_curves_have_an_entry_an_iteration_and_rise(wild: Learned) -> None:
-    utility, gradient = wild.curves["utility"], wild.curves["gradient"]
-    assert utility.shape == gradient.shape == (120,)
-    assert (gradient > 0).all()
-    assert utility[-20:].mean() > utility[:5].mean() + 3 * utility[-20:].std() / math.sqrt(20)
+def test_curves_have_an_entry_an_iteration_and_rise() -> None:
+    start = EndpointField(generator(1, "init"))
+    # The same draws without learning, to compare minibatch by minibatch.
+    learned, idle = (
+        refine(start, training((0.8, 1.8)), N, 50, 1, paths=48, learning_rate=rate).curves
+        for rate in (2e-2, 1e-9)
+    )
+    for name in ("utility", "gradient"):
+        assert learned[name].shape == (50,)
+    assert (learned["gradient"] > 0).all()
+    gain = learned["utility"] - idle["utility"]
+    assert gain[0] == 0
+    assert (gain[-20:] > 0).all()
+    assert gain[-10:].mean() > gain[5:15].mean()
 
 
 def test_training_is_determined_by_its_seed() -> None:

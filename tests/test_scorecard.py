@@ -23,6 +23,7 @@ from flowoe_lib.scorecard import (
     evaluate,
     market_days,
     paired_interval,
+    reactions,
     score_condition,
 )
 
@@ -147,3 +148,13 @@ def test_captures_are_paired_with_the_first_policy() -> None:
     assert 0 < first["capture"] < 1
     assert second["capture"] == 0
     assert second["difference"] == pytest.approx(-first["capture"], rel=1e-4)
+
+
+def test_reactions_are_the_decisions_of_the_policies() -> None:
+    ratios = torch.tensor([0.2, 1.0, 5.0])
+    table = reactions({"twap": twap, "replanned": replanned}, CONDITION, N_BUCKETS, 2, scalar(0.6), ratios)
+    by_policy = table.groupby("policy")["fraction"].apply(list)
+    assert by_policy["twap"] == pytest.approx([1 / 6] * 3)
+    assert by_policy["replanned"] == sorted(by_policy["replanned"])
+    assert by_policy["replanned"][0] > 1 / 6
+    assert set(table["twap_fraction"]) == {1 / 6}

@@ -1,0 +1,79 @@
+"""Figures show the numbers of the tables they are given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from flowoe_lib import charts
+
+CONDITIONS = ["calm", "stressed"]
+
+
+@pytest.fixture(autouse=True)
+def _close() -> None:
+    plt.close("all")
+
+
+def test_inventory_lines_are_the_plans() -> None:
+    plan = [1.0, 0.4, 0.0]
+    figure = charts.inventory_figure({"calm": {"twap": plan}}, "message")
+    line = figure.axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), plan)
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [0, 0.5, 1])
+    assert line.get_color() == charts.LOOKS["twap"].colour
+
+
+def test_advantage_markers_carry_their_intervals() -> None:
+    rows = pd.DataFrame(
+        {"condition": CONDITIONS, "policy": "flow_refined", "advantage": [0.01, 0.03]}
+    ).assign(ci_low=lambda t: t["advantage"] - 0.005, ci_high=lambda t: t["advantage"] + 0.01)
+    axes = charts.advantage_figure(rows, "message").axes[0]
+    reach = [np.asarray(path.vertices)[:, 0] for path in axes.collections[0].get_paths()]
+    np.testing.assert_allclose(np.stack(reach), [[0.005, 0.02], [0.025, 0.04]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == CONDITIONS
+
+
+def test_selection_cells_hold_the_shares() -> None:
+    shares = pd.DataFrame([[0.75, 0.25], [0.1, 0.9]], index=CONDITIONS, columns=["twap", "rl"])
+    axes = charts.selection_figure(shares, "message").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.75", "0.25", "0.10", "0.90"]
+
+
+def test_reaction_speed_is_relative_to_twap() -> None:
+    rows = pd.DataFrame(
+        {"time": 0.5, "policy": "replanned", "variance_ratio": [0.5, 2.0], "fraction": [0.1, 0.3]}
+    ).assign(twap_fraction=0.1)
+    line = charts.reaction_figure(rows, "message").axes[0].lines[0]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [1, 3])
+
+
+def test_ablation_axis_is_what_is_lost() -> None:
+    rows = pd.DataFrame({"variant": ["a", "b"], "sampled": "K = 1", "capture, mean": [0.99, 0.9]})
+    axes = charts.ablation_figure(rows, "message").axes[0]
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xdata(), float), [0.01, 0.1])
+    assert axes.get_xscale() == "log"
+
+
+def test_a_method_off_the_scale_is_named_so() -> None:
+    rows = pd.DataFrame(
+        {"run": ["PPO", "SAC"], "condition": "calm", "seed": 0, "seconds": 1.0, "capture": [0.9, -3.0]}
+    )
+    legend = charts.rl_figure(rows, "message").legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["PPO", "SAC (below the frame)"]
+
+
+def test_other_figures_draw_every_row() -> None:
+    curve = pd.DataFrame({0: [1.0, 0.5, 0.2], 1: [1.2, 0.4, 0.3]})
+    assert len(charts.loss_figure(curve, "message").axes) == 1
+    assert len(charts.learning_figure(curve, curve, "message").axes) == 2
+    points = pd.DataFrame({"condition": CONDITIONS, "policy": "twap", "std_bps": 1.0, "cost_bps": 2.0})
+    assert len(charts.frontier_figure(points, points, "message").axes[0].lines) == 2
+    capture = pd.DataFrame({"condition": CONDITIONS, "policy": "rl", "capture": [0.2, 0.9]})
+    drawn = charts.capture_figure(capture, "message").axes[0].lines[0]
+    np.testing.assert_array_equal(drawn.get_xdata(), [0.2, 0.9])
+    solver = pd.DataFrame({"condition": "calm", "policy": "flow_refined", "solver_steps": [1, 2, 4, 8]})
+    lines = charts.solver_figure(solver.assign(advantage=0.01), "message").axes[0].lines
+    np.testing.assert_array_equal(lines[0].get_xdata(), [1, 2, 4, 8])
+    changes = pd.DataFrame({"expert": ["twap", "almgren_chriss"], "mean": [-1.0, 0.5], "std": [-0.1, -0.2]})
+    assert len([a for a in charts.risk_return_figure(changes, "message").axes if a.get_visible()]) == 2
