@@ -63,7 +63,7 @@ def digest(recipe: Mapping[str, Any]) -> str:
 
     Raises TypeError or ValueError for a value without a canonical form (an object, a NaN).
     """
-    packages = {name: version(name) for name in ("numpy", "scipy", "torch")}
+    packages = {name: version(name) for name in ("numpy", "scipy", "torch", "stable-baselines3")}
     whole = {"recipe": recipe, "sources": SOURCES, "packages": packages}
     return sha256(json.dumps(whole, sort_keys=True, allow_nan=False, default=_canonical).encode())
 

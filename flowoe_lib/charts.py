@@ -215,7 +215,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set(title=message, xlabel="solver steps K", xticks=[1, 2, 4, 8])
         axes.set_xticklabels(["1", "2", "4", "8"])
         axes.set_ylabel("utility over the best expert,\nshare of its cost")
-        axes.yaxis.set_major_formatter("{x:+.1%}")
+        axes.yaxis.set_major_formatter("{x:+.2%}")
         axes.legend()
     return figure
 
@@ -239,7 +239,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.axvline(0, color="black", lw=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter("{x:+.1%}")
+        axes.xaxis.set_major_formatter("{x:+.2%}")
         axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
         figure.legend(loc="outside lower center", ncols=5)
     return figure

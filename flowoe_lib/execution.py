@@ -16,6 +16,7 @@ from flowoe_lib.market import Market, Order, permanent_shift
 from flowoe_lib.simulator import MarketPaths
 
 __all__ = [
+    "ACTION_LIMIT",
     "Execution",
     "Observation",
     "Policy",
@@ -27,6 +28,8 @@ __all__ = [
 
 SCORE_LIMIT = 7.0
 """Scores are clamped to +-7: from a thousandth of the TWAP rate to nearly everything at once."""
+ACTION_LIMIT = 4.0
+"""Reinforcement learners stay within +-4: from a fiftieth of the TWAP rate to fifty times its odds."""
 
 
 @dataclass(frozen=True)

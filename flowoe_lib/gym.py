@@ -17,14 +17,13 @@ from gymnasium.spaces import Box, Space
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 from torch import Tensor
 
-from flowoe_lib.execution import Execution, Venue, fraction_of_score
+from flowoe_lib.execution import ACTION_LIMIT, Execution, Venue, fraction_of_score
 from flowoe_lib.features import FEATURES, features
 from flowoe_lib.market import Heston, Market, Order, permanent_shift, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
 __all__ = [
-    "ACTION_LIMIT",
     "ExecutionEnv",
     "ExecutionVecEnv",
     "Reward",
@@ -34,9 +33,6 @@ __all__ = [
     "realised_utility",
     "twap_value",
 ]
-
-ACTION_LIMIT = 4.0
-"""Scores of trades are within +-4: from a fiftieth of the TWAP rate to fifty times its odds."""
 
 Array = npt.NDArray[np.float32]
 
@@ -246,13 +242,13 @@ class ExecutionVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Not supported: orders share their attributes."""
-        raise NotImplementedError("orders share their attributes: set them on the environment itself")
+        raise TypeError("orders share their attributes: set them on the environment itself")
 
     def env_method(
         self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
         """Not supported: there are no separate environments to call."""
-        raise NotImplementedError("there are no separate environments to call")
+        raise TypeError("there are no separate environments to call")
 
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

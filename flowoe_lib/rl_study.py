@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from flowoe_lib.experts.rl import Snapshot, train_ppo, train_sac
+from flowoe_lib.experts.rl_training import Snapshot, train_ppo, train_sac
 from flowoe_lib.gym import Reward, advantage_over_twap, controlled_utility, realised_utility
 from flowoe_lib.market import Condition
 from flowoe_lib.scorecard import captures

@@ -12,12 +12,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from flowoe_lib.execution import Observation, Policy, Venue, execute, fraction_of_score
-from flowoe_lib.experts import rl
-from flowoe_lib.experts.rl import RLExpert, Snapshot, reward_unit, train_ppo, train_sac
+from flowoe_lib.execution import ACTION_LIMIT, Observation, Policy, Venue, execute, fraction_of_score
+from flowoe_lib.experts import rl_training
+from flowoe_lib.experts.rl import RLExpert
+from flowoe_lib.experts.rl_training import Snapshot, reward_unit, train_ppo, train_sac
 from flowoe_lib.experts.schedules import twap
 from flowoe_lib.features import FEATURES, features
-from flowoe_lib.gym import ACTION_LIMIT
 from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, batch, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.scorecard import paired_interval
@@ -49,7 +49,7 @@ def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: i
         return models[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl, algorithm, kept)
+        patch.setattr(rl_training, algorithm, kept)
         run = {"PPO": train_ppo, "SAC": train_sac}[algorithm]
         return Trained(run(condition, N, steps, seed, n_orders=orders, snapshots=4), models[0])
 

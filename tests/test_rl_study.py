@@ -7,7 +7,8 @@ import torch
 
 from flowoe_lib.execution import execute
 from flowoe_lib.experts.ensemble import rl_experts
-from flowoe_lib.experts.rl import RLExpert, train_ppo, train_sac
+from flowoe_lib.experts.rl import RLExpert
+from flowoe_lib.experts.rl_training import train_ppo, train_sac
 from flowoe_lib.market import Condition, Heston, Market, Order, batch, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.rl_study import expert_tensors, grid_runs, progress, train_runs

@@ -17,8 +17,9 @@ from flowoe_lib.market import (
 
 __all__ = ["Schedule", "expected_cost", "expected_risk", "expected_utility", "static_optimal", "twap", "vwap"]
 
-BISECTIONS = 200
-"""Halvings of the bracket; float64 stops moving after about 60."""
+CUTS, ROUNDS = 64, 34
+"""The bracket is cut in 64 and narrowed to one part, 34 times: an urgent order's last marginal cost is
+so close to zero that only some 2^-200 of the first bracket holds it apart."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     Fields of ``market`` and ``order`` of shape [] or [conditions]; the schedule is [N + 1, ...].
     With linear permanent impact the first-order conditions link neighbouring buckets,
     M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta, so the last bucket's
-    marginal cost M determines the whole schedule and bisection finds the one that sells exactly the
-    order. Sub-linear permanent impact makes the problem non-convex: it is then descended on from there, to
+    marginal cost M determines the whole schedule, and the one that sells exactly the order is bracketed.
+    Sub-linear permanent impact makes the problem non-convex: it is then descended on from there, to
     a local optimum.
     """
     market, order = align(market, order)
@@ -98,10 +99,11 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
 
     reach = n_buckets * drift.abs()
     low, high = -reach, (1 + beta) * slope.amax(0) + reach
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        enough = backwards(middle)[0] >= 1
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    cuts = torch.linspace(0, 1, CUTS + 1, dtype=low.dtype).reshape(-1, *[1] * low.dim())
+    for _ in range(ROUNDS):
+        trial = low + (high - low) * cuts
+        first = (backwards(trial)[0] < 1).sum(0, keepdim=True).clamp(1, CUTS)
+        low, high = (trial.gather(0, place)[0] for place in (first - 1, first))
     inventory = backwards(high)
     inventory = inventory / inventory[0]
     if bool((market.impact.delta < 1).any()):
