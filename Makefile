@@ -1,13 +1,17 @@
 # The map of the project: every command, and the environment they share.
 
 PROFILE ?= full
+DEVICE ?= cpu
 PYTHON ?= python3
+ENGINE ?= loky
 EXTRA_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WITH_BENCHMARK := $(VENV)/.installed-benchmark
+WITH_CLUSTER := $(VENV)/.installed-cluster
+WITH_ENGINE := $(INSTALLED) $(if $(filter-out loky,$(ENGINE)),$(WITH_CLUSTER))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
 
@@ -20,6 +24,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1000000000
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 # Kernels read the checkout's configuration, not the user's.
 export IPYTHONDIR := $(CURDIR)/.ipython
+export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -28,25 +33,28 @@ export IPYTHONDIR := $(CURDIR)/.ipython
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PROFILE=full|quick (quick: small scale), PYTHON=python3 (3.11 or later),"
+	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
+	@echo "           DEVICE=cpu|cuda (where policies are refined),"
 	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
 
-reproduce: $(INSTALLED) ## make every figure and table; does only what is not up to date
-	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE)
+reproduce: $(WITH_ENGINE) ## make every figure and table; does only what is not up to date
+	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE) --device $(DEVICE)
 
-notebooks: $(INSTALLED) ## reproduce in full, then put the executed copies into notebooks/
-	$(BIN)/python -m flowoe_lib.reproduce --profile full --publish
+notebooks: $(WITH_ENGINE) ## reproduce in full, then put the executed copies into notebooks/
+	$(BIN)/python -m flowoe_lib.reproduce --profile full --device $(DEVICE) --publish
 
 test: lint ## lint, the tests, and the committed notebooks run again and compared
 	MPLBACKEND=agg $(BIN)/python -m pytest
 	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 notebooks
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 \
+		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lab: $(INSTALLED) ## open the notebooks in JupyterLab
+lab: $(WITH_ENGINE) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 benchmark: $(WITH_BENCHMARK) ## measure speed and memory, beside other implementations
@@ -67,4 +75,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(WITH_BENCHMARK): $(INSTALLED)
 	@$(PIP_INSTALL) -e ".[benchmark]"
+	@touch $@
+
+$(WITH_CLUSTER): $(INSTALLED)
+	@$(PIP_INSTALL) -e ".[cluster]"
 	@touch $@

@@ -94,7 +94,7 @@ def main() -> None:
     condition = conditions[4]
     shown = demonstrate(SCHEDULE_EXPERTS, conditions, DEMONSTRATED, N, 1)
     field = EndpointField(generator(1, "benchmark"))
-    wide = TrainingRange(kappa=KAPPA, rho=RHO)
+    wide = TrainingRange(kappa=(KAPPA, KAPPA), rho=RHO)
     policies: dict[str, Policy] = {
         "static optimum": static_optimal(condition.market, condition.order, N),
         "re-planned Almgren-Chriss": replanned,

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
-from flowoe_lib.features import features
+from flowoe_lib.execution import Execution, Observation, Policy, execute
+from flowoe_lib.features import features, fraction_of_action
 from flowoe_lib.flow import EndpointField, FlowPolicy, Learned, matching_loss
 from flowoe_lib.imitation import Demonstrations, Recorder, imitate
 from flowoe_lib.market import Condition, Order, map_tensors
@@ -77,7 +77,7 @@ def gaussian_likelihood(field: EndpointField, observed: Tensor, x1: Tensor, x0: 
 
 @dataclass(frozen=True)
 class GaussianPolicy:
-    """Draws the score from the Gaussian of :func:`gaussian_likelihood`, or its mean at ``spread`` 0."""
+    """Draws the action from the Gaussian of :func:`gaussian_likelihood`, or its mean at ``spread`` 0."""
 
     field: EndpointField
     spread: float = 1.0
@@ -85,11 +85,11 @@ class GaussianPolicy:
     def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
         encoded, zero = self.field.encode(features(seen)), torch.zeros_like(noise)
-        score = self.field(zero, zero, encoded)
+        action = self.field(zero, zero, encoded)
         if self.spread:
             sd = self.field(zero, zero + 1, encoded).clamp(-5, 2).exp()
-            score = score + self.spread * sd * noise
-        return fraction_of_score(score, seen.n_buckets - seen.k)
+            action = action + self.spread * sd * noise
+        return fraction_of_action(seen, action)
 
 
 @dataclass
@@ -116,17 +116,19 @@ class _Perturbed:
     when: Tensor
     disturbance: Tensor
     observed: Tensor | None = None
-    score: Tensor | None = None
+    action: Tensor | None = None
 
     def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
         observed, zero = features(seen), torch.zeros_like(noise)
         now = self.when == seen.k
-        score = self.field(zero, zero, self.field.encode(observed)) + torch.where(now, self.disturbance, zero)
-        if self.observed is None or self.score is None:
-            self.observed, self.score = observed, score
+        action = self.field(zero, zero, self.field.encode(observed)) + torch.where(
+            now, self.disturbance, zero
+        )
+        if self.observed is None or self.action is None:
+            self.observed, self.action = observed, action
         self.observed = torch.where(now[:, None], observed, self.observed)
-        self.score = torch.where(now, score, self.score)
-        return fraction_of_score(score, seen.n_buckets - seen.k)
+        self.action = torch.where(now, action, self.action)
+        return fraction_of_action(seen, action)
 
 
 def _tile(tree: T, copies: int, width: int) -> T:
@@ -178,10 +180,10 @@ def advantage_weighted(
         centred = utility - utility.mean(0)
         weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * copies
         assert policy.observed is not None
-        assert policy.score is not None
+        assert policy.action is not None
         x0 = torch.randn(copies * paths, generator=draws)
         t = torch.rand(copies * paths, generator=draws)
-        errors = matching_loss(field, policy.observed, policy.score, x0, t)
+        errors = matching_loss(field, policy.observed, policy.action, x0, t)
         optimiser.zero_grad()
         (weights * errors).mean().backward()
         optimiser.step()

@@ -31,6 +31,7 @@ __all__ = [
     "rl_figure",
     "selection_figure",
     "solver_figure",
+    "world_figure",
 ]
 
 
@@ -313,5 +314,36 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
             axes.set_xlabel("standard deviation")
         for axes in panels[::3]:
             axes.set_ylabel("mean P&L, bps")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def world_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Gain over the best expert with its 95 % interval, a panel per world, a point per condition.
+
+    ``rows`` are comparisons with the best expert: world, utility, utility_ci_low, utility_ci_high and
+    reference_bps.
+    """
+    with style():
+        figure, panels = _panels(rows["world"].nunique(), 3, height=2.2)
+        look = LOOKS["flow_refined"]
+        for axes, (world, row) in zip(panels, rows.groupby("world", sort=False), strict=True):
+            row = row.sort_values("utility")
+            cost = row["reference_bps"].abs()
+            reach = [row["utility"] - row["utility_ci_low"], row["utility_ci_high"] - row["utility"]]
+            place = np.arange(len(row))
+            axes.errorbar(
+                row["utility"] / cost,
+                place,
+                xerr=[r / cost for r in reach],
+                fmt=look.marker,
+                color=look.colour,
+                ms=3,
+            )
+            axes.axvline(0, color="black", lw=0.8)
+            axes.xaxis.set_major_formatter("{x:+.1%}")
+            axes.set(title=str(world), yticks=[])
+        for axes in panels:
+            axes.set_xlabel("share of its cost")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

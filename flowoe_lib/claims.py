@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-__all__ = ["Z_LIMIT", "judge", "pooled", "verdict", "wins"]
+__all__ = ["Z_LIMIT", "across_worlds", "judge", "judge_worlds", "pooled", "verdict", "wins"]
 
 Z_LIMIT = 4.0
 """Martingale z-score beyond which a policy is held to have looked ahead."""
@@ -114,3 +114,58 @@ def judge(
         ),
     ]
     return pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "on average, bps"])
+
+
+def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFrame:
+    """One row a world, with the number of conditions in which each thing is so.
+
+    ``refined`` holds the comparisons of one run of the refined policy with every expert, ``scorecard`` the
+    scores, from which the capture of the same run comes. Dominance is a higher mean and a lower standard
+    deviation at the same risk aversion.
+    """
+    rows = []
+    for world, rows_of in refined.groupby("world", sort=False):
+        experts = rows_of[~rows_of["reference"].isin(["flow_imitation", "blind_optimum"])]
+        best = rows_of[rows_of["is_best_expert"]]
+        run = rows_of.iloc[0]
+        same = (scorecard["world"] == world) & (scorecard["policy"] == "flow_refined")
+        same &= (scorecard["solver_steps"] == run["solver_steps"]) & (
+            scorecard["training_seed"] == run["training_seed"]
+        )
+        capture = scorecard.loc[same, "capture"]
+        dominated = {
+            f"dominates_{name}": int(wins(experts[experts["reference"] == name], "mean", "std").sum())
+            for name in ("twap", "almgren_chriss", "static_optimal")
+        }
+        row: dict[str, object] = {"world": world, "conditions": len(best)}
+        row |= {"beats_all": int(wins(experts, "utility").sum()), "gain_bps": pooled(best, "utility")}
+        row |= {"gain_share": float((best["utility"] / best["reference_bps"].abs()).mean())}
+        row |= {"capture_mean": capture.mean(), "capture_worst": capture.min()}
+        rows.append(row | dominated)
+    return pd.DataFrame(rows)
+
+
+def judge_worlds(summary: pd.DataFrame, turned: Mapping[str, int], of: int) -> pd.DataFrame:
+    """Verdicts on claims 3 and 6 over all worlds: claim, verdict, evidence.
+
+    ``summary`` is that of :func:`across_worlds`, ``turned`` in how many of ``of`` liquidity conditions each
+    benchmark is dominated once risk aversion is chosen for it.
+    """
+    beaten = ", ".join(f"{r.world} {r.beats_all}/{r.conditions}" for r in summary.itertuples())
+    static = ", ".join(f"{r.world} {r.dominates_static_optimal}/{r.conditions}" for r in summary.itertuples())
+    dial = ", ".join(f"{name} {won}/{of}" for name, won in turned.items())
+    dominated = verdict(min(turned.values()), of) if min(turned.values()) else "holds in part"
+    rows = [
+        (
+            "3. higher profit and lower risk at once",
+            "holds in part" if dominated == "holds" else dominated,
+            f"over the static optimum at the same risk aversion: {static}; in the liquidity world with the "
+            f"dial turned: {dial}",
+        ),
+        (
+            "6. effective where conditions change during the day",
+            verdict(int(summary["beats_all"].sum()), int(summary["conditions"].sum())),
+            f"above every expert: {beaten}",
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])

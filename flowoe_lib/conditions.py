@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from flowoe_lib.calibration import Calibration
-from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 
 __all__ = [
     "ILLIQUIDITIES",
@@ -28,6 +28,8 @@ _FIELDS = {
     Heston: ("theta", "kappa", "cv", "rho"),
     Impact: ("eta", "beta", "gamma", "delta"),
     Liquidity: ("illiquidity", "depth_sd", "depth_reversion", "profile_amplitude"),
+    Regimes: ("volatility", "cost", "enter", "leave"),
+    Market: ("drift", "drift_sd"),
     Order: ("size", "risk_aversion", "side"),
 }
 
@@ -88,8 +90,9 @@ def conditions_to_records(conditions: Sequence[Condition]) -> list[dict[str, Any
     """Flat records of strings and floats, one per condition; every tensor field must be a single number."""
     records = []
     for c in conditions:
-        record: dict[str, Any] = {"world": c.world, "name": c.name, "drift": c.market.drift.item()}
-        for part in (c.market.heston, c.market.impact, c.market.liquidity, c.order):
+        record: dict[str, Any] = {"world": c.world, "name": c.name}
+        m = c.market
+        for part in (m.heston, m.impact, m.liquidity, m.regimes, m, c.order):
             record |= {name: getattr(part, name).item() for name in _FIELDS[type(part)]}
         records.append(record)
     return records
@@ -105,7 +108,7 @@ def conditions_from_records(records: Sequence[Mapping[str, Any]]) -> list[Condit
 
 def _condition(record: Mapping[str, Any]) -> Condition:
     label = record.get("name", "unnamed condition")
-    numbers = ["drift", *(name for names in _FIELDS.values() for name in names)]
+    numbers = [name for names in _FIELDS.values() for name in names]
     odd = set(record) ^ {"world", "name", *numbers}
     if odd:
         raise ValueError(f"{label}: fields {', '.join(sorted(odd))} are missing or unknown")
@@ -113,8 +116,15 @@ def _condition(record: Mapping[str, Any]) -> Condition:
         value = record[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{label}: {name} = {value!r}: must be a finite number")
-    heston, impact, liquidity, order = (
-        kind(**{name: scalar(record[name]) for name in names}) for kind, names in _FIELDS.items()
+
+    def values(kind: type) -> dict[str, Any]:
+        return {name: scalar(record[name]) for name in _FIELDS[kind]}
+
+    market = Market(
+        heston=Heston(**values(Heston)),
+        impact=Impact(**values(Impact)),
+        liquidity=Liquidity(**values(Liquidity)),
+        regimes=Regimes(**values(Regimes)),
+        **values(Market),
     )
-    market = Market(heston, impact, liquidity, scalar(record["drift"]))
-    return Condition(record["world"], record["name"], market, order)
+    return Condition(record["world"], record["name"], market, Order(**values(Order)))

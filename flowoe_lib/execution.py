@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowoe_lib.market import Market, Order, permanent_shift
+from flowoe_lib.market import Market, Order, PreTrade, permanent_shift
+from flowoe_lib.perception import Perception
 from flowoe_lib.simulator import MarketPaths
 
 __all__ = [
@@ -52,6 +53,8 @@ class Observation:
     market: Market
     """Pre-trade estimates of the condition."""
     order: Order
+    pre_trade: PreTrade
+    """What follows from the two."""
 
 
 class Policy(Protocol):
@@ -113,14 +116,16 @@ class Venue:
     """An order in its market on given paths: what its trader sees, what a trade costs, what it all earned.
 
     Prices do not answer to the order, its impact being charged apart, so where it stands is its bucket
-    and the inventory left. ``market`` charges the order, ``believed`` is what the trader is told of it.
+    and the inventory left. ``market`` charges the order, ``known`` is what its trader makes of it, by
+    default the truth.
     """
 
     def __init__(
-        self, paths: MarketPaths, market: Market, order: Order, believed: Market | None = None
+        self, paths: MarketPaths, market: Market, order: Order, known: Perception | None = None
     ) -> None:
         self.paths, self.market, self.order = paths, market, order
-        self.believed = market if believed is None else believed
+        self.known = Perception(market, paths.variance, paths.log_depth) if known is None else known
+        self.pre_trade = PreTrade.of(self.known.market, order)
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
         self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
@@ -134,18 +139,19 @@ class Venue:
 
     def observe(self, k: int, inventory: Tensor) -> Observation:
         """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left."""
-        paths, n = self.paths, self.paths.n_buckets
+        known, n = self.known, self.paths.n_buckets
         return Observation(
             k=k,
             n_buckets=n,
             inventory=inventory,
             return_bps=self.returns[k],
             recent_bps=self.backwards[n - k : n - k + 2],
-            variance=paths.variance[k],
-            log_depth=paths.log_depth[k],
-            volume=paths.volume,
-            market=self.believed,
+            variance=known.variance[k],
+            log_depth=known.log_depth[k],
+            volume=self.paths.volume,
+            market=known.market,
             order=self.order,
+            pre_trade=self.pre_trade,
         )
 
     def fill(self, k: int, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,15 +186,15 @@ def execute(
     market: Market,
     order: Order,
     generator: torch.Generator,
-    believed: Market | None = None,
+    known: Perception | None = None,
 ) -> Execution:
     """Work ``order`` along ``paths``, differentiable in the policy's decisions.
 
-    ``market`` is what charges the order, ``believed`` what the policy is told of it (by default
-    the truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy
+    ``market`` is what charges the order, ``known`` what the policy is told of it (by default the
+    truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy
     answers outside [0, 1] or with NaN.
     """
-    venue = Venue(paths, market, order, believed)
+    venue = Venue(paths, market, order, known)
     n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
     inventory = torch.ones_like(like[0])
     temporary = permanent = torch.zeros_like(inventory)

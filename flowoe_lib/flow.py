@@ -3,7 +3,8 @@
 Straight probability paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
 independently coupled (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the
 endpoint, x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t).
-An action x is the score of a trade, see :func:`flowoe_lib.execution.score_of_fraction`.
+An action x is the score of a trade, see :func:`flowoe_lib.execution.score_of_fraction`, in units of what
+is at stake, :func:`flowoe_lib.features.action_unit`.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowoe_lib.execution import Observation, fraction_of_score
-from flowoe_lib.features import FEATURES, features
+from flowoe_lib.execution import Observation
+from flowoe_lib.features import FEATURES, features, fraction_of_action
 
 __all__ = [
     "EndpointField",
@@ -102,8 +103,8 @@ class FlowPolicy:
 
     def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        score = sample(self.field, self.field.encode(features(seen)), noise, self.steps)
-        return fraction_of_score(score, seen.n_buckets - seen.k)
+        action = sample(self.field, self.field.encode(features(seen)), noise, self.steps)
+        return fraction_of_action(seen, action)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def twap_value(venue: Venue, k: int, start: int, inventory: Tensor) -> Tensor:
     temporary = venue.slope[k] * relative.sum(0) * even ** (1 + beta)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
-    drift = paths.drift_bps.expand(paths.n_buckets, -1)[start:]
-    return order.side * (held * drift).sum(0) * inventory - temporary - permanent - risk
+    drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
+    return order.side * held.sum() * drift * inventory - temporary - permanent - risk
 
 
 def advance(venue: Venue, k: int, inventory: Tensor, score: Tensor, reward: Reward) -> tuple[Tensor, Tensor]:

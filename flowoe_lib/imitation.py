@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowoe_lib.execution import Observation, Policy, execute, fraction_of_score, score_of_fraction
 from flowoe_lib.experts.ensemble import Experts
-from flowoe_lib.features import features
+from flowoe_lib.features import action_of_fraction, features
 from flowoe_lib.flow import EndpointField, Learned, matching_loss
 from flowoe_lib.market import Condition, batch
 from flowoe_lib.randomness import generator
@@ -28,11 +28,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """States and the scores of the trades an expert would make in them."""
+    """States and the actions an expert would take in them."""
 
     observed: Tensor
     """[samples, features]."""
-    scores: Tensor
+    actions: Tensor
     """[samples]."""
     weights: Tensor
     """Share of each sample in the loss, mean one, [samples]."""
@@ -42,7 +42,7 @@ def merge(parts: Sequence[Demonstrations]) -> Demonstrations:
     """Demonstrations of several occasions as one."""
     return Demonstrations(
         observed=torch.cat([p.observed for p in parts]),
-        scores=torch.cat([p.scores for p in parts]),
+        actions=torch.cat([p.actions for p in parts]),
         weights=torch.cat([p.weights for p in parts]),
     )
 
@@ -58,20 +58,20 @@ class Recorder:
     expert: Policy
     spread: float
     observed: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
 
     def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
         """The disturbed fraction, [paths]."""
-        n_left = seen.n_buckets - seen.k
-        score = score_of_fraction(self.expert(seen, noise), n_left)
+        fraction = self.expert(seen, noise)
         self.observed.append(features(seen))
-        self.scores.append(score)
-        return fraction_of_score(score + self.spread * noise, n_left)
+        self.actions.append(action_of_fraction(seen, fraction))
+        n_left = seen.n_buckets - seen.k
+        return fraction_of_score(score_of_fraction(fraction, n_left) + self.spread * noise, n_left)
 
     def demonstrations(self) -> Demonstrations:
         """What was recorded, bucket by bucket, all of one weight."""
-        scores = torch.cat(self.scores)
-        return Demonstrations(torch.cat(self.observed), scores, torch.ones_like(scores))
+        actions = torch.cat(self.actions)
+        return Demonstrations(torch.cat(self.observed), actions, torch.ones_like(actions))
 
 
 def expert_weights(utility: Tensor, sharpness: float) -> Tensor:
@@ -134,10 +134,10 @@ def imitate(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
     curve = []
     for _ in range(iterations):
-        pick = torch.randint(len(shown.scores), (minibatch,), generator=draws)
+        pick = torch.randint(len(shown.actions), (minibatch,), generator=draws)
         x0 = torch.randn(minibatch, generator=draws)
         t = torch.rand(minibatch, generator=draws)
-        errors = loss_of(learner, shown.observed[pick], shown.scores[pick], x0, t)
+        errors = loss_of(learner, shown.observed[pick], shown.actions[pick], x0, t)
         loss = (shown.weights[pick] * errors).mean()
         optimiser.zero_grad()
         loss.backward()

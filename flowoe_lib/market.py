@@ -7,7 +7,7 @@ as a fraction of average daily volume (ADV).
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,15 @@ __all__ = [
     "Liquidity",
     "Market",
     "Order",
+    "PreTrade",
+    "Regimes",
     "align",
+    "averaged",
     "batch",
     "expected_depth_cost",
     "map_tensors",
     "permanent_shift",
+    "posterior_drift",
     "round_trip_cost",
     "scalar",
     "urgency",
@@ -133,14 +137,60 @@ class Liquidity:
 
 
 @dataclass(frozen=True)
+class Regimes:
+    """Jumps between the market as it is and a stressed one, a Markov chain in its stationary state.
+
+    In the stressed regime volatility is ``volatility`` times, and temporary impact ``cost`` times, what it
+    is otherwise. With both at one there are no regimes. Source: Hamilton (1989), Econometrica 57, for
+    the chain. Raises ValueError naming a field that is out of its range.
+    """
+
+    volatility: Tensor = field(default_factory=lambda: scalar(1.0))
+    cost: Tensor = field(default_factory=lambda: scalar(1.0))
+    enter: Tensor = field(default_factory=lambda: scalar(1.0))
+    """Rate of jumps into the stressed regime, per day."""
+    leave: Tensor = field(default_factory=lambda: scalar(1.0))
+    """Rate of jumps out of it, per day."""
+
+    def __post_init__(self) -> None:
+        for name in ("volatility", "cost", "enter", "leave"):
+            value: Tensor = getattr(self, name)
+            _require(f"Regimes.{name}", value, value > 0, "> 0")
+
+    @property
+    def present(self) -> bool:
+        """Whether the regimes differ anywhere."""
+        return bool(((self.volatility != 1) | (self.cost != 1)).any())
+
+    @property
+    def stressed_share(self) -> Tensor:
+        """Share of time spent in the stressed regime."""
+        return self.enter / (self.enter + self.leave)
+
+    def jump(self, dt: float) -> tuple[Tensor, Tensor]:
+        """Chances of being stressed after ``dt`` days, from calm and from stressed."""
+        kept = torch.exp(-(self.enter + self.leave) * dt)
+        return self.stressed_share * (1 - kept), self.stressed_share * (1 - kept) + kept
+
+
+@dataclass(frozen=True)
 class Market:
-    """One market condition, or one per path: variance, impact, liquidity and drift."""
+    """One market condition, or one per path: variance, impact, liquidity, drift and regimes.
+
+    Raises ValueError for a negative ``drift_sd``.
+    """
 
     heston: Heston
     impact: Impact = field(default_factory=Impact)
     liquidity: Liquidity = field(default_factory=Liquidity)
     drift: Tensor = field(default_factory=lambda: scalar(0.0))
-    """Expected price change, bps per day."""
+    """Expected price change that traders are told of, bps per day."""
+    drift_sd: Tensor = field(default_factory=lambda: scalar(0.0))
+    """Standard deviation around it of the day's actual drift, which nobody is told, bps per day."""
+    regimes: Regimes = field(default_factory=Regimes)
+
+    def __post_init__(self) -> None:
+        _require("Market.drift_sd", self.drift_sd, self.drift_sd >= 0, ">= 0")
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """What a flat schedule of an order of ``size`` ADV pays in an average bucket, bps."""
@@ -192,7 +242,7 @@ def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
         f.name: map_tensors(fn, getattr(first, f.name), *(getattr(r, f.name) for r in rest))
         for f in dataclasses.fields(first)
     }
-    return dataclasses.replace(first, **changes)  # type: ignore[type-var]
+    return replace(first, **changes)  # type: ignore[type-var]
 
 
 def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Market, Order]:
@@ -275,3 +325,79 @@ def urgency(market: Market, order: Order) -> Tensor:
     """
     flat_cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
     return order.risk_aversion * 1e8 * market.heston.theta / flat_cost
+
+
+@dataclass(frozen=True)
+class PreTrade:
+    """What is worked out from the estimates before the open, shaped like their fields."""
+
+    cost_bps: Tensor
+    """Expected temporary cost of an even pace."""
+    urgency: Tensor
+    """:func:`urgency`."""
+    stakes: Tensor
+    """About what a good policy gains over TWAP, as a multiple of the cost.
+
+    Quadratic in what pulls a schedule off an even pace, urgency less drift, and in variance, depth, volume
+    and hidden drift to react to.
+    """
+
+    @classmethod
+    def of(cls, market: Market, order: Order) -> "PreTrade":
+        """The figures of an order in its market."""
+        cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+        ratio = urgency(market, order)
+        drift = order.side * market.drift / cost
+        # Where the two cancel on average, they still pull at different times.
+        pull = torch.sqrt((ratio - drift).square() + 0.1 * torch.minimum(ratio, drift.abs()).square())
+        stakes = (
+            0.04 * pull.square() / (1 + 0.1 * pull)
+            + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
+            + 0.3 * market.liquidity.depth_sd.square()
+            + 0.044 * market.liquidity.profile_amplitude.square()
+            + 0.002 * (market.drift_sd / cost).square()
+        )
+        return cls(cost, ratio, stakes)
+
+
+def posterior_drift(market: Market, order: Order, return_bps: Tensor, elapsed: float) -> Tensor:
+    """Mean of the drift in the order's favour, bps per day, given the return after ``elapsed`` days.
+
+    The prior is normal, of mean ``drift`` and standard deviation ``drift_sd``, and the return normal of
+    variance theta a day, so the filter is that of Kalman and Bucy (1961); known drift stays what it is.
+    """
+    signal = market.drift_sd.square() / (1e8 * market.heston.theta)
+    return (order.side * market.drift + signal * return_bps) / (1 + signal * elapsed)
+
+
+def averaged(market: Market) -> Market:
+    """The market of moving depth that is closest to one with regimes: what those believe who see none.
+
+    Mean and coefficient of variation of variance, expected temporary impact, permanent impact, and the
+    spread of log depth are those over both regimes; what reverts at two paces reverts at their average,
+    weighted by what moves at each. A market without regimes stays what it is.
+    """
+    regimes, heston, impact, liquidity = market.regimes, market.heston, market.impact, market.liquidity
+    share, pace = regimes.stressed_share, regimes.enter + regimes.leave
+
+    def mean(of_stressed: Tensor) -> Tensor:
+        return 1 - share + share * of_stressed
+
+    raised = mean(regimes.volatility**2)
+    spread = mean(regimes.volatility**4) / raised**2
+    cv = torch.sqrt((1 + heston.cv**2) * spread - 1)
+    kappa = heston.kappa + (spread - 1) / cv**2 * (pace - heston.kappa)
+    jumps = share * (1 - share) * (regimes.cost.log() / impact.beta).square()
+    depth_sd = torch.sqrt(liquidity.depth_sd**2 + jumps)
+    reversion = liquidity.depth_reversion
+    reversion = reversion + jumps / depth_sd.square().clamp_min(1e-12) * (pace - reversion)
+    believed = replace(
+        market,
+        heston=replace(heston, theta=heston.theta * raised, cv=cv, kappa=kappa),
+        impact=replace(impact, gamma=impact.gamma / raised.sqrt()),
+        liquidity=replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion),
+        regimes=Regimes(),
+    )
+    swollen = expected_depth_cost(believed) / expected_depth_cost(market)
+    illiquidity = liquidity.illiquidity * mean(regimes.cost) / raised.sqrt() / swollen
+    return replace(believed, liquidity=replace(believed.liquidity, illiquidity=illiquidity))

@@ -8,12 +8,12 @@ import torch
 __all__ = ["generator"]
 
 
-def generator(seed: int, *stream: str | int) -> torch.Generator:
-    """A torch generator for one named stream of ``seed``, independent of every other name.
+def generator(seed: int, *stream: str | int, device: str = "cpu") -> torch.Generator:
+    """A torch generator on ``device`` for one named stream of ``seed``, independent of every other name.
 
     ``generator(7, "test", "calm/normal", 3)`` and ``generator(7, "train")`` share no state: the name
     spawns a child of numpy's SeedSequence, whose hash separates the streams.
     """
     key = tuple(zlib.crc32(str(part).encode()) for part in stream)
     state = np.random.SeedSequence(seed, spawn_key=key).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed((int(state[0]) << 31) ^ int(state[1]))
+    return torch.Generator(device).manual_seed((int(state[0]) << 31) ^ int(state[1]))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
-from flowoe_lib.features import features
+from flowoe_lib.execution import Execution, Observation, Policy, execute
+from flowoe_lib.features import features, fraction_of_action
 from flowoe_lib.flow import EndpointField, Learned, interpolate
-from flowoe_lib.market import Market, Order, urgency
+from flowoe_lib.market import Market, Order, PreTrade
+from flowoe_lib.perception import regimes_as_depth
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 from flowoe_lib.simulator import simulate
@@ -39,26 +40,16 @@ class RefiningPolicy:
         with torch.no_grad():
             own = self.field(noise, torch.zeros_like(t), encoded)
         endpoint = self.field(interpolate(noise, own, t), t, encoded)
-        return fraction_of_score(endpoint, seen.n_buckets - seen.k)
+        return fraction_of_action(seen, endpoint)
 
 
 def utility_scale(market: Market, order: Order) -> Tensor:
-    """What a unit of loss is worth in each condition, bps: decides which conditions are learned well.
+    """What a unit of loss is worth in each condition, bps: about what a good policy can gain there.
 
-    About the bps that a good policy can win there: the Almgren-Chriss cost C kappa coth kappa times a
-    gain g that grows with urgency (variance to react to), with random depth and with the volume
-    profile, capped so that urgent orders do not drown the rest.
+    So small gains count as much as large ones, and every condition is learned at the same pace.
     """
-    ratio = urgency(market, order)
-    root = ratio.sqrt().clamp_min(1e-3)
-    cost = market.temporary_cost_bps(order.size) * root / torch.tanh(root)
-    gain = (
-        0.05 * ratio.square() / (1 + 0.5 * ratio)
-        + 0.3 * market.liquidity.depth_sd.square()
-        + 0.044 * market.liquidity.profile_amplitude.square()
-        + 0.002
-    )
-    return cost * gain / (1 + gain / 0.08)
+    plan = PreTrade.of(market, order)
+    return plan.cost_bps * plan.stakes.clamp_min(1e-6)
 
 
 def refine(
@@ -71,6 +62,7 @@ def refine(
     learning_rate: float = 2e-2,
     acting: Callable[[EndpointField, Tensor], Policy] = RefiningPolicy,
     earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
+    device: str = "cpu",
 ) -> Learned:
     """A field refined from ``start`` on fresh paths of random conditions.
 
@@ -79,20 +71,22 @@ def refine(
     "gradient", its norm before clipping.
 
     Adam under a one-cycle rate, gradients clipped to norm 1, a quarter of the decisions uncorrupted.
+    Days are simulated and the field is trained on ``device``; it comes back on the CPU.
     """
-    field = copy.deepcopy(start)
-    draws = generator(seed, "refinement")
+    field = copy.deepcopy(start).to(device)
+    draws = generator(seed, "refinement", device=device)
     optimiser = torch.optim.Adam(field.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, total_steps=iterations, pct_start=0.1, final_div_factor=50
+        optimiser, learning_rate, total_steps=iterations, pct_start=0.11, final_div_factor=50
     )
     utilities, norms = [], []
     for _ in range(iterations):
         market, order = conditions.draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
-        times = (torch.rand(n_buckets, paths, generator=draws) - 0.25).clamp_min(0) / 0.75
-        done = execute(acting(field, times), market_paths, market, order, draws)
-        utility = (earned(done, order) / utility_scale(market, order)).mean()
+        times = (torch.rand(n_buckets, paths, generator=draws, device=device) - 0.25).clamp_min(0) / 0.75
+        known = regimes_as_depth(market_paths, market, draws)
+        done = execute(acting(field, times), market_paths, market, order, draws, known)
+        utility = (earned(done, order) / utility_scale(known.market, order)).mean()
         optimiser.zero_grad()
         (-utility).backward()
         norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)
@@ -100,4 +94,4 @@ def refine(
         schedule.step()
         utilities.append(utility.item())
         norms.append(norm.item())
-    return Learned(field, {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)})
+    return Learned(field.cpu(), {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)})

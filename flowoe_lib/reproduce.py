@@ -24,10 +24,12 @@ from flowoe_lib.artifacts import SOURCES, atomic_write, sha256
 from flowoe_lib.workspace import PROFILES, Workspace
 
 __all__ = [
+    "AHEAD",
     "ReproductionError",
     "Task",
     "done",
     "main",
+    "notebooks_in_order",
     "plan",
     "publish",
     "published",
@@ -36,6 +38,11 @@ __all__ = [
     "sweep",
     "update_readme",
 ]
+
+AHEAD = {"07_dynamic_markets": "05"}
+"""The result tables sum up the worlds too, so these are run right before them."""
+PROGRESS = "application/vnd.jupyter.widget-view+json"
+"""Kind of output that a progress bar leaves, and that nobody can read later."""
 
 
 class ReproductionError(Exception):
@@ -80,10 +87,15 @@ def _defined(notebook: Mapping[str, Any], path: Path) -> set[str]:
     return {n.id for n in names if isinstance(n.ctx, ast.Store)}
 
 
+def notebooks_in_order(folder: Path) -> list[Path]:
+    """By number, except for those in ``AHEAD``."""
+    return sorted(folder.glob("0[0-9]_*.ipynb"), key=lambda path: AHEAD.get(path.stem, path.name))
+
+
 def plan(workspace: Workspace) -> list[Task]:
     """The tasks of a run in order; each digest covers the one before. Raises ReproductionError."""
     folder = workspace.root / "notebooks"
-    notebooks = sorted(folder.glob("0[0-9]_*.ipynb"))
+    notebooks = notebooks_in_order(folder)
     if not notebooks:
         raise ReproductionError(f"no notebooks in {folder}")
     quick = json.loads((folder / "quick.json").read_text()) if workspace.profile == "quick" else {}
@@ -91,8 +103,11 @@ def plan(workspace: Workspace) -> list[Task]:
     tasks: list[Task] = []
     for path in notebooks:
         content = json.loads(path.read_text(encoding="utf-8"))
+        defined = _defined(content, path)
         parameters = {"PROFILE": workspace.profile} | quick.get(path.stem, {})
-        if unknown := sorted(set(parameters) - _defined(content, path)):
+        if "DEVICE" in defined and workspace.device != "cpu":
+            parameters["DEVICE"] = workspace.device
+        if unknown := sorted(set(parameters) - defined):
             raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
         cells = [[c["cell_type"], _source(c)] for c in content["cells"]]
         upstream = tasks[-1].digest if tasks else ""
@@ -162,7 +177,7 @@ def run(task: Task, workspace: Workspace) -> dict[str, Any]:
 
 
 def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """An executed notebook without papermill's traces, its cells counted as if run by hand."""
+    """An executed notebook without papermill's traces and progress bars, its cells counted as by hand."""
     metadata = {k: v for k, v in notebook["metadata"].items() if k != "papermill"}
     cells, count = [], 0
     for cell in notebook["cells"]:
@@ -174,7 +189,8 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
         if clean.get("execution_count") is not None:
             count += 1
             counter = {"execution_count": count}
-            outputs = [o | counter if "execution_count" in o else o for o in cell["outputs"]]
+            lasting = [o for o in cell["outputs"] if PROGRESS not in o.get("data", {})]
+            outputs = [o | counter if "execution_count" in o else o for o in lasting]
             clean |= counter | {"outputs": outputs}
         cells.append(clean)
     return dict(notebook) | {"metadata": metadata, "cells": cells}
@@ -228,6 +244,21 @@ def reproduce(workspace: Workspace) -> list[Task]:
     return tasks
 
 
+def checked_device(name: str) -> str:
+    """``name``, if torch can compute there. Raises ReproductionError naming what there is."""
+    if name == "cpu":
+        return name
+    import torch
+
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name not in there:
+        raise ReproductionError(
+            f"DEVICE = {name!r}: must be one of what this machine has, {', '.join(there)}"
+        )
+    return name
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if everything is up to date in the end, 1 if a notebook failed."""
     parser = argparse.ArgumentParser(prog="python -m flowoe_lib.reproduce", description="Run the notebooks.")
@@ -235,13 +266,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--publish", action="store_true", help="then replace notebooks/ by the executed copies (full only)"
     )
+    parser.add_argument("--device", default="cpu", help="where policies are refined: cpu, cuda or cuda:N")
+    parser.add_argument("--list", action="store_true", help="only print the notebooks in order")
     options = parser.parse_args(arguments)
+    if options.list:
+        root = Workspace.open(options.profile).root
+        sys.stdout.writelines(f"{p.relative_to(root)}\n" for p in notebooks_in_order(root / "notebooks"))
+        return 0
     if options.publish and options.profile != "full":
         parser.error("--publish needs --profile full: the committed notebooks hold the full results")
     # Kernels must be those of this interpreter, whatever else the user has registered.
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
     try:
-        workspace = Workspace.open(options.profile)
+        workspace = Workspace.open(options.profile, checked_device(options.device))
         os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
         tasks = reproduce(workspace)
         if options.profile == "full":

@@ -11,8 +11,9 @@ from flowoe_lib.gym import Reward, advantage_over_twap, controlled_utility, real
 from flowoe_lib.market import Condition
 from flowoe_lib.scorecard import captures
 from flowoe_lib.sweep import sweep
+from flowoe_lib.worlds import World
 
-__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_runs"]
+__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_runs", "world_runs"]
 
 MAIN = "PPO"
 """Label of the method and reward that make the experts."""
@@ -48,6 +49,11 @@ def grid_runs(
         Run("PPO, realised P&L and risk as reward", train_ppo, realised_utility, hard, seeds[0], steps),
         Run("SAC", train_sac, advantage_over_twap, hard, seeds[0], max(steps // 10, 10_000)),
     ]
+
+
+def world_runs(worlds: Sequence[World], steps: int) -> list[Run]:
+    """An expert for each condition of the worlds, of the main method and reward."""
+    return [Run(MAIN, train_ppo, advantage_over_twap, c, 0, steps) for w in worlds for c in w.conditions]
 
 
 def _train(run: Run, n_buckets: int) -> list[Snapshot]:

@@ -5,7 +5,7 @@ term of P&L; standard deviation and CVaR are those of the whole P&L. Intervals a
 the mean over independent paths.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from flowoe_lib.execution import Observation, Policy, execute
 from flowoe_lib.experts.schedules import twap
-from flowoe_lib.market import Condition, volume_profile
+from flowoe_lib.market import Condition, PreTrade, volume_profile
 from flowoe_lib.oracle import capture_interval, solve
+from flowoe_lib.perception import Perceive, exact
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
@@ -87,6 +88,8 @@ class Entry:
     training_seed: int | None = None
     n_paths: int | None = None
     """Number of test paths, if fewer than all."""
+    perceive: Perceive = exact
+    """What it sees of the market where it is one of the informed."""
 
 
 def market_days(
@@ -104,17 +107,23 @@ def evaluate(
     n_buckets: int,
     seed: int,
     stream: str,
+    perceive: Perceive = exact,
 ) -> dict[str, Outcome]:
-    """Run policies, each on the first so many paths of one set, a chunk at a time."""
+    """Run policies, each on the first so many paths of one set, a chunk at a time.
+
+    ``perceive`` is what they all see of the market; the paths do not depend on it.
+    """
     parts: dict[str, list[Outcome]] = {key: [] for key in policies}
     longest = max(n for _, n in policies.values())
     done = 0
     with torch.no_grad():
         for chunk, paths in enumerate(market_days(condition, longest, n_buckets, seed, stream)):
+            errors = generator(seed, stream, "perception", condition.world, condition.name, chunk)
+            known = perceive(paths, condition.market, errors)
             for key, (policy, n_paths) in policies.items():
                 if done < n_paths:
                     noise = generator(seed, stream, "policy noise", condition.world, condition.name, chunk)
-                    e = execute(policy, paths, condition.market, condition.order, noise)
+                    e = execute(policy, paths, condition.market, condition.order, noise, known)
                     utility = e.utility_bps(condition.order)
                     left = e.inventory[-1].abs().max().item()
                     outcome = Outcome(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
@@ -166,12 +175,16 @@ def compare(a: Outcome, b: Outcome) -> dict[str, float]:
 
 
 def best_expert(
-    experts: Mapping[str, Policy], condition: Condition, n_paths: int, n_buckets: int, seed: int
+    experts: Mapping[str, Policy],
+    condition: Condition,
+    n_paths: int,
+    n_buckets: int,
+    seed: int,
+    perceive: Perceive = exact,
 ) -> str:
-    """Name of the expert with the highest utility on validation paths, which nothing else uses."""
-    outcomes = evaluate(
-        {k: (p, n_paths) for k, p in experts.items()}, condition, n_buckets, seed, "validation"
-    )
+    """Name of the expert with the highest utility on validation paths, on which nothing is scored."""
+    runs = {k: (p, n_paths) for k, p in experts.items()}
+    outcomes = evaluate(runs, condition, n_buckets, seed, "validation", perceive)
     return max(outcomes, key=lambda name: outcomes[name].utility.mean().item())
 
 
@@ -183,20 +196,33 @@ def score_condition(
     n_validation: int,
     n_buckets: int,
     seed: int,
+    perceive: Perceive = exact,
+    informed: Sequence[Entry] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Scores of one condition: rows of the scorecard, paired comparisons, integrity checks.
 
     The scorecard has the columns ``COLUMNS``; ``vs_best_expert`` is the paired utility difference to
     the expert that was best on validation paths; ``capture`` is the share of the way from TWAP (an
-    expert that must be there) to the oracle, which is solved here. Comparisons hold a row for each
-    contender and each reference: every expert, and the one-step imitation of the contender's own seed.
+    expert that must be there) to the oracle. Comparisons hold a row for each contender and each
+    reference: every expert, and the one-step imitation of the contender's own seed.
+
+    Experts and contenders see what ``perceive`` gives. The ``informed``, yardsticks that see all, run on
+    the same paths; the oracle is solved here unless it is among them.
     """
-    oracle = Entry(solve(condition.market, condition.order, n_buckets), "oracle")
-    best = best_expert(experts, condition, n_validation, n_buckets, seed)
-    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders + [oracle]
-    keyed = {f"{e.name}/{e.solver_steps}/{e.training_seed}": e for e in entries}
+    if "oracle" not in {e.name for e in informed}:
+        informed = [*informed, Entry(solve(condition.market, condition.order, n_buckets), "oracle")]
+    best = best_expert(experts, condition, n_validation, n_buckets, seed, perceive)
+    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders
+    keyed, knowing = (
+        {f"{e.name}/{e.solver_steps}/{e.training_seed}": e for e in group} for group in (entries, informed)
+    )
     runs = {key: (e.policy, e.n_paths or n_paths) for key, e in keyed.items()}
-    outcomes = evaluate(runs, condition, n_buckets, seed, "test")
+    outcomes = evaluate(runs, condition, n_buckets, seed, "test", perceive)
+    for key, entry in knowing.items():
+        alone = {key: (entry.policy, n_paths)}
+        o = evaluate(alone, condition, n_buckets, seed, "test", entry.perceive)[key]
+        outcomes[key] = o.head(entry.n_paths or n_paths)
+    keyed |= knowing
     by_expert = {name: outcomes[f"{name}/None/None"] for name in experts}
     market, order = condition.market, condition.order
     where = {
@@ -237,7 +263,7 @@ def score_condition(
         )
         label = {"world": condition.world, "condition": condition.name}
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
-        if entry in contenders:
+        if any(entry is contender for contender in contenders):
             imitation = f"flow_imitation/1/{entry.training_seed}"
             references = by_expert | (
                 {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
@@ -302,6 +328,7 @@ def reactions(
         volume=volume_profile(market.liquidity.profile_amplitude, n_buckets).reshape(n_buckets, 1),
         market=market,
         order=condition.order,
+        pre_trade=PreTrade.of(market, condition.order),
     )
     with torch.no_grad():
         fractions = {name: policy(seen, zeros) for name, policy in policies.items()}

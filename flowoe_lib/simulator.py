@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowoe_lib.market import BPS, Heston, Market, volume_profile
+from flowoe_lib.market import BPS, Heston, Market, Regimes, volume_profile
 
 __all__ = ["MarketPaths", "VarianceStep", "qe_variance_step", "simulate"]
 
@@ -27,7 +27,10 @@ class MarketPaths:
     martingale_bps: Tensor
     """Unpredictable price change over each bucket, [N, paths]."""
     drift_bps: Tensor
-    """Expected price change over each bucket, broadcastable to [N, paths]."""
+    """Price change over each bucket expected at its start, broadcastable to [N, paths].
+
+    Where the drift is hidden, by whoever has seen variance and price so far.
+    """
     variance: Tensor
     """V per day at the start of each bucket, [N, paths]."""
     integrated_variance: Tensor
@@ -35,9 +38,11 @@ class MarketPaths:
     expected_variance: Tensor
     """E[int V ds] over each bucket given the variance at its start, [N, paths]."""
     log_depth: Tensor
-    """l at the start of each bucket, broadcastable to [N, paths]."""
+    """l at the start of each bucket, less what a stressed regime takes, broadcastable to [N, paths]."""
     volume: Tensor
     """Volume profile u_k, mean one over the day, broadcastable to [N, paths]."""
+    day_drift_bps: Tensor
+    """The day's actual drift, bps per day, [paths]."""
 
     @property
     def n_buckets(self) -> int:
@@ -110,25 +115,27 @@ def qe_variance_step(mean: Tensor, spread: Tensor, normal: Tensor) -> Tensor:
 def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Generator) -> MarketPaths:
     """Draw ``n_paths`` days in ``n_buckets`` buckets, from the stationary law of variance and depth.
 
-    ``market`` has fields of shape [] or [n_paths]. The price increment over a bucket is
-    1e4 (rho (V' - m)(1 + kappa dt / 2) / xi + sqrt((1 - rho^2) IV) Z) with IV = E[IV | V] +
-    (V' - m) dt / 2, a martingale given V whatever the step. Raises ValueError where a count is not positive.
+    ``market`` has fields of shape [] or [n_paths]; all is drawn on the generator's device. The price
+    increment over a bucket is 1e4 (rho (V' - m)(1 + kappa dt / 2) / xi + sqrt((1 - rho^2) IV) Z) with
+    IV = E[IV | V] + (V' - m) dt / 2, a martingale given V whatever the step. A hidden drift is told apart
+    from it as its posterior mean given variance and price so far: what is left is a martingale to
+    everybody. Raises ValueError where a count is not positive.
     """
     for name, count in (("n_paths", n_paths), ("n_buckets", n_buckets)):
         if count < 1:
             raise ValueError(f"{name} = {count}: must be at least 1")
     heston, liquidity = market.heston, market.liquidity
-    device = heston.theta.device
+    device = generator.device
     dt = 1 / n_buckets
 
-    shape = (1 / heston.cv**2).double().cpu().expand(n_paths).contiguous()
+    shape = (1 / heston.cv**2).double().to(device).expand(n_paths).contiguous()
     step = VarianceStep.over(heston, dt)
     leverage = BPS * heston.rho * (1 + heston.kappa * dt / 2) / heston.xi
     diffusion = BPS * torch.sqrt(1 - heston.rho**2)
     # One block, which the allocator keeps for the next call; four would be mapped afresh every time.
     rows = torch.empty(4, n_buckets, n_paths, device=device, dtype=heston.theta.dtype)
     variance, expected, integrated, martingale = rows
-    state = torch._standard_gamma(shape, generator=generator).to(heston.theta) * heston.theta * heston.cv**2
+    state = torch._standard_gamma(shape, generator=generator).to(rows.dtype) * heston.theta * heston.cv**2
     normal = torch.empty_like(state)
     for v, ev, iv, move in zip(variance, expected, integrated, martingale, strict=True):
         v.copy_(state)
@@ -137,7 +144,7 @@ def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Gene
         surprise = state - mean
         ev.copy_(step.integral(v))
         torch.add(ev, surprise, alpha=dt / 2, out=iv).clamp_(min=0)
-        move.normal_(generator=generator).mul_(diffusion).mul_(iv.sqrt()).addcmul_(leverage, surprise)
+        move.normal_(generator=generator).mul_(diffusion).mul_(iv.sqrt()).addcmul_(surprise, leverage)
 
     depth = torch.zeros(n_buckets, 1, device=device, dtype=heston.theta.dtype)
     if bool((liquidity.depth_sd > 0).any()):
@@ -147,15 +154,47 @@ def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Gene
         level = torch.empty_like(normal).normal_(generator=generator)
         for row in depth:
             torch.mul(level, liquidity.depth_sd, out=row)
-            level.mul_(decay).addcmul_(renewal, normal.normal_(generator=generator))
-    profile = volume_profile(liquidity.profile_amplitude, n_buckets)
+            level.mul_(decay).addcmul_(normal.normal_(generator=generator), renewal)
+    raised = torch.ones((), device=device)
+    if market.regimes.present:
+        stressed = _regime_paths(market.regimes, n_paths, n_buckets, generator)
+        raised = torch.where(stressed, market.regimes.volatility, 1)
+        martingale.mul_(raised)
+        for moment in (variance, expected, integrated):
+            moment.mul_(raised.square())
+        depth = depth - torch.where(stressed, market.regimes.cost, 1).log() / market.impact.beta
+    drift = market.drift.to(device).expand(n_paths)
+    foreseen = (drift * dt)[None]
+    if bool((market.drift_sd > 0).any()):
+        drift = drift + market.drift_sd * torch.empty_like(state).normal_(generator=generator)
+        # What a bucket's variance leaves open of its return; the rest was news of variance alone.
+        noise = martingale - leverage * (integrated - expected) * (2 / dt) / raised
+        spread = (diffusion.square() * integrated).clamp_min(1e-6)
+        told = (dt * (noise + drift * dt - foreseen) / spread).cumsum(0).roll(1, 0)
+        weight = (dt**2 / spread).cumsum(0).roll(1, 0)
+        told[0] = weight[0] = 0
+        signal = market.drift_sd.square()
+        foreseen = foreseen + dt * signal * told / (1 + signal * weight)
+        martingale.add_(drift * dt - foreseen)
+    profile = volume_profile(liquidity.profile_amplitude.to(device), n_buckets)
     return MarketPaths(
         dt=dt,
         martingale_bps=martingale,
-        drift_bps=(market.drift * dt).expand(1, n_paths),
+        drift_bps=foreseen,
         variance=variance,
         integrated_variance=integrated,
         expected_variance=expected,
         log_depth=depth,
         volume=profile.reshape(n_buckets, -1),
+        day_drift_bps=drift,
     )
+
+
+def _regime_paths(regimes: Regimes, n_paths: int, n_buckets: int, generator: torch.Generator) -> Tensor:
+    """Whether each bucket is stressed, [N, paths]; the chain jumps between buckets only."""
+    chance = torch.rand(n_buckets, n_paths, generator=generator, device=generator.device)
+    from_calm, from_stressed = regimes.jump(1 / n_buckets)
+    rows = [chance[0] < regimes.stressed_share]
+    for row in chance[1:]:
+        rows.append(row < torch.where(rows[-1], from_stressed, from_calm))
+    return torch.stack(rows)

@@ -18,9 +18,11 @@ class Workspace:
 
     root: Path
     profile: str
+    device: str = "cpu"
+    """Where policies are refined."""
 
     @classmethod
-    def open(cls, profile: str) -> "Workspace":
+    def open(cls, profile: str, device: str = "cpu") -> "Workspace":
         """The workspace of the checkout around the working directory, its folders made.
 
         Raises ValueError for an unknown profile, FileNotFoundError outside a checkout.
@@ -31,7 +33,7 @@ class Workspace:
         root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), None)
         if root is None:
             raise FileNotFoundError(f"no pyproject.toml in {here} or above: run inside the checkout")
-        workspace = cls(root, profile)
+        workspace = cls(root, profile, device)
         for folder in (workspace.store.root, workspace.figures, workspace.cache, workspace.build):
             folder.mkdir(parents=True, exist_ok=True)
         return workspace

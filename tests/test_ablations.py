@@ -21,6 +21,7 @@ from flowoe_lib.ablations import (
 from flowoe_lib.execution import Observation, execute
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.experts.schedules import twap
+from flowoe_lib.features import FEATURES
 from flowoe_lib.flow import EndpointField, FlowPolicy
 from flowoe_lib.imitation import demonstrate
 from flowoe_lib.market import Condition, Heston, Market, Order, scalar
@@ -36,12 +37,16 @@ CONDITION = Condition(
     Market(Heston(scalar(1.6e-3), scalar(2.0), scalar(1.3), scalar(-0.8))),
     Order(scalar(0.1), scalar(5e-4)),
 )
-RANGE = TrainingRange(kappa=2.0, rho=-0.8)
+RANGE = TrainingRange(kappa=(2.0, 2.0), rho=-0.8)
 
 
 def samples(n: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     g = generator(1, "samples")
-    return torch.randn(n, 12, generator=g), *torch.randn(2, n, generator=g), torch.rand(n, generator=g)
+    return (
+        torch.randn(n, len(FEATURES), generator=g),
+        *torch.randn(2, n, generator=g),
+        torch.rand(n, generator=g),
+    )
 
 
 def test_velocity_matching_is_the_squared_velocity_error() -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from flowoe_lib.claims import judge, pooled, verdict, wins
+from flowoe_lib.claims import across_worlds, judge, judge_worlds, pooled, verdict, wins
 
 
 def comparison(
@@ -70,3 +70,52 @@ def test_claims_follow_the_comparisons() -> None:
 
 def test_the_refining_loss_gets_no_credit_where_imitation_wins_alone() -> None:
     assert judged(gain=1.0, imitation_gain=0.5, std=-1.0)["5"] == "does not hold"
+
+
+def in_world(world: str, gains: dict[str, float], std: float) -> pd.DataFrame:
+    """Two conditions, the gain over each reference, the last of which is the best expert."""
+    rows = [
+        comparison(c, r, gain, std, r == list(gains)[-1])
+        | {"world": world, "solver_steps": 1, "training_seed": 0}
+        for c in ("a", "b")
+        for r, gain in gains.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_worlds_are_summed_up_one_by_one() -> None:
+    references = {"twap": 1.0, "almgren_chriss": 1.0, "static_optimal": 1.0}
+    good, mixed = in_world("good", references, -1.0), in_world("mixed", references | {"rl": -1.0}, 1.0)
+    scorecard = pd.DataFrame(
+        [
+            {"world": w, "policy": p, "solver_steps": k, "training_seed": s, "capture": c}
+            for w in ("good", "mixed")
+            for p, k, s, c in (
+                ("flow_refined", 1, 0, 0.9),
+                ("flow_refined", 1, 0, 0.7),
+                ("flow_refined", 8, 0, 0.1),
+                ("flow_refined", 1, 1, 0.2),
+                ("oracle", None, None, 1.0),
+            )
+        ]
+    )
+    table = across_worlds(pd.concat([good, mixed]), scorecard).set_index("world")
+    assert list(table.loc["good", ["conditions", "beats_all", "dominates_twap"]]) == [2, 2, 2]
+    assert list(table.loc["mixed", ["conditions", "beats_all", "dominates_static_optimal"]]) == [2, 0, 0]
+    assert table.loc["good", "capture_mean"] == pytest.approx(0.8)
+    assert table.loc["good", "capture_worst"] == pytest.approx(0.7)
+    assert table.loc["mixed", "gain_share"] == pytest.approx(-0.1)
+
+    verdicts = judge_worlds(table.reset_index(), {"twap": 2, "static_optimal": 1}, 2)
+    assert verdicts["verdict"].tolist() == ["holds in part", "holds in part"]
+    assert "good 2/2, mixed 0/2" in verdicts["evidence"][1]
+    only = judge_worlds(table.loc[["good"]].reset_index(), {"twap": 2}, 2)
+    assert only["verdict"].tolist() == ["holds in part", "holds"]
+
+
+def test_a_blind_optimum_is_a_reference_but_no_expert() -> None:
+    experts = in_world("hidden", {"twap": 1.0, "static_optimal": 1.0, "almgren_chriss": 1.0}, 0.0)
+    blind = in_world("hidden", {"blind_optimum": -1.0}, 0.0).assign(is_best_expert=False)
+    rows = pd.concat([experts, blind])
+    scorecard = pd.DataFrame(columns=["world", "policy", "solver_steps", "training_seed", "capture"])
+    assert across_worlds(rows, scorecard)["beats_all"].tolist() == [2]

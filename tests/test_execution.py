@@ -34,6 +34,7 @@ from flowoe_lib.market import (
     round_trip_cost,
     scalar,
 )
+from flowoe_lib.perception import Perception
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
@@ -64,7 +65,7 @@ def still(n_buckets: int) -> MarketPaths:
     """One day on which nothing happens."""
     quiet = torch.zeros(n_buckets, 1)
     flat = quiet + THETA / n_buckets
-    return MarketPaths(1 / n_buckets, quiet, quiet, quiet + THETA, flat, flat, quiet, quiet + 1)
+    return MarketPaths(1 / n_buckets, quiet, quiet, quiet + THETA, flat, flat, quiet, quiet + 1, quiet[0])
 
 
 def scattered(seen: Observation, noise: Tensor) -> Tensor:
@@ -137,14 +138,21 @@ def test_concave_permanent_impact_depends_on_the_schedule() -> None:
 
 def test_buy_is_a_mirrored_sell() -> None:
     field = EndpointField(generator(2, "init"))
-    for policy in (twap, replanned, scattered, FlowPolicy(field, 2)):
-        paths = simulate(RICH, 64, N, generator(1, "test"))
+    # A drift of which traders are told half, and find the rest in the price.
+    rising = dataclasses.replace(RICH, drift_sd=scalar(30.0))
+    falling = dataclasses.replace(rising, drift=-rising.drift)
+    buy = dataclasses.replace(ORDER, side=scalar(-1.0))
+    policies: list[tuple[Policy, Policy]] = [
+        (p, p) for p in (twap, replanned, scattered, FlowPolicy(field, 2))
+    ]
+    policies += [(plan(rising, ORDER, N), plan(falling, buy, N)) for plan in (almgren_chriss, static_optimal)]
+    for seller, buyer in policies:
+        paths = simulate(rising, 64, N, generator(1, "test"))
         mirrored = dataclasses.replace(
             paths, martingale_bps=-paths.martingale_bps, drift_bps=-paths.drift_bps
         )
-        sell = execute(policy, paths, RICH, ORDER, generator(1, "policy"))
-        buy = dataclasses.replace(ORDER, side=scalar(-1.0))
-        bought = execute(policy, mirrored, RICH, buy, generator(1, "policy"))
+        sell = execute(seller, paths, rising, ORDER, generator(1, "policy"))
+        bought = execute(buyer, mirrored, falling, buy, generator(1, "policy"))
         for f in dataclasses.fields(Execution):
             torch.testing.assert_close(getattr(bought, f.name), getattr(sell, f.name), rtol=0, atol=0)
     # The same day is good for one and bad for the other.
@@ -209,10 +217,17 @@ def test_observation_is_the_past_of_the_path() -> None:
 def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
     believed = Market(HESTON, liquidity=Liquidity(illiquidity=scalar(4.0)))
     watch, paths = Recorded(twap), simulate(RICH, 8, N, generator(1, "test"))
-    done = execute(watch, paths, RICH, ORDER, generator(1, "policy"), believed=believed)
+    known = Perception(believed, 2 * paths.variance, paths.log_depth + 1)
+    done = execute(watch, paths, RICH, ORDER, generator(1, "policy"), known)
     assert all(seen.market is believed for seen in watch.seen)
+    assert all(torch.equal(seen.variance, known.variance[seen.k]) for seen in watch.seen)
+    assert all(torch.equal(seen.log_depth, known.log_depth[seen.k]) for seen in watch.seen)
     truth = execute(twap, paths, RICH, ORDER, generator(1, "policy"))
     assert torch.equal(done.temporary_bps, truth.temporary_bps)
+
+
+# Where the drift is hidden, learned policies read it off the price.
+LEARNING = dataclasses.replace(RICH, drift_sd=scalar(90.0))
 
 
 def other_future(paths: MarketPaths, k: int) -> MarketPaths:
@@ -222,7 +237,8 @@ def other_future(paths: MarketPaths, k: int) -> MarketPaths:
     def splice(name: str, known: int) -> Tensor:
         return torch.cat((getattr(paths, name)[:known], getattr(other, name)[known:]))
 
-    drift = torch.cat((paths.drift_bps.expand(k, -1), 5 - paths.drift_bps.expand(N - k, -1)))
+    drift = paths.drift_bps.expand(N, -1)
+    drift = torch.cat((drift[:k], 5 - drift[k:]))
     return dataclasses.replace(
         paths,
         drift_bps=drift,
@@ -234,10 +250,10 @@ def other_future(paths: MarketPaths, k: int) -> MarketPaths:
     )
 
 
-def answers(policy: Policy, paths: MarketPaths) -> Tensor:
+def answers(policy: Policy, paths: MarketPaths, market: Market = RICH) -> Tensor:
     watch = Recorded(policy)
     with torch.no_grad():
-        execute(watch, paths, RICH, ORDER, generator(1, "policy"))
+        execute(watch, paths, market, ORDER, generator(1, "policy"))
     return torch.stack(watch.answers)
 
 
@@ -253,15 +269,20 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
+@pytest.mark.parametrize("market", [RICH, LEARNING], ids=["known drift", "hidden drift"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_no_policy_looks_ahead(name: str) -> None:
-    policy, paths = POLICIES[name](), simulate(RICH, 64, N, generator(1, "test"))
-    before = answers(policy, paths)
+def test_no_policy_looks_ahead(name: str, market: Market) -> None:
+    policy, paths = POLICIES[name](), simulate(market, 64, N, generator(1, "test"))
+    before = answers(policy, paths, market)
     for k in (0, 1, 17, N - 2):
-        after = answers(policy, other_future(paths, k))
+        after = answers(policy, other_future(paths, k), market)
         assert torch.equal(after[: k + 1], before[: k + 1])
     if name in ("replanned", "flow, 1 step", "flow, 3 steps", "scattered"):
-        assert not torch.equal(answers(policy, other_future(paths, 17)), before)
+        assert not torch.equal(answers(policy, other_future(paths, 17), market), before)
+    # Where the drift is hidden the price alone makes learned policies act differently, and only there.
+    moved = dataclasses.replace(paths, martingale_bps=other_future(paths, 0).martingale_bps)
+    if name.startswith("flow"):
+        assert torch.equal(answers(policy, moved, market), before) == (market is RICH)
 
 
 def peeking(paths: MarketPaths) -> Policy:
@@ -293,6 +314,25 @@ def test_control_variate_keeps_the_mean_of_honest_policies(name: str) -> None:
     assert abs(z_score(done.martingale_bps)) < 4
     assert abs(z_score(done.risk - done.expected_risk)) < 4
     assert controlled.std() < 0.4 * raw.std()
+
+
+@pytest.mark.parametrize("name", ["scattered", "flow, 1 step", "static optimal"])
+def test_control_variate_keeps_the_mean_of_who_learns_a_hidden_drift_from_the_price(name: str) -> None:
+    with torch.no_grad():
+        done = run(POLICIES[name](), LEARNING, n_paths=20_000, seed=3)
+    assert abs(z_score(done.martingale_bps)) < 4
+    assert abs(z_score(done.risk - done.expected_risk)) < 4
+    assert done.utility_bps(ORDER).std() < 0.6 * (done.pnl_bps - ORDER.risk_aversion * done.risk).std()
+
+
+def test_martingale_term_betrays_who_is_told_a_hidden_drift() -> None:
+    paths = simulate(LEARNING, 20_000, N, generator(3, "test"))
+
+    def insider(seen: Observation, noise: Tensor) -> Tensor:
+        return torch.where(paths.day_drift_bps > LEARNING.drift, 0.0, 0.5)
+
+    done = execute(insider, paths, LEARNING, ORDER, generator(3, "policy"))
+    assert z_score(done.martingale_bps) > 10
 
 
 def test_martingale_term_betrays_look_ahead_and_the_controlled_utility_does_not() -> None:

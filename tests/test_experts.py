@@ -17,8 +17,9 @@ from torch import Tensor
 
 from flowoe_lib.execution import Execution, Observation, Policy, execute
 from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.experts.schedules import (
+    EstimatedSchedule,
     Schedule,
     expected_cost,
     expected_risk,
@@ -27,7 +28,19 @@ from flowoe_lib.experts.schedules import (
     twap,
     vwap,
 )
-from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, batch, scalar, urgency
+from flowoe_lib.market import (
+    Condition,
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    batch,
+    map_tensors,
+    scalar,
+    urgency,
+)
+from flowoe_lib.perception import Perception
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
@@ -59,7 +72,7 @@ def paths_with(variance: float | Tensor, log_depth: float = 0.0) -> MarketPaths:
     """One day on which the price stands still and variance and depth are as given."""
     quiet = torch.zeros(N, 1)
     held = quiet + variance
-    return MarketPaths(1 / N, quiet, quiet, held, held / N, held / N, quiet + log_depth, quiet + 1)
+    return MarketPaths(1 / N, quiet, quiet, held, held / N, held / N, quiet + log_depth, quiet + 1, quiet[0])
 
 
 def inventory_of(policy: Policy, paths: MarketPaths, m: Market, o: Order) -> Tensor:
@@ -320,6 +333,84 @@ def test_almgren_chriss_keeps_volume_time() -> None:
     np.testing.assert_allclose(almgren_chriss(m, o, N).inventory, exact, rtol=1e-5, atol=1e-6)
 
 
+def linear_optimum(m: Market, o: Order, n: int) -> NDArray[np.float64]:
+    """Unconstrained minimum of sum C N a_k^2 + (R q_{k+1}^2 - mu q_{k+1}) / N: a tridiagonal system."""
+    cost, risk, _ = flat_costs(m, o)
+    drift = o.side.item() * m.drift.item()
+    bands = np.ones((3, n - 1))
+    bands[1] = -2 - risk / (cost * n**2)
+    right = np.full(n - 1, -drift / (2 * cost * n**2))
+    right[0] -= 1
+    return np.concatenate(([1], solve_banded((1, 1), bands, right), [0]))
+
+
+def linear_utility(m: Market, o: Order, q: NDArray[np.float64]) -> float:
+    """Of a schedule under the linear impact that charges TWAP what the concave one does."""
+    n = len(q) - 1
+    cost, risk, _ = flat_costs(m, o)
+    drift = o.side.item() * m.drift.item()
+    return float(drift * q[1:].sum() / n - cost * n * (np.diff(q) ** 2).sum() - risk * (q[1:] ** 2).sum() / n)
+
+
+# Drifts, in bps a day, that neither tempt to buy back nor to sell more than there is.
+@pytest.mark.parametrize(
+    ("drift", "risk_aversion", "side"),
+    [(8.0, 5e-4, 1.0), (-10.0, 5e-4, 1.0), (12.0, 5e-4, -1.0), (6.0, 1e-5, 1.0), (-6.0, 0.0, 1.0)],
+)
+def test_almgren_chriss_takes_a_known_drift_into_account(
+    drift: float, risk_aversion: float, side: float
+) -> None:
+    m, o = market(drift=drift), order(risk_aversion, side=side)
+    exact = linear_optimum(m, o, N)
+    assert (np.diff(exact) < 0).all()
+    found = almgren_chriss(m, o, N).inventory.numpy()
+    # Its kappa is that of N buckets, and its q* that of continuous trading.
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2e-4)
+    fine = linear_optimum(m, o, 600)
+    np.testing.assert_allclose(almgren_chriss(m, o, 600).inventory, fine, rtol=0, atol=2e-6)
+    # And the drift makes a difference.
+    blind = almgren_chriss(market(), o, N).inventory.numpy()
+    assert np.abs(found - blind).max() > 0.02
+    reached, best = (linear_utility(m, o, q) for q in (found, exact))
+    assert best - 1e-5 < reached <= best + 1e-9
+    assert reached > linear_utility(m, o, blind) + 0.02
+
+
+def test_almgren_chriss_with_drift_is_what_a_general_optimiser_finds() -> None:
+    m, o, n = market(drift=9.0), order(3e-4), 8
+
+    def loss(q: NDArray[np.float64]) -> float:
+        return -linear_utility(m, o, np.concatenate(([1], q, [0])))
+
+    best = minimize(loss, np.linspace(1, 0, n + 1)[1:-1], method="BFGS", options={"gtol": 1e-8}).x
+    found = almgren_chriss(m, o, n).inventory.numpy()[1:-1]
+    np.testing.assert_allclose(found, best, rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("risk_aversion", [0.0, 1e-5, 5e-4, 5e-3])
+@pytest.mark.parametrize("drift", [-3e4, -300.0, 80.0, 300.0, 3e4])
+def test_no_drift_makes_almgren_chriss_buy_back_or_oversell(drift: float, risk_aversion: float) -> None:
+    for side in (1.0, -1.0):
+        q = almgren_chriss(market(drift=drift), order(risk_aversion, side=side), N).inventory
+        assert torch.isfinite(q).all()
+        assert [float(q[0]), float(q[-1])] == [1, 0]
+        assert (q.diff(dim=0) <= 0).all()
+        assert ((q >= 0) & (q <= 1)).all()
+
+
+def test_a_strong_drift_is_waited_for_or_run_from() -> None:
+    wait, run = (almgren_chriss(market(drift=d), order(), N).inventory for d in (300.0, -3000.0))
+    assert (wait[: N // 2] == 1).all()
+    assert 0 < wait[-2] < 1
+    assert (run[2:] == 0).all()
+    # The more of it, the longer.
+    rising = torch.stack(
+        [almgren_chriss(market(drift=d), order(), N).inventory for d in range(-400, 401, 50)]
+    )
+    assert (rising.diff(dim=0) >= 0).all()
+    assert (rising[:, 5].diff() > 0)[4:9].all()
+
+
 # --- re-planned -------------------------------------------------------------------------------------
 
 
@@ -440,13 +531,66 @@ def test_ensemble_calibrates_each_expert_to_each_condition() -> None:
         done: Execution = execute(calibrate(conditions, 2, N), paths, *together, generator(8, "policy"))
         for i, c in enumerate(conditions):
             two = slice(2 * i, 2 * i + 2)
-            day = {
-                f.name: getattr(paths, f.name)[:, two]
-                for f in dataclasses.fields(paths)
-                if f.name not in ("dt", "volume", "log_depth")
-            }
-            volume = paths.volume[:, two] if paths.volume.shape[1] > 1 else paths.volume
-            depth = paths.log_depth[:, two]
-            mine = MarketPaths(paths.dt, **day, volume=volume, log_depth=depth)
+
+            def day(field: Tensor, two: slice = two) -> Tensor:
+                return field if field.shape[-1] == 1 else field[..., two]
+
+            mine = map_tensors(day, paths)
             single = execute(alone[name](c.market, c.order), mine, c.market, c.order, generator(8, "policy"))
             torch.testing.assert_close(done.inventory[:, two], single.inventory, rtol=1e-4, atol=1e-6)
+
+
+# --- schedules for estimates -----------------------------------------------------------------------
+
+FAMILIES = {"almgren_chriss": almgren_chriss, "static_optimal": static_optimal}
+
+
+def run_as_believed(policy: Policy, m: Market, o: Order, believed: Market, n_paths: int) -> Execution:
+    paths = simulate(m, n_paths, N, generator(9, "test"))
+    known = Perception(believed, paths.variance, paths.log_depth)
+    return execute(policy, paths, m, o, generator(9, "policy"), known)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("case", ["plain", "volume and depth"])
+def test_schedule_for_estimates_is_that_of_the_urgency_they_say(name: str, case: str) -> None:
+    m, o = CASES[case]
+    family = EstimatedSchedule.around(FAMILIES[name], Condition("test", case, m, o), N)
+    # Estimates of volatility and illiquidity off by up to a factor: ratio of urgencies from 1/4 to 4.
+    volatility = torch.tensor([0.5, 0.8, 1.0, 1.0, 1.0, 1.3, 2.0])
+    illiquidity = torch.tensor([2.0, 1.0, 1.3, 1.0, 0.6, 1.0, 0.5])
+    believed = dataclasses.replace(
+        m,
+        heston=dataclasses.replace(m.heston, theta=m.heston.theta * volatility**2),
+        liquidity=dataclasses.replace(m.liquidity, illiquidity=m.liquidity.illiquidity * illiquidity),
+    )
+    done = run_as_believed(family, m, o, believed, len(volatility)).inventory.double()
+    exact = FAMILIES[name](believed, o, N).inventory
+    torch.testing.assert_close(done, exact, rtol=0, atol=3e-4)
+    # They do differ, and the truth is met exactly.
+    assert (exact.amax(1) - exact.amin(1)).max() > 0.2
+    truth = run_as_believed(family, m, o, m, 2).inventory.double()
+    torch.testing.assert_close(truth[:, 0], FAMILIES[name](m, o, N).inventory, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_schedule_for_estimates_ends_at_five_times_the_urgency_and_at_a_fifth(name: str) -> None:
+    m, o = CASES["plain"]
+    family = EstimatedSchedule.around(FAMILIES[name], Condition("test", "plain", m, o), N)
+    beliefs = dataclasses.replace(m.heston, theta=m.heston.theta * torch.tensor([1e-3, 1 / 25, 25.0, 1e3]))
+    done = run_as_believed(family, m, o, dataclasses.replace(m, heston=beliefs), 4).inventory.double()
+    for i, factor in enumerate((1 / 5, 1 / 5, 5, 5)):
+        ends = dataclasses.replace(o, risk_aversion=o.risk_aversion * factor)
+        torch.testing.assert_close(done[:, i], FAMILIES[name](m, ends, N).inventory, rtol=1e-4, atol=1e-6)
+
+
+def test_experts_from_estimates_are_the_ensemble_where_estimates_are_true() -> None:
+    m, o = CASES["volume and depth"]
+    condition = Condition("test", "volume and depth", m, o)
+    paths = simulate(m, 20, N, generator(10, "test"))
+    estimated = from_estimates(condition, N)
+    assert set(estimated) == set(SCHEDULE_EXPERTS)
+    for name, policy in estimated.items():
+        exact = SCHEDULE_EXPERTS[name]([condition], 20, N)
+        inventories = [execute(p, paths, m, o, generator(10, "policy")).inventory for p in (policy, exact)]
+        torch.testing.assert_close(*inventories, rtol=1e-4, atol=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from flowoe_lib.execution import Observation
-from flowoe_lib.features import FEATURES, features
+from flowoe_lib.features import FEATURES, action_unit, features
 from flowoe_lib.flow import (
     EndpointField,
     FlowPolicy,
@@ -22,7 +22,7 @@ from flowoe_lib.flow import (
     unpack,
 )
 from flowoe_lib.imitation import Demonstrations, imitate
-from flowoe_lib.market import Heston, Market, Order, scalar
+from flowoe_lib.market import Heston, Market, Order, PreTrade, scalar
 from flowoe_lib.randomness import generator
 
 WEIGHTS, MEANS, SPREADS = (0.35, 0.65), (-1.0, 1.0), (0.4, 0.4)
@@ -240,6 +240,7 @@ def observation(n_paths: int) -> Observation:
         volume=torch.ones(39, 1),
         market=market,
         order=Order(scalar(0.1), scalar(5e-4)),
+        pre_trade=PreTrade.of(market, Order(scalar(0.1), scalar(5e-4))),
     )
 
 
@@ -262,8 +263,9 @@ def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
         x = noise
         for i in range(4):
             x = x + (made(x, torch.full((30,), i / 4), encode(features(seen))) - x) / (4 - i)
-    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z, with n = 32 buckets left.
-    torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-x.clamp(-7, 7))))
+    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z = unit x, with n = 32 buckets left.
+    score = (action_unit(seen.pre_trade) * x).clamp(-7, 7)
+    torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-score)))
 
 
 def test_policy_is_a_function_of_what_it_sees_and_its_noise() -> None:

@@ -98,6 +98,21 @@ def test_spaces_match_the_features_and_the_limit() -> None:
     assert (env.action_space.low.item(), env.action_space.high.item()) == (-ACTION_LIMIT, ACTION_LIMIT)
 
 
+@pytest.mark.parametrize(("market", "order"), CASES)
+def test_every_observation_lies_in_the_space_that_of_the_close_too(market: Market, order: Order) -> None:
+    env, many = ExecutionEnv(market, order, N), ExecutionVecEnv(market, order, 3, N, 3)
+    observed, _ = env.reset(seed=0)
+    met = [observed, *many.reset()]
+    for k in range(N - 1):
+        observed, _, terminated, _, _ = env.step(np.full(1, 0.5, np.float32))
+        rows, _, _, infos = many.step(np.full((3, 1), 0.5, np.float32))
+        assert isinstance(rows, np.ndarray)
+        met += [observed, *rows]
+        assert terminated == (k == N - 2)
+    met += [info["terminal_observation"] for info in infos]
+    assert all(env.observation_space.contains(row) for row in met)
+
+
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize(("market", "order"), CASES)
 def test_one_order_and_many_earn_the_same(market: Market, order: Order, reward: Reward) -> None:

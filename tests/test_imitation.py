@@ -12,10 +12,10 @@ from torch import Tensor
 from flowoe_lib.execution import Observation, Policy, execute, score_of_fraction
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS, Experts
 from flowoe_lib.experts.schedules import Schedule, expected_utility, static_optimal, twap
-from flowoe_lib.features import FEATURES
+from flowoe_lib.features import FEATURES, action_unit
 from flowoe_lib.flow import FlowPolicy
 from flowoe_lib.imitation import demonstrate, expert_weights, imitate, nearest_expert
-from flowoe_lib.market import Condition, Heston, Market, Order, batch, scalar
+from flowoe_lib.market import Condition, Heston, Market, Order, PreTrade, batch, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import simulate
 
@@ -65,10 +65,12 @@ def planned_scores(c: Condition) -> Tensor:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.7])
-def test_recorded_scores_are_what_the_experts_would_do_undisturbed(spread: float) -> None:
+def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: float) -> None:
     shown = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, spread=spread)
     shape = (2, N - 1, len(CONDITIONS), 20)
-    scores = shown.scores.reshape(shape)
+    # Actions are scores in units of what is at stake in the condition.
+    units = torch.stack([action_unit(PreTrade.of(c.market, c.order)) for c in CONDITIONS])
+    scores = shown.actions.reshape(shape) * units[:, None]
     for i, c in enumerate(CONDITIONS):
         torch.testing.assert_close(
             scores[0, :, i], planned_scores(c)[:, None].expand(-1, 20), rtol=0, atol=1e-4

@@ -9,15 +9,27 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import expm
 from scipy.stats import gamma, norm
 
-from flowoe_lib.execution import execute
+from flowoe_lib.execution import Policy, Venue, execute
 from flowoe_lib.experts.almgren_chriss import replanned
 from flowoe_lib.experts.schedules import Schedule, expected_utility, static_optimal
-from flowoe_lib.market import BPS, Heston, Impact, Liquidity, Market, Order, map_tensors, scalar
+from flowoe_lib.market import (
+    BPS,
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    Regimes,
+    averaged,
+    map_tensors,
+    scalar,
+)
 from flowoe_lib.oracle import Oracle, capture_interval, solve
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
+from flowoe_lib.simulator import MarketPaths, simulate
 
 Array = NDArray[np.float64]
 
@@ -53,6 +65,34 @@ def exact_utility(market: Market, order: Order, inventory: torch.Tensor) -> floa
     """Closed-form utility of a schedule in float64."""
     market, order = (map_tensors(torch.Tensor.double, tree) for tree in (market, order))
     return expected_utility(market, order, inventory.double()).item()
+
+
+def with_regimes(market: Market, volatility: float, cost: float, enter: float, leave: float) -> Market:
+    """The same market, now and then stressed."""
+    regimes = Regimes(scalar(volatility), scalar(cost), scalar(enter), scalar(leave))
+    return dataclasses.replace(market, regimes=regimes)
+
+
+def utility(policy: Policy, paths: MarketPaths, market: Market, order: Order) -> torch.Tensor:
+    return execute(policy, paths, market, order, generator(1, "policy")).utility_bps(order).double()
+
+
+def mean_and_error(
+    sample: torch.Tensor, paths: MarketPaths, market: Market, order: Order
+) -> tuple[float, float]:
+    """Mean of utilities ``sample`` on ``paths`` and its standard error.
+
+    Schedules, whose expected utility is known exactly, take most of the sampling error away.
+    """
+    plain = averaged(market)
+    best = static_optimal(plain, order, paths.n_buckets).inventory
+    schedules = [best, best**2, torch.linspace(1, 0, paths.n_buckets + 1).double()]
+    errors = torch.stack(
+        [utility(Schedule(q), paths, market, order) - exact_utility(plain, order, q) for q in schedules], 1
+    )
+    slope = torch.linalg.lstsq(errors - errors.mean(0), (sample - sample.mean())[:, None]).solution[:, 0]
+    controlled = sample - errors @ slope
+    return float(controlled.mean()), float(controlled.std()) / math.sqrt(len(controlled))
 
 
 def quadratic_exponential(v: Array, dt: float, kappa: float, theta: float, xi: float, draws: int) -> Array:
@@ -200,20 +240,11 @@ def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_
     market, order = condition(**changes)
     oracle, static = solve(market, order, n_buckets), static_optimal(market, order, n_buckets)
     paths = simulate(market, 8000, n_buckets, generator(1, "oracle"))
-
-    def utility(policy: Any) -> torch.Tensor:
-        return execute(policy, paths, market, order, generator(1, "policy")).utility_bps(order).double()
-
-    ours = utility(oracle)
+    ours = utility(oracle, paths, market, order)
     for rival in (static, replanned):
-        gap = ours - utility(rival)
+        gap = ours - utility(rival, paths, market, order)
         assert float(gap.mean()) > 2 * float(gap.std()) / math.sqrt(len(gap))
-    # Schedules, whose expected utility is known exactly, take most of the sampling error away.
-    schedules = [static.inventory, static.inventory**2, torch.linspace(1, 0, n_buckets + 1).double()]
-    errors = torch.stack([utility(Schedule(q)) - exact_utility(market, order, q) for q in schedules], 1)
-    slope = torch.linalg.lstsq(errors - errors.mean(0), (ours - ours.mean())[:, None]).solution[:, 0]
-    controlled = ours - errors @ slope
-    mean, error = float(controlled.mean()), float(controlled.std()) / math.sqrt(len(controlled))
+    mean, error = mean_and_error(ours, paths, market, order)
     assert error < 1.5e-3 * abs(mean)
     assert oracle.value_bps == pytest.approx(mean, abs=3e-3 * abs(mean))
 
@@ -271,6 +302,103 @@ def test_a_batch_a_day_of_other_buckets_and_empty_grids_are_refused() -> None:
     oracle: Oracle = solve(market, order, 5)
     with pytest.raises(ValueError, match="oracle of 5 buckets met a day of 6"):
         execute(oracle, simulate(market, 2, 6, generator(0)), market, order, generator(0))
+
+
+def on_a_grid(market: Market, order: Order, actions: int) -> float:
+    """Best utility over four buckets with regimes and variance theta, trades being multiples of 1 / actions.
+
+    Written from the definitions alone.
+    """
+    r, i, theta, dt = market.regimes, market.impact, float(market.heston.theta), 1 / 4
+    eta, beta, gamma_ = (float(x) for x in (i.eta, i.beta, i.gamma))
+    enter, leave, phi = float(r.enter), float(r.leave), float(order.size)
+    chain = expm(dt * np.array([[-enter, enter], [leave, -leave]]))
+    q = np.arange(actions + 1) / actions
+    kept, sold = q[None, :], np.maximum(q[:, None] - q, 0)
+    temporary = 1e4 * eta * math.sqrt(theta) * (phi * sold / dt) ** beta * sold
+    permanent = 1e4 * gamma_ * math.sqrt(theta) * phi * sold * (kept + sold / 2)
+    risk = float(order.risk_aversion) * 1e8 * theta * dt * kept**2
+    drift = float(order.side * market.drift) * dt * kept
+    value = np.stack([-cost * temporary[:, 0] - permanent[:, 0] for cost in (1, float(r.cost))])
+    for _ in range(3):
+        ahead = chain @ value
+        worth = [
+            np.where(q[:, None] >= q, drift - cost * temporary - permanent - raised * risk + later, -np.inf)
+            for cost, raised, later in zip(
+                (1, float(r.cost)), (1, float(r.volatility) ** 2), ahead, strict=True
+            )
+        ]
+        value = np.max(worth, axis=2)
+    return float(np.array([leave, enter]) / (enter + leave) @ value[:, -1])
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1])
+@pytest.mark.parametrize("regimes", [(2.0, 3.0, 2.0, 6.0), (3.0, 0.5, 4.0, 2.0)])
+def test_four_buckets_of_regimes_match_dynamic_programming_on_a_grid(
+    regimes: tuple[float, float, float, float], drift: float
+) -> None:
+    calm, order = condition(cv=0.01, drift=drift)
+    market = with_regimes(calm, *regimes)
+    value, best = solve(market, order, 4).value_bps, on_a_grid(market, order, 400)
+    assert value == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "regimes"),
+    [
+        ({}, (2.0, 3.0, 2.0, 6.0)),
+        ({"drift": 0.2, "profile": 0.8, "side": -1.0}, (3.0, 0.5, 3.0, 3.0)),
+        ({"vol": 0.06, "cv": 1.6, "delta": 0.7}, (2.0, 2.0, 1.0, 10.0)),
+    ],
+)
+def test_value_in_regimes_is_its_simulated_utility_and_above_that_of_who_sees_none(
+    changes: Any, regimes: tuple[float, float, float, float]
+) -> None:
+    calm, order = condition(**changes)
+    market = with_regimes(calm, *regimes)
+    oracle, blind = solve(market, order, 39), solve(averaged(market), order, 39)
+    paths = simulate(market, 8000, 39, generator(2, "regimes"))
+    ours = utility(oracle, paths, market, order)
+    gap = ours - utility(blind, paths, market, order)
+    assert float(gap.mean()) > 5 * float(gap.std()) / math.sqrt(len(gap))
+    mean, error = mean_and_error(ours, paths, market, order)
+    assert error < 1.5e-3 * abs(mean)
+    assert abs(oracle.value_bps - mean) < 3.5 * error
+
+
+def test_regimes_that_are_alike_or_never_come_change_nothing() -> None:
+    market, order = condition(drift=0.1)
+    plain = solve(market, order, 13)
+    alike = solve(with_regimes(market, 1.0, 1 + 1e-6, 2.0, 6.0), order, 13)
+    never = solve(with_regimes(market, 2.0, 3.0, 1e-7, 6.0), order, 13)
+    assert alike.value_bps == pytest.approx(plain.value_bps, rel=1e-5)
+    assert torch.allclose(alike.fraction, plain.fraction.expand_as(alike.fraction), atol=1e-3)
+    assert never.value_bps == pytest.approx(plain.value_bps, rel=1e-5)
+    assert torch.allclose(never.fraction[..., :1], plain.fraction, atol=1e-3)
+
+
+@pytest.mark.parametrize("cost", [0.5, 3.0])
+def test_the_regime_is_read_off_depth_and_its_volatility_taken_out_of_variance(cost: float) -> None:
+    market, order = condition()
+    market = with_regimes(market, 2.0, cost, 2.0, 6.0)
+    oracle = solve(market, order, 5)
+    node = torch.tensor([4, 9, 14, 4, 9, 14])
+    stressed = torch.tensor([0, 0, 0, 1, 1, 1])
+    seen = dataclasses.replace(
+        Venue(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
+        variance=oracle.variance_max * (node / 24).square() * (1 + 3 * stressed),
+        log_depth=-math.log(cost) / market.impact.beta * stressed,
+    )
+    answer = oracle(seen, torch.zeros(6)).double()
+    assert torch.allclose(answer, oracle.fraction[2, -1, node, stressed], atol=1e-5)
+
+
+def test_regimes_beside_random_depth_or_of_one_cost_are_refused() -> None:
+    market, order = condition(depth_sd=0.5)
+    with pytest.raises(ValueError, match=r"Liquidity\.depth_sd .* Market\.regimes"):
+        solve(with_regimes(market, 2.0, 3.0, 2.0, 6.0), order, 5)
+    with pytest.raises(ValueError, match=r"Regimes\.cost = 1"):
+        solve(with_regimes(condition()[0], 2.0, 1.0, 2.0, 6.0), order, 5)
 
 
 def test_capture_by_hand() -> None:

@@ -1,6 +1,7 @@
 """Refinement reaches known optima, outgrows its start on fresh paths, and means the same at every K."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -12,10 +13,20 @@ from torch import Tensor
 from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.experts.schedules import twap
-from flowoe_lib.features import FEATURES, features
+from flowoe_lib.features import FEATURES, action_unit, features
 from flowoe_lib.flow import EndpointField, FlowPolicy, Learned
 from flowoe_lib.imitation import demonstrate, imitate
-from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, batch, scalar
+from flowoe_lib.market import (
+    Condition,
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    PreTrade,
+    batch,
+    scalar,
+)
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
@@ -36,7 +47,7 @@ def conditions(cv: float) -> list[Condition]:
 def training(cv: tuple[float, float]) -> TrainingRange:
     """A range that holds the conditions above."""
     return TrainingRange(
-        kappa=5.0,
+        kappa=(5.0, 5.0),
         rho=-0.6,
         volatility=(0.008, 0.035),
         illiquidity=(1.0, 2.0),
@@ -124,10 +135,13 @@ def test_result_is_the_same_for_every_number_of_solver_steps(wild: Learned) -> N
     even = utilities(twap, grid).mean(1)
     gain = torch.stack([utilities(FlowPolicy(wild.field, k), grid).mean(1) - even for k in STEPS])
     assert ((gain.amax(0) - gain.amin(0)) / gain.amax(0) < 0.003).all()
-    # It is not so before refinement, when the flow still transports its noise.
+    # It is not so before refinement, where the flow still transports its noise.
     field = EndpointField(generator(1, "init"))
+    with torch.no_grad():
+        field.corrupt.weight.mul_(2)
+        field.out.weight.mul_(3)
     raw = torch.stack([utilities(FlowPolicy(field, k), grid).mean(1) for k in STEPS])
-    assert (raw.amax(0) - raw.amin(0) > 0.001).all()
+    assert ((raw.amax(0) - raw.amin(0)) / gain.amax(0) > 0.005).all()
 
 
 def test_curves_have_an_entry_an_iteration_and_rise() -> None:
@@ -168,11 +182,13 @@ def observation(n_paths: int) -> Observation:
         volume=torch.ones(N, 1),
         market=conditions(0.8)[0].market,
         order=conditions(0.8)[0].order,
+        pre_trade=PreTrade.of(conditions(0.8)[0].market, conditions(0.8)[0].order),
     )
 
 
 def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -> None:
     field, seen = EndpointField(generator(5, "init")), observation(30)
+    unit = action_unit(seen.pre_trade)
     noise = torch.randn(30, generator=generator(6, "test"))
     t = torch.linspace(0, 1, 30)
     times = torch.full((N, 30), 0.3)
@@ -182,7 +198,7 @@ def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -
         encoded = field.encode(features(seen))
         own = field(noise, torch.zeros(30), encoded)
         torch.testing.assert_close(
-            fraction, fraction_of_score(field((1 - t) * noise + t * own, t, encoded), N - 3)
+            fraction, fraction_of_score(unit * field((1 - t) * noise + t * own, t, encoded), N - 3)
         )
         # Uncorrupted it is the one-step sample.
         uncorrupted = RefiningPolicy(field, torch.zeros(N, 30))(seen, noise)
@@ -192,7 +208,7 @@ def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -
     corrupted = (1 - t) * noise + t * own
     twin = copy.deepcopy(field)
     twin.zero_grad()
-    fraction_of_score(twin(corrupted, t, twin.encode(features(seen))), N - 3).sum().backward()
+    fraction_of_score(unit * twin(corrupted, t, twin.encode(features(seen))), N - 3).sum().backward()
     for a, b in zip(field.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -219,6 +235,33 @@ def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
     assert float((times == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float(times[times > 0].mean()) == pytest.approx(0.5, abs=0.02)
     assert times.max() <= 1
+
+
+def test_regimes_are_told_as_depth_around_the_averages_that_were_drawn() -> None:
+    met: list[Observation] = []
+
+    def act(field: EndpointField, times: Tensor) -> Policy:
+        def policy(seen: Observation, noise: Tensor) -> Tensor:
+            met.append(seen)
+            return RefiningPolicy(field, times)(seen, noise)
+
+        return policy
+
+    switching = dataclasses.replace(training((0.4, 1.2)), regimes=1.0)
+    refine(EndpointField(generator(1, "init")), switching, N, 1, 1, paths=500, acting=act)
+    assert len(met) == N - 1
+    for seen in met:
+        assert not seen.market.regimes.present
+        volatility = seen.market.heston.theta.sqrt()
+        assert volatility.min() > 0.008 - 1e-6
+        assert volatility.max() < 0.035 + 1e-6
+        # Two levels on each path, about as far apart as the averages say.
+        spread = seen.market.liquidity.depth_sd
+        assert float((seen.log_depth / spread).square().mean()) == pytest.approx(1, abs=0.3)
+    levels = torch.stack([seen.log_depth for seen in met])
+    either = torch.minimum((levels - levels.amin(0)).abs(), (levels - levels.amax(0)).abs())
+    assert either.max() < 1e-4
+    assert (levels.amax(0) - levels.amin(0) > 0.1).float().mean() > 0.5
 
 
 @given(

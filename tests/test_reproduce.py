@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import nbformat
 import pytest
 
 from flowoe_lib.artifacts import atomic_write
-from flowoe_lib.reproduce import ReproductionError, published, sweep, update_readme
+from flowoe_lib.reproduce import ReproductionError, notebooks_in_order, published, sweep, update_readme
 from flowoe_lib.workspace import Workspace
 
 LIBRARY = Path(__file__).parents[1] / "flowoe_lib"
@@ -242,3 +243,34 @@ def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
     os.utime(old, (0, 0))
     sweep([tmp_path])
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_worlds_come_before_the_tables_that_sum_them_up(tmp_path: Path) -> None:
+    for name in ("01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d"):
+        (tmp_path / f"{name}.ipynb").touch()
+    order = [path.stem for path in notebooks_in_order(tmp_path)]
+    assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c"]
+
+
+def test_every_notebook_reads_only_what_an_earlier_one_names() -> None:
+    reading = r"(?:read_\w+|fingerprint)\(\"(\w+)\"\)"
+    named: set[str] = set()
+    for path in notebooks_in_order(LIBRARY.parent / "notebooks"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        own = set(re.findall(r"\"(\w+)\"", re.sub(reading, "", source)))
+        own |= {f"worlds_{name}" for name in own if "worlds_{name}" in source}
+        assert set(re.findall(reading, source)) <= named | own, path.stem
+        named |= own
+
+
+def test_an_absent_device_is_named(project: Path) -> None:
+    code, ran, printed = drive(project, "--device", "cuda:99")
+    assert (code, ran) == (1, [])
+    assert "DEVICE = 'cuda:99': this machine has cpu" in printed
+
+
+def test_list_prints_the_notebooks_and_runs_none(project: Path) -> None:
+    code, ran, printed = drive(project, "--list")
+    assert (code, ran) == (0, [])
+    assert printed.split() == ["notebooks/01_first.ipynb", "notebooks/02_second.ipynb"]

@@ -56,9 +56,9 @@ def test_the_study_trains_measures_and_keeps() -> None:
         own = dataclasses.replace(
             days,
             **{
-                f.name: getattr(days, f.name)[:, 3 * i : 3 * i + 3]
+                f.name: getattr(days, f.name)[..., 3 * i : 3 * i + 3]
                 for f in dataclasses.fields(days)
-                if f.name != "dt" and getattr(days, f.name).shape[1] == 6
+                if f.name != "dt" and getattr(days, f.name).shape[-1] == 6
             },
         )
         alone = execute(experts[condition.name], own, condition.market, condition.order, generator(1, "n"))

@@ -1,5 +1,7 @@
 """Metrics against numpy and the bootstrap, and the paired comparison against known differences."""
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -11,7 +13,9 @@ from flowoe_lib.execution import Observation
 from flowoe_lib.experts.almgren_chriss import replanned
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.experts.schedules import expected_utility, twap
-from flowoe_lib.market import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, Regimes, averaged, scalar
+from flowoe_lib.oracle import solve
+from flowoe_lib.perception import Perceive, Perception, blind_to_regimes, exact, with_errors
 from flowoe_lib.scorecard import (
     CHUNK,
     COLUMNS,
@@ -26,6 +30,7 @@ from flowoe_lib.scorecard import (
     reactions,
     score_condition,
 )
+from flowoe_lib.simulator import MarketPaths
 
 Array = npt.NDArray[np.float64]
 N_BUCKETS = 8
@@ -158,3 +163,124 @@ def test_reactions_are_the_decisions_of_the_policies() -> None:
     assert by_policy["replanned"] == sorted(by_policy["replanned"])
     assert by_policy["replanned"][0] > 1 / 6
     assert set(table["twap_fraction"]) == {1 / 6}
+
+
+def in_two_regimes() -> Condition:
+    regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(2.0))
+    return dataclasses.replace(CONDITION, market=dataclasses.replace(CONDITION.market, regimes=regimes))
+
+
+def of_random_depth() -> Condition:
+    liquidity = Liquidity(depth_sd=scalar(0.5))
+    return dataclasses.replace(CONDITION, market=dataclasses.replace(CONDITION.market, liquidity=liquidity))
+
+
+@pytest.mark.parametrize(
+    ("condition", "perceive"), [(in_two_regimes(), blind_to_regimes), (of_random_depth(), with_errors)]
+)
+def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, perceive: Perceive) -> None:
+    n = CHUNK + 300
+    runs = {"even": (twap, n), "replanned": (replanned, n), "again": (twap, 100)}
+    sharp, blurred = (evaluate(runs, condition, N_BUCKETS, 1, "test", view) for view in (exact, perceive))
+    default = evaluate(runs, condition, N_BUCKETS, 1, "test")
+    for name in runs:
+        for f in dataclasses.fields(Outcome):
+            a, b, c = (getattr(o[name], f.name) for o in (sharp, blurred, default))
+            if f.name != "left":
+                assert torch.equal(a, c)
+                assert torch.equal(a, b) == (name != "replanned"), (name, f.name)
+    # To know less of the depth is worth less to who acts on it.
+    if perceive is with_errors:
+        assert paired_interval(sharp["replanned"].utility - blurred["replanned"].utility)[1] > 0
+    assert abs(blurred["replanned"].martingale_z) < 4
+    # The same is perceived each time, and something else on another set of paths.
+    again = evaluate(runs, condition, N_BUCKETS, 1, "test", perceive)
+    assert torch.equal(again["replanned"].pnl, blurred["replanned"].pnl)
+
+
+def test_errors_have_a_stream_of_their_own_in_every_chunk() -> None:
+    first: list[float] = []
+
+    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
+        first.append(float(torch.randn(1, generator=draws)))
+        return exact(paths, market, draws)
+
+    def noisy(seen: Observation, noise: torch.Tensor) -> torch.Tensor:
+        if seen.k == 0:
+            first.append(float(noise[0]))
+        return twap(seen, noise)
+
+    others = (CONDITION, 1, "validation"), (CONDITION, 2, "test"), (of_random_depth(), 1, "test")
+    for condition, seed, stream in ((CONDITION, 1, "test"), *others):
+        named = dataclasses.replace(condition, name=str(float(condition.market.liquidity.depth_sd)))
+        evaluate({"noisy": (noisy, CHUNK + 1)}, named, N_BUCKETS, seed, stream, perceive)
+    # A draw of the errors and one of the policy's noise in each of two chunks, four times.
+    assert len(set(first)) == len(first) == 16
+
+
+class Watching:
+    """TWAP, and what it was told of the market and saw of variance."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def __call__(self, seen: Observation, noise: torch.Tensor) -> torch.Tensor:
+        self.seen.append(seen)
+        return twap(seen, noise)
+
+    def of_last_day(self) -> tuple[Market, torch.Tensor]:
+        """The market it believed in on the last paths it ran on, and the variance that it saw."""
+        return self.seen[-1].market, torch.stack([s.variance for s in self.seen[1 - N_BUCKETS :]])
+
+
+def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
+    condition = in_two_regimes()
+    expert, contender, informed, told = (Watching() for _ in range(4))
+    validated = []
+
+    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
+        validated.append(paths)
+        return blind_to_regimes(paths, market, draws)
+
+    def doubled(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
+        return Perception(market, 2 * paths.variance, paths.log_depth)
+
+    oracle = solve(averaged(condition.market), condition.order, N_BUCKETS)
+    scores, comparisons, checks = score_condition(
+        condition,
+        {"twap": twap, "watching": expert},
+        [Entry(contender, "flow_refined", 1, 0)],
+        400,
+        200,
+        N_BUCKETS,
+        1,
+        perceive,
+        [Entry(oracle, "oracle"), Entry(informed, "knowing"), Entry(told, "told", perceive=doubled)],
+    )
+    # Experts are chosen by what the world shows, too: on validation paths, then on the test's.
+    assert [p.n_paths for p in validated] == [200, 400]
+    [day] = market_days(condition, 400, N_BUCKETS, 1, "test")
+    for watch in (expert, contender):
+        market, variance = watch.of_last_day()
+        assert market.heston.theta == averaged(condition.market).heston.theta
+        assert not torch.equal(variance, day.variance[:-1])
+        assert variance.shape == (N_BUCKETS - 1, 400)
+    market, variance = informed.of_last_day()
+    assert market is condition.market
+    assert torch.equal(variance, day.variance[:-1])
+    assert torch.equal(told.of_last_day()[1], 2 * day.variance[:-1])
+    # All ran on the same paths, where TWAP is TWAP; the informed are no contenders.
+    by_policy = scores.set_index("policy")["utility_bps"]
+    assert len(set(by_policy[["twap", "watching", "flow_refined", "knowing", "told"]])) == 1
+    assert set(comparisons["policy"]) == {"flow_refined"}
+    assert set(comparisons["reference"]) == {"twap", "watching"}
+    assert len(checks) == len(scores) == 6
+
+
+def test_informed_on_fewer_paths_are_compared_on_these() -> None:
+    knowing = [Entry(twap, "knowing", n_paths=100)]
+    scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], 300, 100, N_BUCKETS, 1, informed=knowing)
+    row = scores.set_index("policy").loc["knowing"]
+    assert row["n_paths"] == 100
+    assert (row["vs_best_expert_ci_low"], row["vs_best_expert_ci_high"]) == (0, 0)
+    assert row["capture"] == 0

@@ -16,9 +16,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import expm
 from torch import Tensor
 
-from flowoe_lib.market import BPS, Heston, Impact, Liquidity, Market, Order, scalar, volume_profile
+from flowoe_lib.execution import Venue, execute
+from flowoe_lib.experts.schedules import expected_utility, twap
+from flowoe_lib.market import (
+    BPS,
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    Regimes,
+    averaged,
+    map_tensors,
+    scalar,
+    volume_profile,
+)
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, VarianceStep, qe_variance_step, simulate
 
@@ -370,6 +385,275 @@ def test_condition_of_each_path_is_its_own() -> None:
         assert float(torch.corrcoef(pair)[0, 1]) == pytest.approx(exact, abs=0.012)
 
 
+# --- drift that nobody is told -----------------------------------------------------------------------
+
+
+def test_drift_of_the_day_is_drawn_around_what_traders_are_told() -> None:
+    n, drift, sd = 100_000, 12.0, 40.0
+    hidden = dataclasses.replace(market(), drift=scalar(drift), drift_sd=scalar(sd))
+    known = dataclasses.replace(hidden, drift_sd=scalar(0.0))
+    paths, quiet = (simulate(m, n, 5, generator(19, "test", "hidden")) for m in (hidden, known))
+    assert (quiet.day_drift_bps == drift).all()
+    assert (quiet.drift_bps * 5 == drift).all()
+    day = (paths.day_drift_bps.double() - drift) / sd
+    assert abs(z_score(day, 0, 1)) < 4.5
+    assert abs(z_score(day.square(), 1, math.sqrt(2))) < 4.5
+    assert abs(z_score(day**4, 3, math.sqrt(96))) < 4.5
+    # It says nothing of variance, nor of what the price does besides.
+    for other in (quiet.martingale_bps.double().sum(0), paths.variance[2].double() - THETA):
+        assert abs(z_score(day * other, 0)) < 4.5
+        assert abs(z_score((day.square() - 1) * other, 0)) < 4.5
+    # But it does move the price: by a fifth of itself in each of five buckets.
+    moves = paths.martingale_bps + paths.drift_bps - quiet.martingale_bps
+    torch.testing.assert_close(moves, (paths.day_drift_bps / 5).expand(5, n), rtol=1e-3, atol=1e-3)
+
+
+def test_hidden_drift_leaves_variance_and_other_paths_as_they_were() -> None:
+    n = 40
+    rich = dataclasses.replace(market(1.6), liquidity=Liquidity(depth_sd=scalar(0.4)), drift=scalar(9.0))
+    some = torch.tensor([0.0, 30.0]).repeat_interleave(n // 2)
+    known, hidden = (
+        simulate(dataclasses.replace(rich, drift_sd=sd), n, N, generator(20, "test"))
+        for sd in (scalar(0.0), some)
+    )
+    for name in ("variance", "integrated_variance", "expected_variance", "log_depth", "volume"):
+        assert torch.equal(getattr(known, name), getattr(hidden, name)), name
+    for name in ("martingale_bps", "drift_bps", "day_drift_bps"):
+        one, other = (getattr(p, name).expand(N, n) for p in (known, hidden))
+        assert torch.equal(one[:, : n // 2], other[:, : n // 2]), name
+        assert (one[1:] != other[1:])[:, n // 2 :].all(), name
+
+
+def learned_drift(paths: MarketPaths, m: Market, k: int) -> Tensor:
+    """E[drift | variance and price up to the start of bucket k], bps a day: one Gaussian among others.
+
+    Given the path of variance a return is normal around drift and what correlation with variance explains.
+    """
+    dt, heston = paths.dt, map_tensors(Tensor.double, m.heston)
+    precision = 1 / m.drift_sd.double().square()
+    weighted = m.drift.double() * precision
+    for j in range(k):
+        here, after = paths.variance[j].double(), paths.variance[j + 1].double()
+        surprise = after - heston.theta - torch.exp(-heston.kappa * dt) * (here - heston.theta)
+        xi = heston.cv * (2 * heston.kappa * heston.theta).sqrt()
+        explained = BPS * heston.rho * (1 + heston.kappa * dt / 2) / xi * surprise
+        spread = BPS**2 * (1 - heston.rho**2) * paths.integrated_variance[j].double()
+        move = (paths.martingale_bps[j] + paths.drift_bps[j]).double()
+        precision = precision + dt**2 / spread
+        weighted = weighted + dt * (move - explained) / spread
+    return weighted / precision
+
+
+@pytest.mark.parametrize("rho", [-0.9, 0.0, 0.5])
+def test_drift_foreseen_is_what_variance_and_price_so_far_tell_of_it(rho: float) -> None:
+    m = dataclasses.replace(market(0.6, rho=rho), drift=scalar(-15.0), drift_sd=scalar(120.0))
+    paths = simulate(m, 500, 13, generator(24, "test"))
+    for k in (0, 1, 5, 12):
+        exact = learned_drift(paths, m, k).expand(500)
+        torch.testing.assert_close(13 * paths.drift_bps[k].double(), exact, rtol=2e-3, atol=0.05)
+    # By the close something has been learned, more where variance explains more of the price.
+    left = (13 * paths.drift_bps[12] - paths.day_drift_bps).std() / 120
+    assert float(left) < (0.6 if rho == -0.9 else 0.95)
+
+
+def switching_drift(rho: float = -0.9) -> Market:
+    """A hidden drift where volatility jumps."""
+    return dataclasses.replace(
+        market(1.2, rho=rho),
+        drift_sd=scalar(100.0),
+        regimes=Regimes(scalar(3.0), scalar(2.0), scalar(4.0), scalar(4.0)),
+    )
+
+
+@pytest.mark.parametrize("regimes", [False, True], ids=["one regime", "two regimes"])
+def test_price_is_a_martingale_around_the_drift_foreseen(regimes: bool) -> None:
+    m = switching_drift()
+    if not regimes:
+        m = dataclasses.replace(m, regimes=Regimes())
+    paths = simulate(m, 100_000, 9, generator(25, "test", "foreseen"))
+    price = (paths.martingale_bps + paths.drift_bps).double().cumsum(0)
+    for k in (1, 4, 8):
+        error = paths.day_drift_bps.double() - 9 * paths.drift_bps[k].double()
+        move = paths.martingale_bps[k].double()
+        # Errors and moves are orthogonal to whatever is known: the price, the forecast, variance.
+        recent = price[k - 1] - (price[k - 2] if k > 1 else 0)
+        news = paths.variance[k].double() - paths.variance[k - 1]
+        for known in (torch.ones_like(move), price[k - 1], recent, paths.drift_bps[k].double(), news):
+            assert abs(z_score(error * known, 0)) < 4.5
+            assert abs(z_score(move * known, 0)) < 4.5
+        assert error.std() < 100
+
+
+# --- regimes -----------------------------------------------------------------------------------------
+
+ENTER, LEAVE, WILDER, DEARER = 2.0, 4.0, 2.0, 6.0
+STRESS = Regimes(scalar(WILDER), scalar(DEARER), scalar(ENTER), scalar(LEAVE))
+SHARE = ENTER / (ENTER + LEAVE)
+
+
+def switching(depth_sd: float = 0.0, amplitude: float = 0.0, cv: float = 0.8) -> Market:
+    liquidity = Liquidity(depth_sd=scalar(depth_sd), profile_amplitude=scalar(amplitude))
+    return dataclasses.replace(market(cv), liquidity=liquidity, regimes=STRESS)
+
+
+@pytest.fixture(scope="module")
+def switched() -> tuple[MarketPaths, MarketPaths, Tensor]:
+    """Days of two regimes, the same days without, and which buckets are stressed."""
+    m = switching(depth_sd=0.3)
+    calm = dataclasses.replace(m, regimes=Regimes())
+    days, same = (simulate(x, 50_000, 13, generator(21, "test", "regimes")) for x in (m, calm))
+    return days, same, days.log_depth < same.log_depth - 1
+
+
+def test_regimes_are_the_markov_chain_of_their_rates(
+    switched: tuple[MarketPaths, MarketPaths, Tensor],
+) -> None:
+    stressed = switched[2]
+    for k in (0, 6, 12):
+        assert abs(z_score(stressed[k], SHARE, math.sqrt(SHARE * (1 - SHARE)))) < 4.5
+    rates = [[-ENTER, ENTER], [LEAVE, -LEAVE]]
+    chance = torch.from_numpy(expm(torch.tensor(rates).numpy() / 13))
+    before, after = stressed[:-1], stressed[1:]
+    for state in (0, 1):
+        p = float(chance[state, 1])
+        assert abs(z_score(after[before == state], p, math.sqrt(p * (1 - p)))) < 4.5
+        # And from there the past no longer matters.
+        for earlier in (0, 1):
+            known = (before[1:] == state) & (before[:-1] == earlier)
+            assert abs(z_score(after[1:][known], p, math.sqrt(p * (1 - p)))) < 4.5
+    torch.testing.assert_close(torch.stack(STRESS.jump(1 / 13)), chance[:, 1].float())
+
+
+def test_each_regime_has_its_variance_and_its_depth(
+    switched: tuple[MarketPaths, MarketPaths, Tensor],
+) -> None:
+    days, same, stressed = switched
+    for state, factor in ((0, 1.0), (1, WILDER**2)):
+        for k in (0, 7, 12):
+            here = stressed[k] == state
+            assert abs(z_score(days.integrated_variance[k, here], factor * THETA / 13)) < 4.5
+            assert abs(z_score(days.variance[k, here] / THETA / factor, 1, 0.8)) < 4.5
+            error = days.integrated_variance[k, here] - days.expected_variance[k, here]
+            assert abs(z_score(error, 0)) < 4.5
+    shift = torch.where(stressed, -math.log(DEARER) / 0.6, 0.0)
+    torch.testing.assert_close(days.log_depth - same.log_depth, shift, rtol=1e-5, atol=1e-5)
+    order = Order(scalar(0.1), scalar(5e-4))
+    dearer, usual = (Venue(p, switching(0.3), order).slope for p in (days, same))
+    torch.testing.assert_close(dearer / usual, torch.where(stressed, DEARER, 1.0), rtol=1e-4, atol=0)
+
+
+def test_regimes_come_whatever_variance_does(switched: tuple[MarketPaths, MarketPaths, Tensor]) -> None:
+    _, same, stressed = switched
+    for k in (0, 7):
+        surprise = stressed[k].double() - SHARE
+        others = (
+            same.variance[k].double() / THETA - 1,
+            same.log_depth[k].double(),
+            same.martingale_bps[k].double(),
+        )
+        for other in others:
+            assert abs(z_score(surprise * other, 0)) < 4.5
+
+
+def test_price_is_a_martingale_in_either_regime(switched: tuple[MarketPaths, MarketPaths, Tensor]) -> None:
+    days, _, stressed = switched
+    for state in (0, 1):
+        for k in (0, 7, 12):
+            here = stressed[k] == state
+            move = days.martingale_bps[k, here].double()
+            assert abs(z_score(move, 0)) < 4.5
+            assert abs(z_score(move.square() - BPS**2 * days.integrated_variance[k, here], 0)) < 4.5
+    day = days.martingale_bps.double()
+    assert abs(z_score(day.sum(0), 0)) < 4.5
+    assert abs(z_score(day[:6].sum(0) * day[6:].sum(0), 0)) < 4.5
+
+
+def test_regimes_that_do_not_differ_change_nothing_bit_for_bit() -> None:
+    n = 30
+    plain = dataclasses.replace(market(1.6), liquidity=Liquidity(depth_sd=scalar(0.4)))
+    alike = dataclasses.replace(plain, regimes=Regimes(enter=scalar(3.0), leave=scalar(7.0)))
+    first, second = (simulate(m, n, N, generator(22, "test")) for m in (plain, alike))
+    for a, b in zip(tensors(first), tensors(second), strict=True):
+        assert torch.equal(a, b)
+    # Nor does what happens to other paths.
+    some = torch.tensor([1.0, 3.0]).repeat_interleave(n // 2)
+    mixed = dataclasses.replace(alike, regimes=Regimes(some, some, scalar(300.0), scalar(7.0)))
+    days = simulate(mixed, n, N, generator(22, "test"))
+    for name in ("martingale_bps", "variance", "integrated_variance", "expected_variance", "log_depth"):
+        one, other = getattr(days, name), getattr(first, name)
+        assert torch.equal(one[:, : n // 2], other[:, : n // 2]), name
+        assert (one != other)[:, n // 2 :].any(0).all(), name
+
+
+@pytest.mark.parametrize("cv", [0.8, 1.6])
+@pytest.mark.parametrize("depth_sd", [0.0, 0.4])
+def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: float, depth_sd: float) -> None:
+    n, m, order = 60_000, switching(depth_sd, amplitude=0.8, cv=cv), Order(scalar(0.1), scalar(5e-4))
+    believed = averaged(m)
+    assert not believed.regimes.present
+    paths = simulate(m, n, 13, generator(23, "test", f"{cv}"))
+    heston, liquidity = believed.heston, believed.liquidity
+    theta, spread = float(heston.theta), float(heston.cv)
+    assert theta == pytest.approx(THETA * (1 - SHARE + SHARE * WILDER**2), rel=1e-6)
+    assert abs(z_score(paths.integrated_variance.double().sum(0), theta)) < 4.5
+    start = paths.variance[0].double() / theta
+    assert abs(z_score(start, 1, spread)) < 4.5
+    assert abs(z_score((start - 1).square(), spread**2)) < 4.5
+    depth = paths.log_depth[0].double() + SHARE * math.log(DEARER) / 0.6
+    assert abs(z_score(depth.square(), float(liquidity.depth_sd) ** 2)) < 4.5
+    done = execute(twap, paths, m, order, generator(0, "unused"))
+    volume = volume_profile(m.liquidity.profile_amplitude.double(), 13)
+    flat = 1e4 * 0.142 * float(liquidity.illiquidity) * math.sqrt(theta) * 0.1**0.6
+    paid = flat * math.exp(0.6**2 * float(liquidity.depth_sd) ** 2 / 2) * float((volume**-0.6).mean())
+    assert abs(z_score(done.temporary_bps, paid)) < 4.5
+    lasting = 1e4 * float(believed.impact.gamma) * math.sqrt(theta) * 0.1
+    torch.testing.assert_close(done.permanent_bps, torch.full((n,), lasting / 2), rtol=1e-4, atol=0)
+    even = torch.linspace(1, 0, 14, dtype=torch.float64)
+    assert abs(z_score(done.utility_bps(order), float(expected_utility(believed, order, even)))) < 4.5
+
+
+def test_averaged_market_reverts_between_the_paces_of_what_moves_in_it() -> None:
+    pace = ENTER + LEAVE
+    for depth_sd in (0.1, 0.5, 2.0):
+        believed = averaged(switching(depth_sd))
+        assert KAPPA < float(believed.heston.kappa) < pace
+        # Autocovariances start to fall at their paces weighted by what each moves.
+        jumps = SHARE * (1 - SHARE) * (math.log(DEARER) / 0.6) ** 2
+        weighted = (jumps * pace + depth_sd**2 * 12) / (jumps + depth_sd**2)
+        assert float(believed.liquidity.depth_reversion) == pytest.approx(weighted, rel=1e-5)
+    steady = averaged(switching(cv=0.02))
+    assert float(steady.heston.kappa) == pytest.approx(pace, rel=1e-2)
+    alone = averaged(switching())
+    assert float(alone.liquidity.depth_reversion) == pytest.approx(pace)
+    assert float(alone.liquidity.depth_sd) == pytest.approx(
+        math.sqrt(SHARE * (1 - SHARE)) * math.log(DEARER) / 0.6, rel=1e-5
+    )
+
+
+def test_average_over_one_regime_is_that_regime() -> None:
+    def close(a: Tensor, b: Tensor) -> Tensor:
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+        return a
+
+    m = dataclasses.replace(market(1.3), drift=scalar(7.0), drift_sd=scalar(3.0))
+    m = dataclasses.replace(m, liquidity=Liquidity(scalar(2.0), scalar(0.3), scalar(9.0), scalar(0.5)))
+    twice = dataclasses.replace(m, regimes=Regimes(enter=scalar(0.2), leave=scalar(5.0)))
+    map_tensors(close, averaged(twice), m)
+    # Hardly ever stressed, hardly different; and hardly ever calm, as wild and dear as in stress.
+    rarely, mostly = (
+        averaged(dataclasses.replace(m, regimes=Regimes(scalar(2.0), scalar(6.0), scalar(e), scalar(1.0))))
+        for e in (1e-7, 1e7)
+    )
+    size = scalar(0.1)
+    for other, variance, cost in ((rarely, 1.0, 1.0), (mostly, 4.0, 6.0)):
+        assert float(other.heston.theta) == pytest.approx(variance * THETA, rel=1e-5)
+        assert float(other.heston.cv) == pytest.approx(1.3, rel=1e-5)
+        assert float(other.liquidity.depth_sd) == pytest.approx(0.3, rel=1e-4)
+        temporary = cost * m.temporary_cost_bps(size)
+        torch.testing.assert_close(other.temporary_cost_bps(size), temporary, rtol=1e-5, atol=0)
+        torch.testing.assert_close(other.permanent_cost_bps(size), m.permanent_cost_bps(size))
+
+
 NAMES = [
     ("market",),
     ("init",),
@@ -426,6 +710,10 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Liquidity, {}, "depth_sd", -0.5, ">= 0"),
         (Liquidity, {}, "depth_reversion", 0.0, "> 0"),
         (Liquidity, {}, "profile_amplitude", 2.0, "within (-1, 2)"),
+        (Regimes, {}, "volatility", 0.0, "> 0"),
+        (Regimes, {}, "cost", -1.0, "> 0"),
+        (Regimes, {}, "enter", 0.0, "> 0"),
+        (Regimes, {}, "leave", -0.5, "> 0"),
         (Order, ORDER, "size", 0.0, "finite and > 0"),
         (Order, ORDER, "risk_aversion", -1e-4, ">= 0"),
         (Order, ORDER, "side", 0.5, "+1 (sell) or -1 (buy)"),
@@ -443,3 +731,8 @@ def test_bad_field_is_named_with_its_value_and_what_is_allowed(
     many = torch.cat((getattr(good, name).expand(3), scalar(value)[None]))
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(good, **{name: many})
+
+
+def test_spread_of_the_hidden_drift_may_not_be_negative() -> None:
+    with pytest.raises(ValueError, match=r"^Market\.drift_sd = -2: must be >= 0$"):
+        dataclasses.replace(market(), drift_sd=torch.tensor([0.0, 3.0, -2.0]))

@@ -21,17 +21,27 @@ def _kappa(ratio: Tensor) -> Tensor:
 
 
 def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
-    """q = sinh(kappa N (1 - tau)) / sinh(kappa N) in volume time tau, in float64, [N + 1, ...].
+    """q = S(1 - tau) + q* (1 - S(1 - tau) - S(tau)), S(x) = sinh(kappa x) / sinh(kappa), in volume time tau.
 
-    Fields of ``market`` and ``order`` broadcast against each other.
+    In float64, [N + 1, ...]; fields of ``market`` and ``order`` broadcast against each other. q* = mu /
+    (2 lambda sigma^2) is what to hold for the sake of a known drift mu in the order's favour (section 4 of
+    the paper); where that asks for buying back or for selling more than there is, the order waits instead.
     """
     market, order = align(market, order)
     total = _kappa(urgency(market, order) / n_buckets**2) * n_buckets
     volume = volume_profile(market.liquidity.profile_amplitude, n_buckets)
-    tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets))
-    left = (1 - tau).clamp_min(0) * total
-    # sinh(x) / sinh(y) without overflow.
-    inventory = torch.exp(left - total) * torch.expm1(-2 * left) / torch.expm1(-2 * total)
+    tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets)).clamp_max(1)
+
+    def decayed(time: Tensor) -> Tensor:
+        # sinh(x) / sinh(y) without overflow.
+        x = time * total
+        return torch.exp(x - total) * torch.expm1(-2 * x) / torch.expm1(-2 * total)
+
+    # The risk that goes with kappa, which is kept off zero.
+    cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+    held = order.side * market.drift / (2 * total.square() * cost)
+    inventory = decayed(1 - tau) + held * (1 - decayed(1 - tau) - decayed(tau))
+    inventory = inventory.clamp(0, 1).cummin(0).values
     inventory[-1] = 0
     return Schedule(inventory)
 
@@ -44,11 +54,11 @@ def replanned(seen: Observation, noise: Tensor) -> Tensor:
     at its stationary mean after.
     """
     n_left = seen.n_buckets - seen.k
-    market, order, remaining = seen.market, seen.order, n_left / seen.n_buckets
+    market, remaining = seen.market, n_left / seen.n_buckets
     forecast = VarianceStep.over(market.heston, remaining).integral(seen.variance) / remaining
     even_pace = seen.inventory.clamp_min(1e-12) / remaining
     ratio = (
-        urgency(market, order)
+        seen.pre_trade.urgency
         * (forecast / market.heston.theta)
         * even_pace ** (1 - market.impact.beta)
         / seen.n_buckets**2

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from flowoe_lib.execution import Policy
 from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
 from flowoe_lib.experts.rl import RLExpert
-from flowoe_lib.experts.schedules import Schedule, static_optimal, twap, vwap
+from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule, static_optimal, twap, vwap
 from flowoe_lib.market import Condition, Market, Order, batch
 
-__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts", "rl_experts"]
+__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts", "from_estimates", "rl_experts"]
 
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]
 """(conditions, paths of each, buckets) -> an expert calibrated to them laid side by side."""
@@ -40,6 +40,17 @@ SCHEDULE_EXPERTS: Experts = {
 TWAP and VWAP follow the clock and the volume forecast; Almgren-Chriss and the static optimum are
 solved for the condition before the open; the re-planned one sees the current variance and depth.
 """
+
+
+def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:
+    """The same experts where parameters are estimates, which differ from path to path."""
+    return {
+        "twap": twap,
+        "vwap": vwap,
+        "almgren_chriss": EstimatedSchedule.around(almgren_chriss, condition, n_buckets),
+        "static_optimal": EstimatedSchedule.around(static_optimal, condition, n_buckets),
+        "replanned": replanned,
+    }
 
 
 def rl_experts(by_condition: Mapping[str, RLExpert]) -> Calibrate:

@@ -1,21 +1,34 @@
 """Schedules fixed before the open: by the clock, by volume, or at the optimum of cost and risk."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.execution import Observation
 from flowoe_lib.market import (
+    Condition,
     Market,
     Order,
     align,
     expected_depth_cost,
     permanent_shift,
+    urgency,
     volume_profile,
 )
 
-__all__ = ["Schedule", "expected_cost", "expected_risk", "expected_utility", "static_optimal", "twap", "vwap"]
+__all__ = [
+    "EstimatedSchedule",
+    "Schedule",
+    "expected_cost",
+    "expected_risk",
+    "expected_utility",
+    "static_optimal",
+    "twap",
+    "vwap",
+]
 
 CUTS, ROUNDS = 64, 34
 """The bracket is cut in 64 and narrowed to one part, 34 times: an urgent order's last marginal cost is
@@ -33,6 +46,43 @@ class Schedule:
         """Planned trade over planned inventory, so a schedule joined midway keeps its shape."""
         now, after = self.inventory[seen.k], self.inventory[seen.k + 1]
         return (1 - after / now.clamp_min(1e-30)).clamp(0, 1).to(noise.dtype).expand_as(noise)
+
+
+@dataclass(frozen=True)
+class EstimatedSchedule:
+    """The schedule for the urgency that the pre-trade estimates of each path say.
+
+    Conditions that differ in volatility, illiquidity, size and risk aversion alone share one family of
+    schedules, ordered by :func:`flowoe_lib.market.urgency`; it is interpolated linearly.
+    """
+
+    log_urgency: Tensor
+    """Uniform, [members]."""
+    inventory: Tensor
+    """Planned q_0 = 1 to q_N = 0 of each member, [N + 1, members]."""
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        """Planned trade over planned inventory, [paths]."""
+        nodes = self.log_urgency
+        place = (seen.pre_trade.urgency.clamp_min(1e-9).log().double() - nodes[0]) / (nodes[1] - nodes[0])
+        place = place.clamp(0, len(nodes) - 1)
+        below = place.long().clamp_max(len(nodes) - 2)
+        now, after = (
+            torch.lerp(plan[below], plan[below + 1], place - below)
+            for plan in self.inventory[seen.k : seen.k + 2]
+        )
+        return (1 - after / now.clamp_min(1e-30)).clamp(0, 1).to(noise.dtype).expand_as(noise)
+
+    @classmethod
+    def around(
+        cls, schedule: Callable[[Market, Order, int], Schedule], condition: Condition, n_buckets: int
+    ) -> "EstimatedSchedule":
+        """The family of ``schedule`` for urgencies up to five times the condition's, and down to a fifth."""
+        factors = torch.linspace(-math.log(5), math.log(5), 33, dtype=torch.float64)
+        market, order = align(condition.market, condition.order)
+        lifted = replace(order, risk_aversion=order.risk_aversion * factors.exp())
+        plans = schedule(market, lifted, n_buckets).inventory
+        return cls(urgency(market, order).clamp_min(1e-9).log() + factors, plans)
 
 
 def twap(seen: Observation, noise: Tensor) -> Tensor:

@@ -1,0 +1,300 @@
+"""What learned policies see: by hand, in any unit, and finite; and the actions they take."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowoe_lib.execution import SCORE_LIMIT, Observation, Venue
+from flowoe_lib.experts.schedules import expected_utility, static_optimal
+from flowoe_lib.features import (
+    FEATURES,
+    action_of_fraction,
+    action_unit,
+    features,
+    fraction_of_action,
+)
+from flowoe_lib.market import (
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    PreTrade,
+    map_tensors,
+    scalar,
+)
+from flowoe_lib.oracle import solve
+from flowoe_lib.randomness import generator
+from flowoe_lib.simulator import simulate
+from flowoe_lib.universal import universal_range
+
+N = 39
+RICH = Market(
+    Heston(scalar(4e-4), scalar(5.0), scalar(1.2), scalar(-0.6)),
+    liquidity=Liquidity(scalar(2.0), scalar(0.4), scalar(6.0), scalar(0.8)),
+    drift=scalar(-12.0),
+    drift_sd=scalar(50.0),
+)
+SELL = Order(scalar(0.1), scalar(5e-4))
+BUY = dataclasses.replace(SELL, side=scalar(-1.0))
+
+
+def met(market: Market, order: Order, k: int, n_paths: int = 40, n_buckets: int = N) -> Observation:
+    """States of days that began differently, with different inventories left."""
+    paths = simulate(market, n_paths, n_buckets, generator(1, "test"))
+    left = torch.rand(n_paths, generator=generator(2, "test"))
+    return Venue(paths, market, order).observe(k, left)
+
+
+def columns(seen: Observation) -> dict[str, Tensor]:
+    return dict(zip(FEATURES, features(seen).unbind(-1), strict=True))
+
+
+@pytest.mark.parametrize("order", [SELL, BUY], ids=["sell", "buy"])
+@pytest.mark.parametrize("k", [0, 17, N - 1])
+def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
+    seen = met(RICH, order, k)
+    found = columns(seen)
+    left, elapsed = 1 - k / N, k / N
+    cost = 1e4 * 0.142 * 2 * 0.02 * 0.1**0.6 * math.exp(0.6**2 * 0.4**2 / 2)
+    urgent = 5e-4 * 1e8 * 4e-4 / cost
+    unit = float(action_unit(PreTrade.of(RICH, order)))
+    # Bucket means of the profile, from the primitive of the second Legendre polynomial.
+    edges = [2 * i / N - 1 for i in range(N + 1)]
+    volume = [
+        1 + 0.8 * N / 4 * (edges[i + 1] ** 3 - edges[i + 1] - edges[i] ** 3 + edges[i]) for i in range(N)
+    ]
+    ahead = math.log(volume[k] / (sum(volume[k:]) / (N - k)))
+    side = float(order.side)
+    for i in range(5):
+        ratio, depth = float(seen.variance[i]) / 4e-4, float(seen.log_depth[i])
+        inventory, price = float(seen.inventory[i]), float(seen.return_bps[i])
+        # The normal drift of mean -12 and sd 50 given a normal return of 200 bps a day.
+        weight = 50**2 / (50**2 * elapsed + 200**2)
+        believed = -12 * side + weight * (price + 12 * side * elapsed)
+        rest = urgent * max(ratio, 1e-3) * left**2
+        expected = {
+            "time left": 2 * left - 1,
+            "log time left": math.log(left) / 2 + 1,
+            "log variance over its mean": math.log(max(ratio, 1e-3)) / 2,
+            "vol of vol": 2 * 1.2 - 2,
+            "log mean reversion of variance": math.log(5 / 4),
+            "log depth": 2 * depth,
+            "sd of log depth": 2 * 0.4,
+            "log depth reversion, where depth moves": math.log(6 / 4),
+            "log volume now over what is left": ahead,
+            "amplitude of the volume profile": 0.8,
+            "log urgency": math.log(urgent) / 2 - 0.5,
+            "log urgency of the rest": math.log(rest) / 2,
+            "inventory": 2 * inventory - 1,
+            "log inventory over the TWAP line": math.log(inventory / left) / 2,
+            "drift over cost": math.copysign(math.log1p(abs(believed) / cost), believed),
+            "sd of the hidden drift over cost": math.log1p(50 / cost),
+            "log volume now over what is left, in units of actions": ahead / unit,
+            "log depth, in units of actions": depth / unit,
+            "log urgency of the rest plus one, in units of actions": math.log1p(rest) / unit,
+        }
+        assert set(expected) == set(FEATURES)
+        for name, value in expected.items():
+            assert float(found[name][i]) == pytest.approx(value, rel=2e-4, abs=2e-4), name
+
+
+EXTREMES: dict[str, tuple[Market, Order]] = {
+    "nothing to gain": (Market(RICH.heston), dataclasses.replace(SELL, risk_aversion=scalar(0.0))),
+    "calm and tiny": (
+        Market(Heston(scalar(1e-8), scalar(0.1), scalar(0.01), scalar(-1.0))),
+        Order(scalar(1e-5), scalar(1e-9)),
+    ),
+    "wild and huge": (
+        Market(
+            Heston(scalar(0.09), scalar(60.0), scalar(5.0), scalar(1.0)),
+            Impact(beta=scalar(1.0), delta=scalar(0.3)),
+            Liquidity(scalar(80.0), scalar(2.0), scalar(200.0), scalar(1.99)),
+            drift=scalar(-3e3),
+            drift_sd=scalar(3e3),
+        ),
+        Order(scalar(3.0), scalar(0.5), scalar(-1.0)),
+    ),
+    "drift alone": (dataclasses.replace(Market(RICH.heston), drift=scalar(1e4)), SELL),
+    "upside-down volume": (
+        Market(RICH.heston, liquidity=Liquidity(profile_amplitude=scalar(-0.99))),
+        SELL,
+    ),
+    "urgent in a deep market": (
+        Market(RICH.heston, liquidity=Liquidity(illiquidity=scalar(1e-3))),
+        dataclasses.replace(SELL, risk_aversion=scalar(10.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("n_buckets", [2, N])
+def test_every_column_is_finite_in_extreme_conditions(name: str, n_buckets: int) -> None:
+    market, order = EXTREMES[name]
+    for k in {0, n_buckets // 2, n_buckets - 1}:
+        seen = met(market, order, k, n_buckets=n_buckets)
+        ends = torch.tensor([0.0, 1e-30, 1e-3, 1.0])
+        seen = dataclasses.replace(
+            seen,
+            inventory=torch.cat((ends, seen.inventory[4:])),
+            variance=torch.cat((torch.tensor([0.0, 1e-30]), seen.variance[2:])),
+        )
+        assert torch.isfinite(features(seen)).all()
+        if k < n_buckets - 1:
+            for action in (-1e3, 0.0, 1e3):
+                fraction = fraction_of_action(seen, torch.full((40,), action))
+                assert ((fraction >= 0) & (fraction <= 1)).all()
+
+
+def test_every_column_is_of_order_one_where_policies_are_trained() -> None:
+    market, order = universal_range(-0.6).draw(400, generator(3, "test"))
+    for k in (0, 20, N - 2):
+        paths = simulate(market, 400, N, generator(4, "test"))
+        inventory = (1 - k / N) * torch.rand(400, generator=generator(5, "test"))
+        seen = features(Venue(paths, market, order).observe(k, inventory))
+        assert seen.square().mean(0).sqrt().max() < 6
+        assert seen.abs().max() < 40
+    # Everything but the time differs between paths.
+    constant = {name for name, x in zip(FEATURES, seen.unbind(-1), strict=True) if x.std() < 1e-3}
+    assert constant == {"time left", "log time left"}
+
+
+@given(factor=st.floats(0.2, 5), k=st.integers(0, N - 2), drift=st.floats(-40, 40), drift_sd=st.floats(0, 80))
+def test_volatility_and_risk_aversion_of_one_urgency_look_alike(
+    factor: float, k: int, drift: float, drift_sd: float
+) -> None:
+    heston = dataclasses.replace(RICH.heston, theta=RICH.heston.theta * factor**2)
+    market = dataclasses.replace(RICH, drift=scalar(drift), drift_sd=scalar(drift_sd))
+    other = dataclasses.replace(
+        RICH, heston=heston, drift=scalar(factor * drift), drift_sd=scalar(factor * drift_sd)
+    )
+    seen = met(market, SELL, k, n_paths=8)
+    scaled = dataclasses.replace(
+        seen,
+        market=other,
+        order=dataclasses.replace(SELL, risk_aversion=SELL.risk_aversion / factor),
+        pre_trade=PreTrade.of(other, dataclasses.replace(SELL, risk_aversion=SELL.risk_aversion / factor)),
+        variance=seen.variance * factor**2,
+        return_bps=seen.return_bps * factor,
+        recent_bps=seen.recent_bps * factor,
+    )
+    torch.testing.assert_close(features(scaled), features(seen), rtol=2e-4, atol=2e-4)
+    action = torch.linspace(-3, 3, 8)
+    torch.testing.assert_close(
+        fraction_of_action(scaled, action), fraction_of_action(seen, action), rtol=1e-4, atol=1e-7
+    )
+
+
+@given(factor=st.floats(0.2, 5), k=st.integers(0, N - 2))
+def test_illiquidity_and_size_of_one_cost_look_alike(factor: float, k: int) -> None:
+    # Three times as illiquid and 3^(1 / .6) times smaller an order costs the same.
+    liquidity = dataclasses.replace(RICH.liquidity, illiquidity=RICH.liquidity.illiquidity * factor)
+    other, order = (
+        dataclasses.replace(RICH, liquidity=liquidity),
+        dataclasses.replace(SELL, size=SELL.size * factor ** (-1 / 0.6)),
+    )
+    seen = met(RICH, SELL, k, n_paths=8)
+    scaled = dataclasses.replace(seen, market=other, order=order, pre_trade=PreTrade.of(other, order))
+    torch.testing.assert_close(features(scaled), features(seen), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("k", [1, 20, N - 2])
+def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
+    for market, told in ((dataclasses.replace(RICH, drift_sd=scalar(0.0)), False), (RICH, True)):
+        seen = met(market, SELL, k)
+        moved = dataclasses.replace(
+            seen, return_bps=seen.return_bps + 37, recent_bps=torch.randn_like(seen.recent_bps)
+        )
+        before, after = columns(seen), columns(moved)
+        changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
+        assert changed == ({"drift over cost"} if told else set())
+    # A rise speaks for waiting, whatever is sold or bought: the return is in the order's favour.
+    assert (after["drift over cost"] > before["drift over cost"]).all()
+
+
+@given(
+    risk_aversion=st.floats(0, 1e-2),
+    depth_sd=st.floats(0, 1),
+    drift=st.floats(-200, 200),
+    drift_sd=st.floats(0, 200),
+    n_left=st.integers(2, N),
+    share=st.floats(-0.9, 0.9),
+)
+def test_actions_and_fractions_are_inverse(
+    risk_aversion: float, depth_sd: float, drift: float, drift_sd: float, n_left: int, share: float
+) -> None:
+    market = dataclasses.replace(
+        RICH,
+        liquidity=dataclasses.replace(RICH.liquidity, depth_sd=scalar(depth_sd)),
+        drift=scalar(drift),
+        drift_sd=scalar(drift_sd),
+    )
+    order = dataclasses.replace(SELL, risk_aversion=scalar(risk_aversion))
+    market, order = map_tensors(Tensor.double, market), map_tensors(Tensor.double, order)
+    seen = met(market, order, N - n_left, n_paths=1)
+    unit = float(action_unit(seen.pre_trade))
+    # Scores are clamped, fractions beyond 1e-7 too.
+    action = torch.tensor([share * SCORE_LIMIT / unit], dtype=torch.float64)
+    fraction = fraction_of_action(seen, action)
+    assert float(fraction) == pytest.approx(1 / (1 + (n_left - 1) * math.exp(-share * SCORE_LIMIT)), rel=1e-5)
+    assert float(action_of_fraction(seen, fraction)) == pytest.approx(
+        float(action), rel=1e-5, abs=1e-5 / unit
+    )
+    # No action is TWAP's.
+    even = fraction_of_action(seen, torch.zeros(1, dtype=torch.float64))
+    assert float(even) == pytest.approx(1 / n_left)
+
+
+def test_unit_grows_with_the_root_of_the_stakes_and_ends_where_scores_do() -> None:
+    def unit(stakes: float) -> float:
+        return float(action_unit(PreTrade(scalar(1.0), scalar(1.0), scalar(stakes))))
+
+    assert unit(0.0) == unit(1e-7) > 0
+    assert unit(4e-5) / unit(1e-5) == pytest.approx(2, rel=0.01)
+    sizes = [unit(10.0**e) for e in range(-6, 5)]
+    assert sizes == sorted(sizes)
+    assert SCORE_LIMIT / 2 < sizes[-1] <= SCORE_LIMIT
+
+
+def gain(market: Market, order: Order) -> float:
+    """Of the best policy over TWAP, as a multiple of the cost; the best schedule where nothing moves."""
+    even = expected_utility(market, order, torch.linspace(1, 0, N + 1, dtype=torch.float64))
+    if float(market.heston.cv) > 0.1 or float(market.liquidity.depth_sd):
+        best = solve(market, order, N).value_bps
+    else:
+        best = float(expected_utility(market, order, static_optimal(market, order, N).inventory))
+    return (best - float(even)) / float(PreTrade.of(market, order).cost_bps)
+
+
+@pytest.mark.parametrize("risk_aversion", [0.0, 4e-5, 5e-4, 5e-3])
+@pytest.mark.parametrize(
+    ("cv", "depth_sd", "amplitude", "drift", "side"),
+    [
+        (0.02, 0.0, 0.0, 0.0, 1.0),
+        (0.02, 0.0, 0.8, 0.0, 1.0),
+        (0.02, 0.0, 0.0, -60.0, 1.0),
+        (0.02, 0.0, 0.0, 60.0, -1.0),
+        (1.2, 0.0, 0.0, 0.0, 1.0),
+        (0.8, 0.5, 0.0, 0.0, 1.0),
+    ],
+)
+def test_stakes_are_about_what_can_be_gained(
+    cv: float, depth_sd: float, amplitude: float, drift: float, side: float, risk_aversion: float
+) -> None:
+    market = Market(
+        dataclasses.replace(RICH.heston, cv=scalar(cv)),
+        liquidity=Liquidity(depth_sd=scalar(depth_sd), profile_amplitude=scalar(amplitude)),
+        drift=scalar(drift),
+    )
+    order = Order(scalar(0.1), scalar(risk_aversion), scalar(side))
+    stakes, exact = float(PreTrade.of(market, order).stakes), gain(market, order)
+    # The optimum on a grid is off by a millionth or so.
+    if exact < 1e-5:
+        assert stakes < 1e-5
+    else:
+        assert 0.4 < stakes / exact < 1.6

@@ -1,0 +1,71 @@
+"""Dominance found where it is built in, chosen on other paths than it is measured on."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution import Observation, Policy
+from flowoe_lib.experts.schedules import Schedule, expected_cost, expected_risk, static_optimal, twap
+from flowoe_lib.frontier import dominance, frontier, turned
+from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.scorecard import evaluate
+
+N = 13
+MARKET = Market(
+    Heston(theta=scalar(4e-4), kappa=scalar(2), cv=scalar(0.5), rho=scalar(-0.5)),
+    liquidity=Liquidity(depth_sd=scalar(0.8), depth_reversion=scalar(20)),
+)
+CONDITION = Condition("test", "deep and thin", MARKET, Order(scalar(0.1), scalar(5e-4)))
+
+
+def patient(seen: Observation, noise: Tensor) -> Tensor:
+    """Sells faster than TWAP by the risk aversion, and more while the book is deep."""
+    urgency = 0.6 * (seen.order.risk_aversion / 5e-4 - 1).clamp_min(-0.9)
+    pace = torch.exp(seen.log_depth.clamp(-1.5, 1.5) + urgency) / (seen.n_buckets - seen.k)
+    return pace.clamp(0, 1).expand_as(noise)
+
+
+def test_turning_the_dial_changes_the_order_alone() -> None:
+    other = turned(CONDITION, 1e-4)
+    assert (other.market, other.name, other.world) == (MARKET, CONDITION.name, CONDITION.world)
+    assert other.order.risk_aversion.item() == pytest.approx(1e-4)
+    runs: dict[str, tuple[Policy, int]] = {"twap": (twap, 200)}
+    one, two = (evaluate(runs, c, N, 1, "test")["twap"] for c in (CONDITION, other))
+    assert torch.equal(one.pnl, two.pnl)
+
+
+def test_frontier_of_a_schedule_is_its_exact_one() -> None:
+    aversions = [1e-4, 1e-3]
+    table = frontier(
+        lambda c: {"s": static_optimal(c.market, c.order, N)}, CONDITION, aversions, 20_000, N, 1
+    )
+    for row, aversion in zip(table.itertuples(), aversions, strict=True):
+        c = turned(CONDITION, aversion)
+        plan = static_optimal(c.market, c.order, N).inventory
+        cost, risk = (
+            f.item() for f in (expected_cost(c.market, c.order, plan), expected_risk(c.market, plan))
+        )
+        assert row.mean_bps == pytest.approx(-cost, rel=0.01)
+        assert row.std_bps == pytest.approx((risk + 1) ** 0.5, rel=0.03)
+    assert table["std_bps"].is_monotonic_decreasing
+
+
+def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validation_paths() -> None:
+    slow = Schedule(torch.linspace(1, 0, N + 1))
+    aversions = [2e-4, 6e-4, 9e-4]
+    table = dominance(patient, {"slow": slow}, CONDITION, aversions, 4000, 8000, N, 3)
+    [row] = table.to_dict("records")
+    assert row["risk_aversion"] in aversions
+    assert row["mean_ci_low"] > 0
+    assert row["std_ci_high"] < 0
+    # The test paths, at the chosen risk aversion, by hand.
+    ours = evaluate({"p": (patient, 8000)}, turned(CONDITION, row["risk_aversion"]), N, 3, "test")["p"]
+    theirs = evaluate({"s": (slow, 8000)}, CONDITION, N, 3, "test")["s"]
+    gain = (ours.controlled_pnl - theirs.controlled_pnl).double().mean().item()
+    assert row["mean"] == pytest.approx(gain, abs=1e-6)
+    assert row["reference_std_bps"] == pytest.approx(theirs.pnl.std().item(), rel=1e-6)
+
+
+def test_nobody_dominates_itself() -> None:
+    table = dominance(twap, {"twap": twap}, CONDITION, [5e-4], 1000, 1000, N, 3)
+    assert table[["mean", "std"]].abs().to_numpy().max() == 0

@@ -1,0 +1,147 @@
+"""The range that policies are trained on: laws of what is drawn, and what is drawn of drift and regimes."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from flowoe_lib.market import Market, Order, averaged, expected_depth_cost, map_tensors
+from flowoe_lib.randomness import generator
+from flowoe_lib.ranges import TrainingRange
+
+N = 20_000
+EVERYTHING = TrainingRange(
+    kappa=(1.0, 12.0),
+    rho=-0.7,
+    depth_sd=(0.1, 0.6),
+    depth_reversion=(1.5, 12.0),
+    profile_amplitude=(-0.2, 1.2),
+    drift=0.4,
+)
+
+
+def draw(conditions: TrainingRange = EVERYTHING, n: int = N, seed: int = 1) -> tuple[Market, Order]:
+    return conditions.draw(n, generator(seed, "test"))
+
+
+def z_share(found: Tensor, share: float) -> float:
+    """Distance of a share of paths from what it should be, in standard errors."""
+    return float(found.double().mean() - share) / math.sqrt(share * (1 - share) / len(found))
+
+
+def test_each_quantity_has_its_law_and_its_bounds() -> None:
+    market, order = draw()
+    heston, liquidity, c = market.heston, market.liquidity, EVERYTHING
+    logarithmic = {
+        "volatility": (heston.theta.sqrt(), c.volatility),
+        "kappa": (heston.kappa, c.kappa),
+        "size": (order.size, c.size),
+        "risk aversion": (order.risk_aversion, c.risk_aversion),
+        "depth reversion": (liquidity.depth_reversion, c.depth_reversion),
+    }
+    for name, (value, bounds) in logarithmic.items():
+        low, high = (math.log(b) for b in bounds)
+        law = stats.uniform(low, high - low)
+        assert stats.kstest(value.double().log().numpy(), law.cdf).pvalue > 1e-4, name
+    uniform = {
+        "illiquidity": (liquidity.illiquidity, c.illiquidity),
+        "cv": (heston.cv[market.drift_sd == 0], c.cv),
+        "depth": (liquidity.depth_sd[liquidity.depth_sd > 0.1], c.depth_sd),
+        "profile": (liquidity.profile_amplitude[liquidity.profile_amplitude > -0.2], c.profile_amplitude),
+    }
+    for name, (value, (low, high)) in uniform.items():
+        law = stats.uniform(low, high - low)
+        assert stats.kstest(value.double().numpy(), law.cdf).pvalue > 1e-4, name
+        assert value.min() >= low - 1e-6
+        assert value.max() <= high + 1e-6
+    assert (heston.rho == heston.rho.new_tensor(-0.7)).all()
+    assert (order.side == 1).all()
+
+
+def test_quantities_are_drawn_independently() -> None:
+    market, order = draw()
+    drawn = [
+        market.heston.theta.log(),
+        market.heston.kappa.log(),
+        market.liquidity.illiquidity,
+        market.liquidity.depth_sd,
+        market.liquidity.depth_reversion.log(),
+        market.liquidity.profile_amplitude,
+        order.size.log(),
+        order.risk_aversion.log(),
+    ]
+    hidden = market.drift_sd > 0
+    # Drifts are known or hidden, never both, and variance is steady where they are hidden.
+    open_days = [x[~hidden] for x in (*drawn, market.heston.cv, market.drift / market.heston.theta.sqrt())]
+    closed_days = [x[hidden] for x in (*drawn, market.drift_sd / market.heston.theta.sqrt())]
+    for columns in (open_days, closed_days):
+        correlation = torch.corrcoef(torch.stack(columns).double())
+        apart = correlation - torch.eye(len(columns))
+        assert apart.abs().max() < 4.5 / math.sqrt(len(columns[0]))
+
+
+def test_depth_and_profile_are_at_their_lower_bound_half_of_the_time() -> None:
+    market, _ = draw()
+    constant = market.liquidity.depth_sd == market.liquidity.depth_sd.new_tensor(0.1)
+    flat = market.liquidity.profile_amplitude == market.liquidity.profile_amplitude.new_tensor(-0.2)
+    assert abs(z_share(constant, 0.5)) < 4.5
+    assert abs(z_share(flat, 0.5)) < 4.5
+    assert abs(z_share(constant & flat, 0.25)) < 4.5
+    none, _ = draw(TrainingRange(kappa=(2.0, 2.0), rho=-0.7), 50)
+    assert none.liquidity.depth_sd.count_nonzero() == 0
+    assert none.liquidity.profile_amplitude.count_nonzero() == 0
+    torch.testing.assert_close(none.heston.kappa.expand(50), torch.full((50,), 2.0))
+
+
+def test_drift_is_known_on_one_day_in_four_and_hidden_on_another() -> None:
+    market, _ = draw()
+    known, hidden = market.drift != 0, market.drift_sd != 0
+    assert not (known & hidden).any()
+    assert abs(z_share(known, 0.25)) < 4.5
+    assert abs(z_share(hidden, 0.25)) < 4.5
+    daily = 1e4 * market.heston.theta.double().sqrt()
+    either_way = (market.drift / daily)[known].numpy()
+    assert stats.kstest(either_way, stats.uniform(-0.4, 0.8).cdf).pvalue > 1e-4
+    spread = (market.drift_sd / daily)[hidden].numpy()
+    assert stats.kstest(spread, stats.uniform(0, 0.4).cdf).pvalue > 1e-4
+    # What prices tell of it is simple where variance is as steady as can be.
+    assert (market.heston.cv[hidden] == market.heston.cv.new_tensor(EVERYTHING.cv[0])).all()
+    assert (market.heston.cv[~hidden] > EVERYTHING.cv[0]).float().mean() > 0.99
+    without, _ = draw(dataclasses.replace(EVERYTHING, drift=0.0))
+    assert without.drift.count_nonzero() == without.drift_sd.count_nonzero() == 0
+
+
+def test_regimes_keep_the_averages_that_were_drawn() -> None:
+    switching = dataclasses.replace(EVERYTHING, regimes=0.3)
+    (market, order), (plain, same) = draw(switching), draw()
+    assert not plain.regimes.present
+    map_tensors(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0) or a, order, same)
+    regimes = market.regimes
+    here = regimes.volatility != 1
+    # A hidden drift is filtered from prices of one regime.
+    hidden = market.drift_sd != 0
+    assert not (here & hidden).any()
+    assert abs(z_share(here[~hidden], 0.3)) < 4.5
+    assert (here == (regimes.cost != 1)).all()
+    for value, (low, high) in ((regimes.volatility, (1, 3)), (regimes.cost, (1, 7))):
+        law = stats.uniform(low, high - low)
+        assert stats.kstest(value[here].numpy(), law.cdf).pvalue > 1e-4
+    for rate in (regimes.enter, regimes.leave):
+        assert stats.kstest(rate.log().numpy() / math.log(8), stats.uniform().cdf).pvalue > 1e-4
+    believed = averaged(market)
+    torch.testing.assert_close(believed.heston.theta, plain.heston.theta, rtol=1e-4, atol=0)
+    paid, meant = (m.temporary_cost_bps(order.size) * expected_depth_cost(m) for m in (believed, plain))
+    torch.testing.assert_close(paid, meant, rtol=1e-4, atol=0)
+    # Where there are none everything is as it was.
+    for name in ("theta", "cv", "kappa"):
+        assert torch.equal(getattr(market.heston, name)[~here], getattr(plain.heston, name)[~here])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_draws_are_determined_by_their_stream(seed: int) -> None:
+    first, again, other = (draw(n=20, seed=s)[0].heston.theta for s in (seed, seed, seed + 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,0 +1,139 @@
+"""Who competes in a world, and the figures special to worlds, on policies whose answers are known."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from flowoe_lib.belief import solve_belief
+from flowoe_lib.execution import Policy, execute
+from flowoe_lib.experts.rl import RLExpert
+from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule
+from flowoe_lib.flow import EndpointField, FlowPolicy
+from flowoe_lib.market import BPS, Condition, Heston, Market, Order, Regimes, averaged, scalar
+from flowoe_lib.oracle import solve
+from flowoe_lib.randomness import generator
+from flowoe_lib.scorecard import evaluate, market_days
+from flowoe_lib.world_study import experts_in, gain_kept, hidden_gain, refereed, score_in_world, whole_range
+from flowoe_lib.worlds import World
+
+N = 9
+HESTON = Heston(theta=scalar(4e-4), kappa=scalar(2), cv=scalar(0.5), rho=scalar(-0.5))
+ORDER = Order(scalar(0.1), scalar(5e-4))
+PLAIN = Condition("liquidity", "plain", Market(HESTON), ORDER)
+
+
+def field(seed: int = 0) -> EndpointField:
+    return EndpointField(generator(seed, "field"))
+
+
+def rl_expert(seed: int) -> RLExpert:
+    from flowoe_lib.features import FEATURES
+
+    g = generator(seed, "rl")
+    sizes = [(32, len(FEATURES)), (32, 32), (1, 32)]
+    layers = tuple((0.1 * torch.randn(1, *s, generator=g), torch.zeros(1, 1, s[0])) for s in sizes)
+    return RLExpert(layers, False)
+
+
+def test_an_rl_expert_competes_only_where_it_was_trained() -> None:
+    rl = {"plain": rl_expert(1)}
+    assert experts_in("liquidity", PLAIN, N, rl)["rl"] is rl["plain"]
+    assert "rl" not in experts_in("liquidity", replace(PLAIN, name="other"), N, rl)
+    estimated = experts_in("realistic", PLAIN, N, rl)
+    assert "rl" not in estimated
+    assert isinstance(estimated["static_optimal"], EstimatedSchedule)
+
+
+def test_experts_of_hidden_regimes_are_calibrated_to_the_average() -> None:
+    regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
+    switching = replace(PLAIN, market=replace(PLAIN.market, regimes=regimes))
+    mean = replace(PLAIN, market=averaged(switching.market))
+    found, expected = (
+        experts_in(world, c, N, {})["static_optimal"]
+        for world, c in (("switching", switching), ("liquidity", mean))
+    )
+    assert isinstance(found, Schedule)
+    assert isinstance(expected, Schedule)
+    torch.testing.assert_close(found.inventory, expected.inventory)
+
+
+def test_whole_range_measures_capture_and_regret_against_the_oracle() -> None:
+    fields = {3: field(3), 5: field(5)}
+    table = whole_range(fields, PLAIN, 400, N, 1)
+    assert list(zip(table["training_seed"], table["solver_steps"], strict=True)) == [
+        (3, 1), (5, 1), (3, 2), (3, 4), (3, 8),
+    ]  # fmt: skip
+    policies: dict[str, Policy] = {"flow": FlowPolicy(fields[5], 1), "oracle": solve(PLAIN.market, ORDER, N)}
+    out = evaluate({k: (p, 400) for k, p in policies.items()}, PLAIN, N, 1, "design")
+    flow, oracle = (out[k].utility.mean().item() for k in ("flow", "oracle"))
+    assert table["regret"][1] == pytest.approx((oracle - flow) / -oracle, rel=1e-4)
+
+
+def test_hidden_gain_of_the_belief_optimum_is_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    heston = replace(HESTON, cv=scalar(0.02))
+    sd = 0.8 * BPS * heston.theta.sqrt()
+    condition = Condition("hidden", "h", Market(heston, drift_sd=sd), ORDER)
+    optimum: Policy = solve_belief(condition.market, ORDER, N)
+    monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: optimum)
+    [row] = hidden_gain(field(), condition, 6000, N, 1).to_dict("records")
+    assert row["share"] == pytest.approx(1, abs=1e-6)
+    assert row["worth_bps"] > 0
+    # On days that fall a sale is brought forward, on days that rise it waits: both gain, the flat pay.
+    assert row["falling"] > row["flat"]
+    assert row["rising"] > row["flat"]
+    # Thirds are equal parts of the days, so they average to the realised gain of all.
+    blind: Policy = solve(replace(condition.market, drift_sd=scalar(0.0)), ORDER, N)
+    gains = []
+    for chunk, paths in enumerate(market_days(condition, 6000, N, 1, "test")):
+        draws = generator(1, "unused", chunk)
+        pair = [execute(p, paths, condition.market, ORDER, draws) for p in [optimum, blind]]
+        earned = [e.pnl_bps - ORDER.risk_aversion * e.expected_risk for e in pair]
+        gains.append(earned[0] - earned[1])
+    mean = torch.cat(gains).double().mean().item()
+    assert (row["falling"] + row["flat"] + row["rising"]) / 3 == pytest.approx(mean, abs=1e-3)
+
+
+def test_gain_kept_is_over_the_static_optimum() -> None:
+    rows = [
+        ("a", "static_optimal", pd.NA, pd.NA, -10.0),
+        ("a", "flow_refined", 1, 0, -9.4),
+        ("a", "flow_refined", 1, 1, -5.0),
+        ("a", "flow_refined", 8, 0, -6.0),
+        ("a", "flow_informed", 1, 0, -9.0),
+    ]
+    table = pd.DataFrame(
+        rows, columns=["condition", "policy", "solver_steps", "training_seed", "utility_bps"]
+    )
+    table = table.astype({"solver_steps": "Int64", "training_seed": "Int64"})
+    assert gain_kept(table)["a"] == pytest.approx(0.6)
+
+
+def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
+    regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
+    switching = Condition("switching", "s", Market(HESTON, regimes=regimes), ORDER)
+    from flowoe_lib.perception import blind_to_regimes, exact
+
+    fields = {0: field(0), 1: field(1)}
+    for condition, perceive in ((PLAIN, exact), (switching, blind_to_regimes)):
+        scores, comparisons, checks = score_in_world(
+            condition.world, perceive, condition, fields, {}, 300, 100, 100, N, 1
+        )
+        informed = scores["policy"] == "flow_informed"
+        assert informed.any() == (perceive is blind_to_regimes)
+        assert "flow_informed" not in set(comparisons["policy"])
+        flows = scores[scores["policy"] == "flow_refined"]
+        lead = flows[(flows["training_seed"] == 0) & (flows["solver_steps"] == 1)]
+        assert lead["n_paths"].tolist() == [300]
+        assert set(flows["n_paths"]) == {300, 100}
+        assert (checks["inventory_left"] == 0).all()
+
+
+def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
+    world = World("liquidity", [PLAIN], "variance", "all")
+    row = refereed(world, PLAIN, field(), {}, 2000, 200, N, 1)
+    # An untrained policy is no better than the static optimum, which is in the set.
+    assert row["spa_p"] == pytest.approx(0, abs=0.01)
+    assert "flow_refined" not in str(row["best_set"])
+    assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]  # type: ignore[operator]
