@@ -178,7 +178,7 @@ def run(task: Task, workspace: Workspace) -> dict[str, Any]:
 
 def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """An executed notebook without papermill's traces and progress bars, its cells counted as by hand."""
-    metadata = {k: v for k, v in notebook["metadata"].items() if k != "papermill"}
+    metadata = {k: v for k, v in notebook["metadata"].items() if k not in ("papermill", "widgets")}
     cells, count = [], 0
     for cell in notebook["cells"]:
         kept = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}

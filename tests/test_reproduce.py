@@ -167,6 +167,9 @@ def test_publishing_leaves_clean_executed_notebooks(project: Path) -> None:
 
 
 def test_published_renumbers_results_and_keeps_tags() -> None:
+    progress = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "3/4 [00:01<00:00]"}
+    bar = {"output_type": "display_data", "data": progress, "metadata": {}}
+
     def cell(count: int, *tags: str) -> dict[str, Any]:
         result = {"output_type": "execute_result", "execution_count": count, "data": {}, "metadata": {}}
         metadata = {"tags": list(tags), "papermill": {}, "execution": {}}
@@ -174,16 +177,16 @@ def test_published_renumbers_results_and_keeps_tags() -> None:
             "cell_type": "code",
             "execution_count": count,
             "source": "x",
-            "outputs": [result],
+            "outputs": [bar, result],
             "metadata": metadata,
         }
 
     cells = [cell(1, "parameters"), cell(2, "injected-parameters"), cell(3)]
-    clean = published({"cells": cells, "metadata": {"papermill": {}, "kernelspec": {}}})
+    clean = published({"cells": cells, "metadata": {"papermill": {}, "widgets": {}, "kernelspec": {}}})
     assert clean["metadata"] == {"kernelspec": {}}
     assert [c["metadata"] for c in clean["cells"]] == [{"tags": ["parameters"]}, {}]
     assert [c["execution_count"] for c in clean["cells"]] == [1, 2]
-    assert [c["outputs"][0]["execution_count"] for c in clean["cells"]] == [1, 2]
+    assert [[o["execution_count"] for o in c["outputs"]] for c in clean["cells"]] == [[1], [2]]
 
 
 @pytest.mark.parametrize(
