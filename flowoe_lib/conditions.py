@@ -27,7 +27,7 @@ KAPPA_RANGE = (2.0, 12.0)
 _FIELDS = {
     Heston: ("theta", "kappa", "cv", "rho"),
     Impact: ("eta", "beta", "gamma", "delta"),
-    Liquidity: ("illiquidity", "depth_sd", "depth_reversion", "profile_amplitude"),
+    Liquidity: ("illiquidity", "depth_sd", "depth_reversion", "profile_amplitude", "opens", "closes"),
     Regimes: ("volatility", "cost", "enter", "leave"),
     Market: ("drift", "drift_sd"),
     Order: ("size", "risk_aversion", "side"),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowoe_lib.data import Bars, BarsError
-from flowoe_lib.market import volume_profile
+from flowoe_lib.market import Liquidity, volume_profile
 
 __all__ = [
     "autocovariance",
@@ -165,7 +165,8 @@ def fit_decay(deviations: Array, first_lag: int, last_lag: int) -> tuple[float, 
 def profile_amplitude(volume: Array) -> float:
     """Amplitude A of u(t) = 1 + A P2(2t - 1) by least squares on the mean day's shares of volume."""
     shares = volume.mean(axis=0) / volume.mean()
-    shape = volume_profile(torch.tensor(1.0, dtype=torch.float64), len(shares)).numpy() - 1
+    unit = Liquidity(profile_amplitude=torch.tensor(1.0, dtype=torch.float64))
+    shape = volume_profile(unit, len(shares)).numpy() - 1
     return float(shape @ (shares - 1) / (shape @ shape))
 
 

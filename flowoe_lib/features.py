@@ -23,7 +23,8 @@ FEATURES = (
     "sd of log depth",
     "log depth reversion, where depth moves",
     "log volume now over what is left",
-    "amplitude of the volume profile",
+    "log volume at the close over what is left",
+    "exponent of temporary impact",
     "log urgency",
     "log urgency of the rest",
     "inventory",
@@ -44,7 +45,7 @@ def features(seen: Observation) -> Tensor:
     log_variance = (seen.variance / market.heston.theta).clamp_min(1e-3).log()
     cost, log_urgency = seen.pre_trade.cost_bps, seen.pre_trade.urgency.clamp_min(1e-4).log()
     unit = action_unit(seen.pre_trade)
-    volume = (seen.volume[seen.k] / seen.volume[seen.k :].mean(0)).log()
+    volume, last = (seen.volume[[seen.k, -1]] / seen.volume[seen.k :].mean(0)).log()
     log_rest = log_urgency + log_variance + 2 * log_left
     drift = posterior_drift(market, seen.order, seen.return_bps, seen.k / seen.n_buckets) / cost
     columns = (
@@ -57,7 +58,8 @@ def features(seen: Observation) -> Tensor:
         2 * market.liquidity.depth_sd,
         (market.liquidity.depth_sd > 0) * (market.liquidity.depth_reversion / 4).log(),
         volume,
-        market.liquidity.profile_amplitude,
+        last,
+        8 * market.impact.beta - 5,
         log_urgency / 2 - 0.5,
         log_rest / 2,
         2 * seen.inventory - 1,

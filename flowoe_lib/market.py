@@ -34,8 +34,11 @@ __all__ = [
     "scalar",
     "urgency",
     "volume_profile",
+    "volume_share",
 ]
 
+_COARSE = 12
+"""Buckets that tell how uneven volume is."""
 BPS = 1e4
 """Basis points in one unit of the arrival price."""
 
@@ -124,6 +127,9 @@ class Liquidity:
     depth_reversion: Tensor = field(default_factory=lambda: scalar(12.0))
     profile_amplitude: Tensor = field(default_factory=lambda: scalar(0.0))
     """Amplitude A of the U-shaped volume profile, 0 for a flat day."""
+    opens: Tensor = field(default_factory=lambda: scalar(0.0))
+    """Where in the profile the order's time begins; with ``closes`` 1, it has the whole of it."""
+    closes: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
         for name in ("illiquidity", "depth_reversion"):
@@ -134,6 +140,9 @@ class Liquidity:
         _require(
             "Liquidity.profile_amplitude", amplitude, (amplitude > -1) & (amplitude < 2), "within (-1, 2)"
         )
+        _require("Liquidity.opens", self.opens, (self.opens >= 0) & (self.opens < 1), "within [0, 1)")
+        later = (self.closes > self.opens) & (self.closes <= 1)
+        _require("Liquidity.closes", self.closes, later, "after opens and at most 1")
 
 
 @dataclass(frozen=True)
@@ -270,16 +279,29 @@ def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Ord
     return market, order
 
 
-def volume_profile(amplitude: Tensor, n_buckets: int) -> Tensor:
-    """Share of a bucket in the day's volume over that of a flat day, u_k, shape [buckets, ...].
+def _traded_by(liquidity: Liquidity, time: Tensor) -> Tensor:
+    """Share of the day's volume that is traded by ``time`` of the day, from 0 to 1."""
+    x = 2 * time - 1
+    return time + liquidity.profile_amplitude * (x**3 - x) / 4
+
+
+def volume_share(liquidity: Liquidity) -> Tensor:
+    """Share of the day's volume that falls into the order's time."""
+    return _traded_by(liquidity, liquidity.closes) - _traded_by(liquidity, liquidity.opens)
+
+
+def volume_profile(liquidity: Liquidity, n_buckets: int) -> Tensor:
+    """Volume of each bucket over that of an average one, u_k, shape [buckets, ...].
 
     u(t) = 1 + A P2(2t - 1) with P2 the second Legendre polynomial, averaged over each bucket: a
-    U whose mean is one for every amplitude A, from 1 - A/2 at midday to 1 + A at the open and close.
+    U from 1 - A/2 at midday to 1 + A at the open and close of the whole day, of which the order has the
+    part from ``opens`` to ``closes``. The mean over that part is one.
     """
-    edges = torch.linspace(-1, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)
-    antiderivative = (edges**3 - edges) / 2
-    legendre = antiderivative.diff() * n_buckets / 2
-    return 1 + legendre.reshape(-1, *[1] * amplitude.dim()) * amplitude
+    amplitude, length = liquidity.profile_amplitude, liquidity.closes - liquidity.opens
+    steps = torch.linspace(0, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)
+    shape = torch.broadcast_shapes(amplitude.shape, length.shape)
+    edges = liquidity.opens + length * steps.reshape(-1, *[1] * len(shape))
+    return _traded_by(liquidity, edges).diff(dim=0) * n_buckets / volume_share(liquidity)
 
 
 def permanent_shift(market: Market, size: Tensor, traded: Tensor, dt: float) -> Tensor:
@@ -354,7 +376,7 @@ class PreTrade:
             0.04 * pull.square() / (1 + 0.1 * pull)
             + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
             + 0.3 * market.liquidity.depth_sd.square()
-            + 0.044 * market.liquidity.profile_amplitude.square()
+            + 0.22 * volume_profile(market.liquidity, _COARSE).var(0, correction=0)
             + 0.002 * (market.drift_sd / cost).square()
         )
         return cls(cost, ratio, stakes)

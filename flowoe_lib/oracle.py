@@ -177,7 +177,7 @@ def backward_induction(
     Bellman (1957).
     """
     dt, beta = 1 / n_buckets, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity.profile_amplitude, n_buckets)
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
     slope = market.temporary_cost_bps(pace) * dt ** (-beta)
 
     def cost(k: int, kept: Tensor, sold: Tensor) -> Tensor:

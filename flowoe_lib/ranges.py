@@ -8,7 +8,20 @@ from torch import Tensor
 
 from flowoe_lib.market import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 
-__all__ = ["TrainingRange"]
+__all__ = ["Departure", "TrainingRange"]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A quantity of a market or an order that lies outside a range."""
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity} = {self.value:.4g}: trained on {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,7 @@ class TrainingRange:
 
     A covariate that never varied in training is extrapolated arbitrarily, so each one that a policy
     observes is drawn. Volatility, size, risk aversion and mean reversions are log-uniform, the
-    rest uniform; depth and profile are at their lower bound half of the time, each on its own.
+    rest uniform; depth and profile are at their lower bound half of the time, and half of the days are whole.
     """
 
     kappa: tuple[float, float]
@@ -38,12 +51,15 @@ class TrainingRange:
     hidden, with at most this standard deviation, while variance is as steady as can be."""
     regimes: float = 0.0
     """Share of days on which volatility and cost jump between two regimes, up to three and seven times."""
-    beta: float = 0.6
+    beta: tuple[float, float] = (0.6, 0.6)
+    window: float = 1.0
+    """Shortest part of the volume profile that an order has, anywhere within it."""
 
     def at(self, points: Tensor) -> tuple[Market, Order]:
-        """The driftless market and order at ``points`` of the unit cube, [n, 9]; fields of shape [n].
+        """The driftless market and order at ``points`` of the unit cube, [n, 12]; fields of shape [n].
 
-        Axes: volatility, illiquidity, cv, size, risk aversion, kappa, depth reversion, depth, profile.
+        Axes: volatility, illiquidity, cv, size, risk aversion, kappa, depth reversion, beta, what is cut off
+        the profile and how much of that at its start, depth, profile.
         """
 
         def linear(axis: int, bounds: tuple[float, float]) -> Tensor:
@@ -52,6 +68,7 @@ class TrainingRange:
         def logarithmic(axis: int, bounds: tuple[float, float]) -> Tensor:
             return torch.exp(linear(axis, (math.log(bounds[0]), math.log(bounds[1]))))
 
+        cut = linear(8, (0.0, 1 - self.window))
         heston = Heston(
             theta=logarithmic(0, self.volatility).square(),
             kappa=logarithmic(5, self.kappa),
@@ -60,18 +77,50 @@ class TrainingRange:
         )
         liquidity = Liquidity(
             illiquidity=linear(1, self.illiquidity),
-            depth_sd=linear(7, self.depth_sd),
+            depth_sd=linear(10, self.depth_sd),
             depth_reversion=logarithmic(6, self.depth_reversion),
-            profile_amplitude=linear(8, self.profile_amplitude),
+            profile_amplitude=linear(11, self.profile_amplitude),
+            opens=cut * points[:, 9],
+            closes=1 - cut * (1 - points[:, 9]),
         )
         order = Order(logarithmic(3, self.size), logarithmic(4, self.risk_aversion))
-        return Market(heston, Impact(beta=scalar(self.beta)), liquidity), order
+        return Market(heston, Impact(beta=linear(7, self.beta)), liquidity), order
+
+    def departures(self, market: Market, order: Order) -> list[Departure]:
+        """What of a market and an order, fields of shape [], lies outside the range."""
+        heston, liquidity = market.heston, market.liquidity
+        daily = BPS * heston.theta.sqrt()
+        # What does not move has no pace.
+        moving = liquidity.depth_reversion if liquidity.depth_sd > 0 else scalar(self.depth_reversion[0])
+        length = liquidity.closes - liquidity.opens
+        placed = {
+            "volatility": (heston.theta.sqrt(), self.volatility),
+            "kappa": (heston.kappa, self.kappa),
+            "cv": (heston.cv, self.cv),
+            "illiquidity": (liquidity.illiquidity, self.illiquidity),
+            "depth_sd": (liquidity.depth_sd, self.depth_sd),
+            "depth_reversion": (moving, self.depth_reversion),
+            "profile_amplitude": (liquidity.profile_amplitude, self.profile_amplitude),
+            "window": (length, (self.window, 1.0)),
+            "beta": (market.impact.beta, self.beta),
+            "size": (order.size, self.size),
+            "risk_aversion": (order.risk_aversion, self.risk_aversion),
+            "drift": (market.drift / daily, (-self.drift, self.drift)),
+            "drift_sd": (market.drift_sd / daily, (0.0, self.drift)),
+        }
+        # float32 keeps seven digits: the ends of a range belong to it.
+        return [
+            Departure(name, float(value), low, high)
+            for name, (value, (low, high)) in placed.items()
+            if not low - 1e-6 * abs(low) <= float(value) <= high + 1e-6 * abs(high)
+        ]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Market, Order]:
         """A market and an order with fields of shape [n]."""
         device = generator.device
-        points = torch.rand(n, 9, generator=generator, device=device)
-        points[:, 7:] *= torch.rand(n, 2, generator=generator, device=device) < 0.5
+        points = torch.rand(n, 12, generator=generator, device=device)
+        points[:, 8] *= torch.rand(n, generator=generator, device=device) < 0.5
+        points[:, 10:] *= torch.rand(n, 2, generator=generator, device=device) < 0.5
         market, order = self.at(points)
         kind, known, hidden = torch.rand(3, n, generator=generator, device=device)
         largest = BPS * market.heston.theta.sqrt() * self.drift

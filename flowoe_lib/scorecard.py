@@ -325,7 +325,7 @@ def reactions(
         recent_bps=torch.stack((zeros, zeros)),
         variance=variance_ratios * market.heston.theta,
         log_depth=zeros,
-        volume=volume_profile(market.liquidity.profile_amplitude, n_buckets).reshape(n_buckets, 1),
+        volume=volume_profile(market.liquidity, n_buckets).reshape(n_buckets, 1),
         market=market,
         order=condition.order,
         pre_trade=PreTrade.of(market, condition.order),

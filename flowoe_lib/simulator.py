@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowoe_lib.market import BPS, Heston, Market, Regimes, volume_profile
+from flowoe_lib.market import BPS, Heston, Market, Regimes, map_tensors, volume_profile
 
 __all__ = ["MarketPaths", "VarianceStep", "qe_variance_step", "simulate"]
 
@@ -176,7 +176,7 @@ def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Gene
         signal = market.drift_sd.square()
         foreseen = foreseen + dt * signal * told / (1 + signal * weight)
         martingale.add_(drift * dt - foreseen)
-    profile = volume_profile(liquidity.profile_amplitude.to(device), n_buckets)
+    profile = volume_profile(map_tensors(lambda x: x.to(device), liquidity), n_buckets)
     return MarketPaths(
         dt=dt,
         martingale_bps=martingale,

@@ -33,11 +33,14 @@ def universal_range(rho: float) -> TrainingRange:
         kappa=(1.0, 12.0),
         rho=rho,
         cv=(0.02, 1.8),
+        risk_aversion=(4e-5, 4e-3),
         depth_sd=(0.0, 1.0),
         depth_reversion=(1.5, 12.0),
         profile_amplitude=(0.0, 1.2),
         drift=0.4,
         regimes=0.15,
+        beta=(0.45, 0.75),
+        window=0.2,
     )
 
 
@@ -81,15 +84,16 @@ def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
     """``n`` driftless conditions that fill the range, the corners of risk aversion and size first.
 
     Raises ValueError unless ``n`` is a power of two, at least four, as the sequence wants it. A scrambled
-    Sobol sequence (Owen 1998) over volatility, illiquidity, cv, size, risk aversion, depth and
-    profile, log-uniform as in training; depth and profile are off in turn.
+    Sobol sequence (Owen 1998) over the axes of :meth:`TrainingRange.at`; depth, profile and
+    shorter days are off in turn.
     """
     if n < 4 or n & (n - 1):
         raise ValueError(f"n = {n}: must be a power of two, at least 4")
-    points = torch.from_numpy(qmc.Sobol(9, rng=seed).random(n)).float()
+    points = torch.from_numpy(qmc.Sobol(12, rng=seed).random(n)).float()
     switches = torch.arange(n)
     corners = torch.tensor([(i, j) for i in (0.0, 1.0) for j in (0.0, 1.0)])
     points[: len(corners), 3:5] = corners
-    points[:, 7] *= switches % 2
-    points[:, 8] *= switches // 2 % 2
+    points[:, 10] *= switches % 2
+    points[:, 11] *= switches // 2 % 2
+    points[:, 8] *= switches // 4 % 2
     return _one_by_one("design", *conditions.at(points), n)

@@ -33,6 +33,7 @@ from flowoe_lib.market import (
     map_tensors,
     scalar,
     volume_profile,
+    volume_share,
 )
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, VarianceStep, qe_variance_step, simulate
@@ -339,7 +340,8 @@ def test_depth_is_stationary_and_reverts() -> None:
 
 @given(st.floats(-0.99, 1.99), st.integers(1, 200))
 def test_volume_profile_has_mean_one_and_is_symmetric(amplitude: float, n_buckets: int) -> None:
-    profile = volume_profile(torch.tensor(amplitude, dtype=torch.float64), n_buckets)
+    u_shaped = Liquidity(profile_amplitude=torch.tensor(amplitude, dtype=torch.float64))
+    profile = volume_profile(u_shaped, n_buckets)
     assert profile.shape == (n_buckets,)
     assert (profile > 0).all()
     assert float(profile.mean()) == pytest.approx(1, abs=1e-12)
@@ -347,9 +349,18 @@ def test_volume_profile_has_mean_one_and_is_symmetric(amplitude: float, n_bucket
 
 
 def test_volume_profile_converges_to_its_parabola() -> None:
-    profile = volume_profile(scalar(0.8).double(), 1000)
+    profile = volume_profile(Liquidity(profile_amplitude=scalar(0.8).double()), 1000)
     assert float(profile[0]) == pytest.approx(1.8, abs=3e-3)
     assert float(profile[500]) == pytest.approx(0.6, abs=1e-5)
+
+
+def test_a_window_has_its_part_of_the_days_volume() -> None:
+    whole = Liquidity(profile_amplitude=scalar(0.8).double())
+    part = dataclasses.replace(whole, opens=scalar(0.25).double(), closes=scalar(0.75).double())
+    day, middle = volume_profile(whole, 40), volume_profile(part, 20)
+    torch.testing.assert_close(middle, day[10:30] / day[10:30].mean())
+    torch.testing.assert_close(volume_share(part), day[10:30].sum() / 40)
+    assert float(volume_share(whole)) == pytest.approx(1, abs=1e-12)
 
 
 def tensors(paths: MarketPaths) -> list[Tensor]:
@@ -602,7 +613,7 @@ def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: floa
     depth = paths.log_depth[0].double() + SHARE * math.log(DEARER) / 0.6
     assert abs(z_score(depth.square(), float(liquidity.depth_sd) ** 2)) < 4.5
     done = execute(twap, paths, m, order, generator(0, "unused"))
-    volume = volume_profile(m.liquidity.profile_amplitude.double(), 13)
+    volume = volume_profile(map_tensors(Tensor.double, m.liquidity), 13)
     flat = 1e4 * 0.142 * float(liquidity.illiquidity) * math.sqrt(theta) * 0.1**0.6
     paid = flat * math.exp(0.6**2 * float(liquidity.depth_sd) ** 2 / 2) * float((volume**-0.6).mean())
     assert abs(z_score(done.temporary_bps, paid)) < 4.5
@@ -710,6 +721,8 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Liquidity, {}, "depth_sd", -0.5, ">= 0"),
         (Liquidity, {}, "depth_reversion", 0.0, "> 0"),
         (Liquidity, {}, "profile_amplitude", 2.0, "within (-1, 2)"),
+        (Liquidity, {}, "opens", 1.0, "within [0, 1)"),
+        (Liquidity, {"opens": scalar(0.5)}, "closes", 0.5, "after opens and at most 1"),
         (Regimes, {}, "volatility", 0.0, "> 0"),
         (Regimes, {}, "cost", -1.0, "> 0"),
         (Regimes, {}, "enter", 0.0, "> 0"),

@@ -29,7 +29,7 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
     """
     market, order = align(market, order)
     total = _kappa(urgency(market, order) / n_buckets**2) * n_buckets
-    volume = volume_profile(market.liquidity.profile_amplitude, n_buckets)
+    volume = volume_profile(market.liquidity, n_buckets)
     tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets)).clamp_max(1)
 
     def decayed(time: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
     n = len(inventory) - 1
     traded, left = -inventory.diff(dim=0), inventory[1:]
     dt, beta = 1 / n, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity.profile_amplitude, n)
+    pace = order.size / volume_profile(market.liquidity, n)
     slope = market.temporary_cost_bps(pace) * expected_depth_cost(market) * dt ** (-beta)
     permanent = permanent_shift(market, order.size, traded, dt) * (left + traded / 2)
     temporary = slope * traded.clamp_min(0) ** (1 + beta)
@@ -134,7 +134,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     """
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity.profile_amplitude, n_buckets)
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
     slope = market.temporary_cost_bps(pace) * expected_depth_cost(market) * dt ** (-beta)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     drift = order.side * market.drift * dt
