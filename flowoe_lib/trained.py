@@ -104,9 +104,7 @@ def load(folder: Path = SHIPPED) -> Trained:
         raise TrainedPolicyError(f"{folder / WEIGHTS}: is not the file that {CARD} was written for")
     if card["observes"] != list(FEATURES):
         odd = sorted(set(card["observes"]) ^ set(FEATURES)) or ["their order"]
-        raise TrainedPolicyError(
-            f"{place}: observes something else than this library shows: {', '.join(odd)}"
-        )
+        raise TrainedPolicyError(f"{place}: observes what this library does not show: {', '.join(odd)}")
     tensors = safetensors.torch.load(content)
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     if shapes != card["shapes"] or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowoe_lib.market import Market, Order, averaged, expected_depth_cost, map_tensors
+from flowoe_lib.market import Market, Order, averaged, expected_depth_cost, map_tensors, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 
@@ -20,6 +20,8 @@ EVERYTHING = TrainingRange(
     depth_reversion=(1.5, 12.0),
     profile_amplitude=(-0.2, 1.2),
     drift=0.4,
+    beta=(0.5, 0.7),
+    window=0.3,
 )
 
 
@@ -35,6 +37,7 @@ def z_share(found: Tensor, share: float) -> float:
 def test_each_quantity_has_its_law_and_its_bounds() -> None:
     market, order = draw()
     heston, liquidity, c = market.heston, market.liquidity, EVERYTHING
+    cut = 1 - (liquidity.closes - liquidity.opens)
     logarithmic = {
         "volatility": (heston.theta.sqrt(), c.volatility),
         "kappa": (heston.kappa, c.kappa),
@@ -50,6 +53,9 @@ def test_each_quantity_has_its_law_and_its_bounds() -> None:
         "illiquidity": (liquidity.illiquidity, c.illiquidity),
         "cv": (heston.cv[market.drift_sd == 0], c.cv),
         "depth": (liquidity.depth_sd[liquidity.depth_sd > 0.1], c.depth_sd),
+        "beta": (market.impact.beta, c.beta),
+        "part cut off": (cut[cut > 1e-6], (0.0, 0.7)),
+        "share of it cut off the start": ((liquidity.opens / cut)[cut > 1e-2], (0.0, 1.0)),
         "profile": (liquidity.profile_amplitude[liquidity.profile_amplitude > -0.2], c.profile_amplitude),
     }
     for name, (value, (low, high)) in uniform.items():
@@ -81,6 +87,13 @@ def test_quantities_are_drawn_independently() -> None:
         correlation = torch.corrcoef(torch.stack(columns).double())
         apart = correlation - torch.eye(len(columns))
         assert apart.abs().max() < 4.5 / math.sqrt(len(columns[0]))
+
+
+def test_half_of_the_days_are_whole() -> None:
+    liquidity = draw()[0].liquidity
+    assert abs(z_share((liquidity.opens == 0) & (liquidity.closes == 1), 0.5)) < 4.5
+    whole = draw(dataclasses.replace(EVERYTHING, window=1.0))[0].liquidity
+    assert bool(((whole.opens == 0) & (whole.closes == 1)).all())
 
 
 def test_depth_and_profile_are_at_their_lower_bound_half_of_the_time() -> None:
@@ -138,6 +151,33 @@ def test_regimes_keep_the_averages_that_were_drawn() -> None:
     # Where there are none everything is as it was.
     for name in ("theta", "cv", "kappa"):
         assert torch.equal(getattr(market.heston, name)[~here], getattr(plain.heston, name)[~here])
+
+
+def test_what_is_drawn_is_inside_and_each_departure_is_named() -> None:
+    market, order = draw(n=200)
+    for i in range(200):
+        one = [map_tensors(lambda x, i=i: x[i] if x.dim() else x, part) for part in (market, order)]
+        assert EVERYTHING.departures(*one) == []
+    market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in (market, order))
+    heston = dataclasses.replace(market.heston, theta=scalar(0.08**2), cv=scalar(2.5))
+    daily = 800.0
+    far = dataclasses.replace(market, heston=heston, drift=scalar(-0.5 * daily))
+    big = dataclasses.replace(order, size=scalar(0.6))
+    named = [str(d) for d in EVERYTHING.departures(far, big)]
+    assert named == [
+        "volatility = 0.08: trained on 0.005 to 0.05",
+        "cv = 2.5: trained on 0.4 to 1.8",
+        "size = 0.6: trained on 0.01 to 0.25",
+        "drift = -0.5: trained on -0.4 to 0.4",
+    ]
+
+
+def test_depth_that_does_not_move_has_no_pace_to_depart_from() -> None:
+    market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in draw(n=1))
+    for sd, named in ((0.0, ["depth_sd"]), (0.3, ["depth_reversion"])):
+        liquidity = dataclasses.replace(market.liquidity, depth_sd=scalar(sd), depth_reversion=scalar(50.0))
+        found = EVERYTHING.departures(dataclasses.replace(market, liquidity=liquidity), order)
+        assert [d.quantity for d in found] == named
 
 
 @pytest.mark.parametrize("seed", [1, 2])

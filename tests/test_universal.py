@@ -21,17 +21,20 @@ def test_design_fills_the_range_with_corners_and_switches() -> None:
     conditions = design(RANGE, 64, 3)
     size, aversion = fields(conditions, "order", "size"), fields(conditions, "order", "risk_aversion")
     corners = {(round(s.item(), 4), round(a.item(), 6)) for s, a in zip(size[:4], aversion[:4], strict=True)}
-    assert corners == {(s, a) for s in (0.01, 0.25) for a in (4e-5, 1e-3)}
+    assert corners == {(s, a) for s in (0.01, 0.25) for a in RANGE.risk_aversion}
     depth = fields(conditions, "liquidity", "depth_sd") > 0
     profile = fields(conditions, "liquidity", "profile_amplitude") > 0
     # Every combination of the switches, a quarter of the conditions each.
     assert [(depth & profile).sum(), (~depth & profile).sum(), (~depth & ~profile).sum()] == [16, 16, 16]
+    shorter = fields(conditions, "liquidity", "closes") - fields(conditions, "liquidity", "opens") < 1
+    assert (shorter & profile).sum() == 16
     # A stratified sequence: in each axis every quarter of the range has about a quarter of the points.
     for values, (low, high) in (
         (fields(conditions, "heston", "theta").sqrt().log(), torch.tensor(RANGE.volatility).log()),
         (fields(conditions, "heston", "cv"), torch.tensor(RANGE.cv)),
         (fields(conditions, "liquidity", "illiquidity"), torch.tensor(RANGE.illiquidity)),
         (fields(conditions, "heston", "kappa").log(), torch.tensor(RANGE.kappa).log()),
+        (fields(conditions, "impact", "beta"), torch.tensor(RANGE.beta)),
     ):
         counts = torch.histc((values - low) / (high - low), 4, 0, 1)
         assert counts.sum() == 64

@@ -1,0 +1,119 @@
+"""The policy that comes with the library: what is written is what is read, and nothing else is accepted."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from flowoe_lib.artifacts import sha256
+from flowoe_lib.features import FEATURES
+from flowoe_lib.flow import EndpointField
+from flowoe_lib.market import Heston, Market, Order, scalar
+from flowoe_lib.randomness import generator
+from flowoe_lib.ranges import TrainingRange
+from flowoe_lib.scorecard import captures
+from flowoe_lib.trained import TrainedPolicyError, agreement, load, ship
+from flowoe_lib.universal import design
+
+RANGE = TrainingRange(kappa=(1.0, 2.0), rho=-0.5, cv=(0.1, 0.2), drift=0.3)
+
+
+def shipped(folder: Path) -> EndpointField:
+    field = EndpointField(generator(1, "test"), width=8)
+    ship(field, RANGE, 13, {"kappa": 2.0}, {"seed": 4}, {"capture_mean": 0.5}, folder)
+    return field
+
+
+def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
+    field = shipped(tmp_path)
+    found = load(tmp_path)
+    assert agreement(found.field, field) == 0
+    assert found.conditions == RANGE
+    assert (found.n_buckets, found.calibration, found.card["training"]) == (13, {"kappa": 2.0}, {"seed": 4})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["universal.json", "universal.safetensors"]
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        card = json.loads((folder / "universal.json").read_text())
+        change(card)
+        (folder / "universal.json").write_text(json.dumps(card))
+
+    return spoil
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Other weights under a card that vouches for them."""
+
+    def spoil(folder: Path) -> None:
+        tensors = safetensors.torch.load((folder / "universal.safetensors").read_bytes())
+        change(tensors)
+        content = safetensors.torch.save(tensors)
+        (folder / "universal.safetensors").write_bytes(content)
+        edited(lambda card: card.update(sha256=sha256(content)))(folder)
+
+    return spoil
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no card": (lambda f: (f / "universal.json").unlink(), r"universal\.json: no such file"),
+    "no weights": (lambda f: (f / "universal.safetensors").unlink(), r"universal\.safetensors: no such"),
+    "cut card": (lambda f: (f / "universal.json").write_text('{"file": '), "is not JSON"),
+    "card of a list": (lambda f: (f / "universal.json").write_text("[]"), "lacks sha256, shapes"),
+    "card without ranges": (edited(lambda c: c.pop("range")), "lacks range"),
+    "other range": (edited(lambda c: c["range"].update(size_max=1)), "does not describe a policy"),
+    "changed weights": (
+        lambda f: (f / "universal.safetensors").write_bytes(b"x" * 100),
+        "is not the file that universal.json was written for",
+    ),
+    "other features": (
+        edited(lambda c: c["observes"].__setitem__(0, "tomorrow's close")),
+        "observes what this library does not show: time left, tomorrow's close",
+    ),
+    "features in another order": (edited(lambda c: c["observes"].reverse()), "their order"),
+    "other shapes": (
+        rewritten(lambda t: t.update({"out.weight": torch.zeros(1, 9)})),
+        "not finite or not of the card's shapes",
+    ),
+    "not a number": (
+        rewritten(lambda t: t["out.bias"].fill_(float("nan"))),
+        "not finite or not of the card's shapes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_does_not_fit_its_card_is_refused(case: str, tmp_path: Path) -> None:
+    shipped(tmp_path)
+    spoil, message = SPOILED[case]
+    spoil(tmp_path)
+    with pytest.raises(TrainedPolicyError, match=message):
+        load(tmp_path)
+
+
+def test_agreement_is_the_largest_difference_of_a_weight() -> None:
+    one, other, wide = (EndpointField(generator(1, "test"), width=w) for w in (8, 8, 9))
+    with torch.no_grad():
+        other.hidden[1].weight[3, 4] -= 0.25
+    assert agreement(one, other) == pytest.approx(0.25)
+    assert agreement(one, wide) == float("inf")
+
+
+def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
+    trained = load()
+    assert trained.field.observe.weight.shape[1] == len(FEATURES)
+    for condition in design(trained.conditions, 8, 7)[4:]:
+        [capture] = captures({"flow": trained.policy()}, condition, 1000, trained.n_buckets, 1, "test")[
+            "capture"
+        ]
+        assert capture > 0.97
+    whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
+    order = Order(scalar(0.1), scalar(5e-4))
+    assert trained.conditions.departures(whole, order) == []
+    huge = dataclasses.replace(order, size=scalar(0.5))
+    assert [d.quantity for d in trained.conditions.departures(whole, huge)] == ["size"]
