@@ -99,7 +99,8 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
                 _line(axes, row["std_bps"], row["cost_bps"], str(policy))
             for policy, point in marked[marked["condition"] == condition].groupby("policy"):
                 look = LOOKS[str(policy)]
-                axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour)
+                name = None if policy in set(rows["policy"]) else look.name
+                axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=name)
             axes.set(title=condition, xlabel="standard deviation, bps")
         panels[0].set_ylabel("expected cost, bps")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")

@@ -99,7 +99,7 @@ def test_what_does_not_fit_its_card_is_refused(case: str, tmp_path: Path) -> Non
 def test_agreement_is_the_largest_difference_of_a_weight() -> None:
     one, other, wide = (EndpointField(generator(1, "test"), width=w) for w in (8, 8, 9))
     with torch.no_grad():
-        other.hidden[1].weight[3, 4] -= 0.25
+        other.get_parameter("hidden.1.weight")[3, 4] -= 0.25
     assert agreement(one, other) == pytest.approx(0.25)
     assert agreement(one, wide) == float("inf")
 
