@@ -34,6 +34,7 @@ __all__ = [
     "calibrate",
     "calibration_table",
     "session_autocovariance",
+    "within_day",
 ]
 
 Array = NDArray[np.float64]
@@ -115,7 +116,7 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
 
     levels, level_draws = _bootstrap(_levels, level.to_numpy(), 252, reps, seed)
     against, against_draws = _bootstrap(_against_vix, joint, 21, reps, seed + 1)
-    within, within_draws = _bootstrap(_within_day, clocks, 3, reps, seed + 2)
+    within, within_draws = _bootstrap(within_day, clocks, 3, reps, seed + 2)
     spread, spread_draws = _bootstrap(_spread_of_surprises, surprises, 21, reps, seed + 3)
     # A day's mean moves less than variance within it, by a share that depends on kappa.
     years = spread[0] / np.sqrt(day_mean_share(within[0]))
@@ -140,7 +141,8 @@ def _correlation(x: Array, y: Array) -> float:
     return float(np.asarray(np.corrcoef(x, y))[0, 1])
 
 
-def _within_day(clocks: Array) -> Array:
+def within_day(clocks: Array) -> Array:
+    """Kappa, cv, amplitude, depth sd and reversion from ``clocks`` [days, (variance, volume), buckets]."""
     variance, volume = clocks[:, 0], clocks[:, 1]
     cv, kappa = fit_decay(relative_to_profile(variance), FIRST_LAG, LAST_LAG)
     depth_sd, depth_reversion = fit_decay(log_to_profile(volume), FIRST_LAG, LAST_LAG)

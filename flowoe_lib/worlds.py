@@ -12,7 +12,7 @@ import torch
 from flowoe_lib.market import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
 from flowoe_lib.perception import Perceive, blind_to_regimes, exact, with_errors
 
-__all__ = ["DRIFT", "World", "beyond_training", "dynamic_worlds", "liquid_day"]
+__all__ = ["BUCKETS_REACH", "DRIFT", "REACH", "World", "beyond_training", "dynamic_worlds", "liquid_day"]
 
 DRIFT = 0.3
 """Drift of the day either way, in daily standard deviations; in the hidden world its own."""
@@ -21,6 +21,16 @@ CONSTANT_CV = 0.02
 LEVELS = {"normal": 1.0, "lean": 2.0, "thin": 3.0}
 JUMPS = {"rare": 2.0, "frequent": 6.0}
 """Rates of entering and of leaving the stressed regime, per day."""
+
+REACH: Mapping[str, tuple[float, float]] = {
+    "volatility": (0.002, 0.07),
+    "illiquidity": (0.3, 6.0),
+    "cv": (0.02, 2.2),
+    "kappa": (0.15, 25.0),
+    "size": (0.002, 0.4),
+}
+"""How far beyond training policies are tried, by quantity of :class:`flowoe_lib.ranges.Departure`."""
+BUCKETS_REACH = (13, 78)
 
 
 @dataclass(frozen=True)
@@ -138,27 +148,26 @@ def _switching(normal: Sequence[Condition]) -> list[Condition]:
 
 
 def beyond_training(base: Condition, day: Liquidity) -> dict[str, tuple[Condition, int]]:
-    """Conditions outside what policies are trained on, one change at a time, and their number of buckets."""
+    """Conditions at the ends of ``REACH``, one change at a time, and their number of buckets."""
     base = _named(base, "unseen", "as trained", replace(base.market, liquidity=day))
+    moved = [
+        (f"{quantity} {value:g}", _moved(base, quantity, value))
+        for quantity, ends in REACH.items()
+        for value in ends
+    ]
+    out = {name: (replace(condition, name=name), 39) for name, condition in [("as trained", base), *moved]}
+    return out | {f"{n} buckets": (replace(base, name=f"{n} buckets"), n) for n in BUCKETS_REACH}
 
-    def with_heston(**fields: float) -> Market:
-        changed: Heston = replace(base.market.heston, **{k: scalar(v) for k, v in fields.items()})
-        return replace(base.market, heston=changed)
 
-    thin = replace(base.market, liquidity=replace(day, illiquidity=scalar(6.0)))
-    markets = {
-        "as trained": base.market,
-        "volatility .003": with_heston(theta=0.003**2),
-        "volatility .07": with_heston(theta=0.07**2),
-        "illiquidity 6": thin,
-        "cv 2.2": with_heston(cv=2.2),
-        "kappa .5": with_heston(kappa=0.5),
-        "kappa 25": with_heston(kappa=25.0),
-    }
-    out = {name: (_named(base, "unseen", name, market), 39) for name, market in markets.items()}
-    for size in (0.005, 0.4):
-        order = replace(base.order, size=scalar(size))
-        out[f"size {size:g}"] = (replace(base, name=f"size {size:g}", order=order), 39)
-    for n in (13, 78):
-        out[f"{n} buckets"] = (replace(base, name=f"{n} buckets"), n)
-    return out
+def _moved(condition: Condition, quantity: str, value: float) -> Condition:
+    """The condition with one quantity of ``REACH`` changed."""
+    market, order = condition.market, condition.order
+    if quantity == "size":
+        return replace(condition, order=replace(order, size=scalar(value)))
+    if quantity == "illiquidity":
+        liquidity = replace(market.liquidity, illiquidity=scalar(value))
+        return replace(condition, market=replace(market, liquidity=liquidity))
+    if quantity == "volatility":
+        quantity, value = "theta", value**2
+    heston: Heston = replace(market.heston, **{quantity: scalar(value)})
+    return replace(condition, market=replace(market, heston=heston))

@@ -1,0 +1,356 @@
+"""A desk's own order: from its bars to a schedule with its cost and risk.
+
+The window in which the order is worked takes the place of the day: variance, drift and mean reversions
+are scaled by its length, and the order is measured against the volume that falls into it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowoe_lib.data import Bars
+from flowoe_lib.estimates import MarketEstimates, estimate
+from flowoe_lib.execution import Execution, Observation, Policy, execute
+from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.frontier import frontier, turned
+from flowoe_lib.market import (
+    BPS,
+    Condition,
+    Heston,
+    Impact,
+    Liquidity,
+    Market,
+    Order,
+    scalar,
+    volume_profile,
+    volume_share,
+)
+from flowoe_lib.randomness import generator
+from flowoe_lib.ranges import Departure
+from flowoe_lib.scorecard import evaluate, paired_interval
+from flowoe_lib.simulator import MarketPaths, simulate
+from flowoe_lib.trained import Trained, load
+from flowoe_lib.worlds import BUCKETS_REACH, REACH
+
+__all__ = ["Capped", "OrderError", "Plan", "Ticket", "plan"]
+
+BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
+AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
+"""Risk aversions of the frontier, per bps: the range that the policy is trained on."""
+USUAL_AVERSION = 5e-4
+BUCKET_MINUTES = 10
+"""Length of a bucket where the number of buckets allows it."""
+
+
+class OrderError(ValueError):
+    """An order that cannot be worked as asked; the message names the field, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An order as a desk writes it. Raises OrderError naming a field that is out of its range."""
+
+    side: str
+    """buy or sell."""
+    shares: float
+    adv: float | None = None
+    """Average daily volume, shares; by default that of the bars."""
+    start: str | None = None
+    """Time of day, HH:MM, from which the order is worked; by default the open."""
+    end: str | None = None
+    risk_aversion: float | None = None
+    """lambda, per bps; by default 5e-4, or what ``cost_limit_bps`` asks for."""
+    cost_limit_bps: float | None = None
+    """Cost that 95 of 100 days are to stay below; the cheapest risk aversion that keeps it is taken."""
+    drift_bps: float = 0.0
+    """Price change expected over the window, bps, whatever the side."""
+    drift_sd_bps: float = 0.0
+    """Standard deviation around it of what is not known of the drift, bps over the window."""
+    participation_cap: float | None = None
+    """Largest share of a bucket's expected volume that may be traded."""
+    illiquidity: float = 1.0
+    """Temporary impact as a multiple of the published one."""
+    beta: float = 0.6
+    """Exponent of temporary impact."""
+    session: tuple[str, str] = ("09:30", "16:00")
+    """Open and close of the market."""
+
+    def __post_init__(self) -> None:
+        if self.side not in ("buy", "sell"):
+            raise OrderError(f"side = {self.side!r}: must be buy or sell")
+        for name in ("shares", "adv", "risk_aversion", "cost_limit_bps", "participation_cap", "illiquidity"):
+            _positive(name, getattr(self, name))
+        if self.participation_cap is not None and self.participation_cap > 1:
+            raise OrderError(f"participation_cap = {self.participation_cap:g}: must be at most 1")
+        if self.risk_aversion is not None and self.cost_limit_bps is not None:
+            raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
+        if not 0 < self.beta <= 1:
+            raise OrderError(f"beta = {self.beta:g}: must be within (0, 1]")
+        for name in ("drift_bps", "drift_sd_bps"):
+            if not math.isfinite(getattr(self, name)):
+                raise OrderError(f"{name} = {getattr(self, name)}: must be finite")
+        if self.drift_sd_bps < 0:
+            raise OrderError(f"drift_sd_bps = {self.drift_sd_bps:g}: must be >= 0")
+        opens, closes = (_minutes("session", clock) for clock in self.session)
+        start, end = self.window
+        if not opens <= start < end <= closes:
+            given = f"start = {self.start or self.session[0]}, end = {self.end or self.session[1]}"
+            raise OrderError(f"{given}: must be in order within the session, {' to '.join(self.session)}")
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Start and end in minutes since midnight."""
+        start, end = self.start or self.session[0], self.end or self.session[1]
+        return _minutes("start", start), _minutes("end", end)
+
+    @property
+    def part(self) -> tuple[float, float]:
+        """Start and end as parts of the session."""
+        opens, closes = (_minutes("session", clock) for clock in self.session)
+        start, end = ((t - opens) / (closes - opens) for t in self.window)
+        return start, end
+
+    @property
+    def n_buckets(self) -> int:
+        """Ten minutes each, where that makes 13 to 78 of them."""
+        start, end = self.window
+        fewest, most = BUCKETS_REACH
+        return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise OrderError(f"{name} = {value}: must be finite and > 0")
+
+
+def _minutes(name: str, clock: str) -> int:
+    try:
+        return int(pd.Timedelta(f"{clock}:00") / pd.Timedelta(minutes=1))
+    except ValueError:
+        raise OrderError(f"{name} = {clock!r}: must be a time of day such as 09:30") from None
+
+
+@dataclass(frozen=True)
+class Capped:
+    """A policy held to a share ``cap`` of the expected volume of each bucket.
+
+    It trades earlier where waiting would leave more than the cap allows for the rest of the window.
+    """
+
+    policy: Policy
+    cap: float
+
+    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        room = self.cap * seen.volume / (seen.n_buckets * seen.order.size)
+        left = seen.inventory.clamp_min(1e-30)
+        traded = torch.minimum(self.policy(seen, noise) * left, room[seen.k])
+        return (torch.maximum(traded, left - room[seen.k + 1 :].sum(0)) / left).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with an order, what it costs, and how that compares. Costs are bps of the arrival price."""
+
+    ticket: Ticket
+    estimates: MarketEstimates
+    condition: Condition
+    """The market and the order with the window as its day."""
+    flags: list[Departure]
+    """What lies outside the policy's training, though within where it was tried."""
+    schedule: pd.DataFrame
+    """A row a bucket: start, shares left at its end (low, median, high: 10, 50, 90 % of days), shares
+    traded and share of expected volume (median), and what the benchmarks have left."""
+    costs: pd.DataFrame
+    """A row a policy: expected cost, standard deviation, CVaR95 and 95 % quantile of cost, bps; expected
+    cost in currency; utility of FlowOE over it, bps, with its 95 % interval."""
+    frontier: pd.DataFrame
+    """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps."""
+    day: pd.DataFrame
+    """One simulated day, a row a bucket: price_bps, volatility and depth over their means, shares traded by
+    FlowOE and by the static optimum, shares left."""
+
+
+def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
+    start, end = ticket.part
+    length = end - start
+    liquidity = Liquidity(
+        illiquidity=scalar(ticket.illiquidity),
+        depth_sd=scalar(known.depth_sd.value),
+        depth_reversion=scalar(known.depth_reversion.value * length),
+        profile_amplitude=scalar(known.profile_amplitude.value),
+        opens=scalar(start),
+        closes=scalar(end),
+    )
+    heston = Heston(
+        theta=scalar(known.volatility.value**2 * length),
+        kappa=scalar(known.kappa.value * length),
+        cv=scalar(known.cv.value),
+        rho=scalar(known.rho.value),
+    )
+    share = float(volume_share(liquidity))
+    size = ticket.shares / ((ticket.adv or known.adv.value) * share)
+    # Impact is in units of daily volatility, and permanent impact of daily volume.
+    published, root = Impact(), length**0.5
+    impact = Impact(eta=published.eta / root, gamma=published.gamma * share / root, beta=scalar(ticket.beta))
+    market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), drift_sd=scalar(ticket.drift_sd_bps))
+    side = scalar(1.0 if ticket.side == "sell" else -1.0)
+    order = Order(scalar(size), scalar(ticket.risk_aversion or USUAL_AVERSION), side)
+    return Condition("order", "order", market, order)
+
+
+def _checked(condition: Condition, ticket: Ticket, trained: Trained) -> list[Departure]:
+    """What lies outside training. Raises OrderError where it is out of reach."""
+    found = trained.conditions.departures(condition.market, condition.order)
+    for d in found:
+        low, high = REACH.get(d.quantity, (d.low, d.high))
+        if not low <= d.value <= high:
+            raise OrderError(
+                f"{d}, and tried from {low:g} to {high:g}; further away nothing is known of the policy "
+                "(per window, and size as a share of the volume expected in it)"
+            )
+    cap, size = ticket.participation_cap, float(condition.order.size)
+    if cap is not None and cap < size:
+        raise OrderError(
+            f"participation_cap = {cap:g}: the order is {size:.3g} of the volume expected in its window, so "
+            "the cap must be at least that"
+        )
+    return found
+
+
+def plan(
+    bars: Bars, ticket: Ticket, trained: Trained | None = None, n_paths: int = 10_000, seed: int = 2025
+) -> Plan:
+    """The plan for ``ticket`` in the market of ``bars`` by the trained policy, by default the library's.
+
+    Costs and bands come from ``n_paths`` simulated days; risk aversion is solved for on others. Raises
+    OrderError for an order that cannot be worked, and BarsError for bars that say too little.
+    """
+    trained = trained or load()
+    known = estimate(bars, trained.calibration, trained.conditions, ticket.session)
+    condition = _condition(ticket, known)
+    _checked(condition, ticket, trained)
+    n = ticket.n_buckets
+
+    def policies(c: Condition) -> dict[str, Policy]:
+        everyone: dict[str, Policy] = {"flow_refined": trained.policy()}
+        everyone |= {name: SCHEDULE_EXPERTS[name]([c], 1, n) for name in BENCHMARKS}
+        cap = ticket.participation_cap
+        return everyone if cap is None else {name: Capped(p, cap) for name, p in everyone.items()}
+
+    curve = frontier(policies, condition, AVERSIONS, max(n_paths // 2, 100), n, seed)
+    if ticket.cost_limit_bps is not None:
+        condition = turned(condition, _aversion_for(ticket.cost_limit_bps, curve))
+    flags = _checked(condition, ticket, trained)
+    paths = simulate(condition.market, n_paths, n, generator(seed, "order"))
+    return Plan(
+        ticket=ticket,
+        estimates=known,
+        condition=condition,
+        flags=flags,
+        schedule=_schedule(policies(condition), condition, ticket, paths, seed),
+        costs=_costs(policies(condition), condition, n_paths, n, seed, ticket.shares * known.price.value),
+        frontier=curve.assign(cost_bps=-curve["mean_bps"]).drop(columns=["condition", "mean_bps"]),
+        day=_day(policies(condition), condition, ticket, seed),
+    )
+
+
+def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
+    """The lowest risk aversion that keeps 95 % of days below ``limit``, interpolated on FlowOE's frontier."""
+    own = curve[curve["policy"] == "flow_refined"]
+    cost, log = own["cost95_bps"].to_numpy(), np.log(own["risk_aversion"].to_numpy())
+    kept = np.flatnonzero(cost <= limit)
+    if len(kept) == 0:
+        raise OrderError(
+            f"cost_limit_bps = {limit:g}: must be at least {cost.min():.1f}, the lowest cost that 95 % of "
+            f"days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
+        )
+    first = int(kept[0])
+    if first == 0:
+        return float(np.exp(log[0]))
+    share = (cost[first - 1] - limit) / (cost[first - 1] - cost[first])
+    return float(np.exp(log[first - 1] + share * (log[first] - log[first - 1])))
+
+
+def _worked(policy: Policy, condition: Condition, paths: MarketPaths, seed: int) -> Execution:
+    with torch.no_grad():
+        return execute(
+            policy, paths, condition.market, condition.order, generator(seed, "order", "policy noise")
+        )
+
+
+def _clock(ticket: Ticket) -> list[str]:
+    """Start of each bucket."""
+    start, end = ticket.window
+    edges = np.linspace(start, end, ticket.n_buckets + 1)[:-1]
+    return [f"{int(t) // 60:02d}:{int(t) % 60:02d}:{round(t % 1 * 60):02d}" for t in edges]
+
+
+def _schedule(
+    policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, paths: MarketPaths, seed: int
+) -> pd.DataFrame:
+    held = ticket.shares * _worked(policies["flow_refined"], condition, paths, seed).inventory
+    low, median, high = held.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+    traded = -held.diff(dim=0)
+    expected = ticket.shares / condition.order.size * _volume(condition, paths.n_buckets)
+    columns = {
+        "low": low[1:],
+        "median": median[1:],
+        "high": high[1:],
+        "traded": traded.median(1).values,
+        "participation": (traded / expected[:, None]).median(1).values,
+        "participation_high": (traded / expected[:, None]).quantile(0.9, dim=1),
+        "participation_max": (traded / expected[:, None]).amax(1),
+    }
+    for name in BENCHMARKS:
+        columns[name] = ticket.shares * _worked(policies[name], condition, paths, seed).inventory[1:, 0]
+    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
+    return table.assign(start=_clock(ticket)).set_index("start")
+
+
+def _volume(condition: Condition, n_buckets: int) -> Tensor:
+    """Expected volume of each bucket over that of the window, [N]."""
+    return volume_profile(condition.market.liquidity, n_buckets) / n_buckets
+
+
+def _costs(
+    policies: Mapping[str, Policy], condition: Condition, n_paths: int, n: int, seed: int, notional: float
+) -> pd.DataFrame:
+    runs = {name: (policy, n_paths) for name, policy in policies.items()}
+    out = evaluate(runs, condition, n, seed, "test")
+    rows = {}
+    for name, o in out.items():
+        cost = -o.controlled_pnl.double().mean().item()
+        better = paired_interval(out["flow_refined"].utility - o.utility)
+        rows[name] = {
+            "cost_bps": cost,
+            "std_bps": o.pnl.double().std().item(),
+            "cvar95_bps": -o.cvar95,
+            "cost95_bps": -o.pnl.quantile(0.05).item(),
+            "cost_currency": cost / BPS * notional,
+        } | dict(zip(("flow_gain_bps", "gain_ci_low", "gain_ci_high"), better, strict=True))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+
+
+def _day(policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, seed: int) -> pd.DataFrame:
+    paths = simulate(condition.market, 1, ticket.n_buckets, generator(seed, "order", "one day"))
+    held = {
+        name: ticket.shares * _worked(policies[name], condition, paths, seed).inventory[:, 0]
+        for name in ("flow_refined", "static_optimal")
+    }
+    moves = (paths.martingale_bps + paths.drift_bps)[:, 0]
+    columns: dict[str, Tensor] = {
+        "price_bps": moves.cumsum(0) - moves,
+        "volatility": (paths.variance[:, 0] / condition.market.heston.theta).sqrt(),
+        "depth": paths.log_depth.expand_as(paths.variance)[:, 0].exp(),
+        "traded": -held["flow_refined"].diff(),
+        "static_traded": -held["static_optimal"].diff(),
+        "left": held["flow_refined"][1:],
+    }
+    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
+    return table.assign(start=_clock(ticket)).set_index("start")
