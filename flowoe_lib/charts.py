@@ -25,6 +25,7 @@ __all__ = [
     "frontier_figure",
     "inventory_figure",
     "learning_figure",
+    "line",
     "loss_figure",
     "reaction_figure",
     "risk_return_figure",
@@ -58,7 +59,8 @@ LOOKS: dict[str, Look] = {
 """Policies in the order in which legends and tables list them."""
 
 
-def _line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
+def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
+    """Draw a curve in the look of a policy."""
     look = LOOKS[policy]
     axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
 
@@ -78,7 +80,7 @@ def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message
         figure, panels = _panels(len(plans), 3)
         for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
             for policy, inventory in by_policy.items():
-                _line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
+                line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
             axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
         panels[0].set_ylabel("inventory, of the order")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
@@ -96,7 +98,7 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
         figure, panels = _panels(curves["condition"].nunique(), 3, height=2.6)
         for axes, (condition, rows) in zip(panels, curves.groupby("condition", sort=False), strict=True):
             for policy, row in rows.groupby("policy", sort=False):
-                _line(axes, row["std_bps"], row["cost_bps"], str(policy))
+                line(axes, row["std_bps"], row["cost_bps"], str(policy))
             for policy, point in marked[marked["condition"] == condition].groupby("policy"):
                 look = LOOKS[str(policy)]
                 name = None if policy in set(rows["policy"]) else look.name
@@ -192,7 +194,7 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
         figure, panels = _panels(reactions["time"].nunique(), 3)
         for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
             for policy, row in rows.groupby("policy", sort=False):
-                _line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
+                line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
             axes.set(title=f"{time:.0%} of the day gone", xlabel="variance over its mean", xscale="log")
         panels[0].set_ylabel("trading speed, TWAP = 1")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")

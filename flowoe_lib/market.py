@@ -371,11 +371,14 @@ class PreTrade:
         ratio = urgency(market, order)
         drift = order.side * market.drift / cost
         # Where the two cancel on average, they still pull at different times.
+        pace = market.liquidity.depth_reversion
+        # Share of depth's variance that lasts all day, and so gives no hour to prefer.
+        held = 2 * (pace + torch.expm1(-pace)) / pace.square()
         pull = torch.sqrt((ratio - drift).square() + 0.1 * torch.minimum(ratio, drift.abs()).square())
         stakes = (
             0.04 * pull.square() / (1 + 0.1 * pull)
             + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
-            + 0.3 * market.liquidity.depth_sd.square()
+            + 0.35 * market.liquidity.depth_sd.square() * (1 - held)
             + 0.22 * volume_profile(market.liquidity, _COARSE).var(0, correction=0)
             + 0.002 * (market.drift_sd / cost).square()
         )
