@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WITH_BENCHMARK := $(VENV)/.installed-benchmark
 WITH_CLUSTER := $(VENV)/.installed-cluster
+WITH_DOCS := $(VENV)/.installed-docs
 WITH_ENGINE := $(INSTALLED) $(if $(filter-out loky,$(ENGINE)),$(WITH_CLUSTER))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
@@ -28,7 +29,7 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks test lint lab benchmark clean
+.PHONY: help reproduce notebooks test lint lab docs benchmark clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +58,9 @@ lint: $(INSTALLED) ## check style and types
 lab: $(WITH_ENGINE) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
+docs: $(WITH_DOCS) ## write the pages of the library from its docstrings into build/docs; fails on a warning
+	$(BIN)/python -W error -m pdoc --docformat restructuredtext --output-directory build/docs flowoe_lib
+
 benchmark: $(WITH_BENCHMARK) ## measure speed and memory, beside other implementations
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
@@ -79,4 +83,8 @@ $(WITH_BENCHMARK): $(INSTALLED)
 
 $(WITH_CLUSTER): $(INSTALLED)
 	@$(PIP_INSTALL) -e ".[cluster]"
+	@touch $@
+
+$(WITH_DOCS): $(INSTALLED)
+	@$(PIP_INSTALL) -e ".[docs]"
 	@touch $@

@@ -30,6 +30,7 @@ __all__ = [
     "done",
     "main",
     "notebooks_in_order",
+    "pages",
     "plan",
     "publish",
     "published",
@@ -209,6 +210,11 @@ def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
         atomic_write(task.notebook, f"{text}\n".encode())
 
 
+def pages(root: Path) -> list[Path]:
+    """The README and every page of the documentation."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
 def update_readme(readme: Path, figures: Path) -> None:
     """Fill each block ``<!-- name:start -->`` to ``<!-- name:end -->`` from ``readme_<name>.md``.
 
@@ -282,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
         tasks = reproduce(workspace)
         if options.profile == "full":
-            update_readme(workspace.root / "README.md", workspace.figures)
+            for page in pages(workspace.root):
+                update_readme(page, workspace.figures)
         if options.publish:
             publish(tasks, workspace)
     except ReproductionError as error:

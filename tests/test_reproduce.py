@@ -46,6 +46,8 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
     (tmp_path / "README.md").write_text("# T\n<!-- headline:start -->old<!-- headline:end -->\nend\n")
+    (tmp_path / "docs" / "claims").mkdir(parents=True)
+    (tmp_path / "docs" / "claims" / "1.md").write_text("<!-- headline:start -->\n<!-- headline:end -->\n")
     (tmp_path / "notebooks" / "quick.json").write_text('{"01_first": {"N": 3}}')
     write_notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST)
     write_notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND)
@@ -80,6 +82,7 @@ def test_runs_once_and_again_only_what_changed(project: Path) -> None:
     assert (
         "<!-- headline:start -->\nseed 7\n<!-- headline:end -->\nend" in (project / "README.md").read_text()
     )
+    assert "start -->\nseed 7\n<!--" in (project / "docs" / "claims" / "1.md").read_text()
 
     before, start = files(project), time.perf_counter()
     assert drive(project)[:2] == (0, [])
