@@ -16,6 +16,11 @@ WITH_ENGINE := $(INSTALLED) $(if $(filter-out loky,$(ENGINE)),$(WITH_CLUSTER))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
 
+# Of an order, each left out where it is not given.
+ORDER = $(foreach option,DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS \
+	PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE,$(if $($(option)),--$(call lower,$(option)) '$($(option))'))
+lower = $(shell echo '$(1)' | tr 'A-Z_' 'a-z-')
+
 # One thread a process: torch's own threads cost more than they bring here, and change the last digits.
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
@@ -29,7 +34,7 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks test lint lab docs benchmark clean
+.PHONY: help reproduce notebooks order test lint lab docs benchmark clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +42,8 @@ help: ## list the commands
 	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
 	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
+	@echo "Of an order: DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS"
+	@echo "           PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE, see docs/order.md"
 
 reproduce: $(WITH_ENGINE) ## make every figure and table; does only what is not up to date
 	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE) --device $(DEVICE)
@@ -49,6 +56,9 @@ test: lint ## lint, the tests, and the committed notebooks run again and compare
 	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 \
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
+
+order: $(INSTALLED) ## plan an order of yours: make order DATA=bars.parquet SIDE=buy SHARES=250000
+	@$(BIN)/python -m flowoe_lib.order_report $(ORDER)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

@@ -154,7 +154,7 @@ def judge_worlds(summary: pd.DataFrame, turned: Mapping[str, int], of: int) -> p
     beaten = ", ".join(f"{r.world} {r.beats_all}/{r.conditions}" for r in summary.itertuples())
     static = ", ".join(f"{r.world} {r.dominates_static_optimal}/{r.conditions}" for r in summary.itertuples())
     dial = ", ".join(f"{name} {won}/{of}" for name, won in turned.items())
-    dominated = verdict(min(turned.values()), of) if min(turned.values()) else "holds in part"
+    dominated = verdict(min(turned.values()), of)
     rows = [
         (
             "3. higher profit and lower risk at once",

@@ -37,7 +37,7 @@ from flowoe_lib.simulator import MarketPaths, simulate
 from flowoe_lib.trained import Trained, load
 from flowoe_lib.worlds import BUCKETS_REACH, REACH
 
-__all__ = ["Capped", "OrderError", "Plan", "Ticket", "plan"]
+__all__ = ["Capped", "OrderError", "Plan", "Ticket", "plan", "prepared"]
 
 BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
@@ -223,6 +223,14 @@ def _checked(condition: Condition, ticket: Ticket, trained: Trained) -> list[Dep
     return found
 
 
+def prepared(bars: Bars, ticket: Ticket, trained: Trained) -> tuple[MarketEstimates, Condition]:
+    """The market of ``bars``, and what the order is in it. Raises as :func:`plan`."""
+    known = estimate(bars, trained.calibration, trained.conditions, ticket.session)
+    condition = _condition(ticket, known)
+    _checked(condition, ticket, trained)
+    return known, condition
+
+
 def plan(
     bars: Bars, ticket: Ticket, trained: Trained | None = None, n_paths: int = 10_000, seed: int = 2025
 ) -> Plan:
@@ -232,9 +240,7 @@ def plan(
     OrderError for an order that cannot be worked, and BarsError for bars that say too little.
     """
     trained = trained or load()
-    known = estimate(bars, trained.calibration, trained.conditions, ticket.session)
-    condition = _condition(ticket, known)
-    _checked(condition, ticket, trained)
+    known, condition = prepared(bars, ticket, trained)
     n = ticket.n_buckets
 
     def policies(c: Condition) -> dict[str, Policy]:

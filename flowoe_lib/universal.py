@@ -30,12 +30,12 @@ COARSE = 3
 def universal_range(rho: float) -> TrainingRange:
     """From next to nothing to more than was calibrated, of everything that policies observe."""
     return TrainingRange(
-        kappa=(0.3, 12.0),
+        kappa=(0.5, 12.0),
         rho=rho,
         cv=(0.02, 1.8),
         risk_aversion=(4e-5, 4e-3),
         depth_sd=(0.0, 1.0),
-        depth_reversion=(0.3, 12.0),
+        depth_reversion=(0.5, 12.0),
         profile_amplitude=(0.0, 1.2),
         drift=0.4,
         regimes=0.15,

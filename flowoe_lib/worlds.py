@@ -25,8 +25,9 @@ JUMPS = {"rare": 2.0, "frequent": 6.0}
 REACH: Mapping[str, tuple[float, float]] = {
     "volatility": (0.002, 0.07),
     "illiquidity": (0.3, 6.0),
-    "cv": (0.02, 2.2),
+    "cv": (0.01, 2.2),
     "kappa": (0.15, 25.0),
+    "depth_reversion": (0.15, 25.0),
     "size": (0.002, 0.4),
 }
 """How far beyond training policies are tried, by quantity of :class:`flowoe_lib.ranges.Departure`."""
@@ -164,8 +165,8 @@ def _moved(condition: Condition, quantity: str, value: float) -> Condition:
     market, order = condition.market, condition.order
     if quantity == "size":
         return replace(condition, order=replace(order, size=scalar(value)))
-    if quantity == "illiquidity":
-        liquidity = replace(market.liquidity, illiquidity=scalar(value))
+    if quantity in ("illiquidity", "depth_reversion"):
+        liquidity: Liquidity = replace(market.liquidity, **{quantity: scalar(value)})
         return replace(condition, market=replace(market, liquidity=liquidity))
     if quantity == "volatility":
         quantity, value = "theta", value**2

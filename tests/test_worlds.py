@@ -187,7 +187,7 @@ def test_what_lies_beyond_training_differs_in_one_thing(grid: list[Condition], d
 
 def test_what_lies_beyond_training_does(grid: list[Condition], day: Liquidity) -> None:
     bounds = universal_range(-0.8)
-    fields = ("illiquidity", "cv", "kappa", "size")
+    fields = ("illiquidity", "cv", "kappa", "size", "depth_reversion")
     limits = {name: getattr(bounds, name) for name in fields}
     limits["theta"] = tuple(v**2 for v in bounds.volatility)
     numbers = records_of([c for c, n in beyond_training(base_condition(grid), day).values() if n == 39])
@@ -196,10 +196,8 @@ def test_what_lies_beyond_training_does(grid: list[Condition], day: Liquidity) -
         for name, record in numbers.items()
     }
     assert outside.pop("as trained") == []
-    assert sorted(len(found) for found in outside.values()) == [1] * 8
-    # On either side of volatility, size and mean reversion.
-    for field in ("theta", "size", "kappa"):
-        low, high = limits[field]
+    assert sorted(len(found) for found in outside.values()) == [1] * 12
+    for field, (low, high) in limits.items():
         values = [numbers[name][field] for name, found in outside.items() if field in found]
         assert min(values) < low < high < max(values)
 
