@@ -27,7 +27,9 @@ __all__ = [
     "learning_figure",
     "line",
     "loss_figure",
+    "paired_figure",
     "reaction_figure",
+    "replay_figure",
     "risk_return_figure",
     "rl_figure",
     "selection_figure",
@@ -348,5 +350,69 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             axes.set(title=str(world), yticks=[])
         for axes in panels:
             axes.set_xlabel("share of its cost")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def replay_figure(
+    market: pd.DataFrame, inventories: Mapping[str, ArrayLike], hours: float, message: str
+) -> Figure:
+    """One recorded order: price, variance, volume, and what policies held; a panel each.
+
+    ``market``: a row a bucket, columns price_bps (since arrival), variance and volume over their levels
+    before it, each also with ``_seen``, what was known of it. ``inventories``: q_0 ... q_N by policy.
+    """
+    with style():
+        figure, panels = _panels(4, 2, height=2.1)
+        edges = np.linspace(0, hours, len(market) + 1)
+        panels[0].plot(edges, np.r_[0, market["price_bps"]], color="#22313f")
+        panels[0].set(title="price", ylabel="bps since arrival")
+        for axes, name in zip(panels[1:], ("variance", "volume"), strict=False):
+            for column, colour, label in (
+                (name, "#9fb3c8", "in the bucket"),
+                (f"{name}_seen", "#22313f", "known before"),
+            ):
+                axes.stairs(market[column], edges, baseline=None, color=colour, lw=1.5, label=label)
+            axes.set(title=name, ylabel="over its level before", ylim=(0, None))
+        panels[2].legend(loc="upper right")
+        for policy, inventory in inventories.items():
+            _line(panels[3], edges, inventory, policy)
+        panels[3].set(title="inventory", ylabel="of the order", ylim=(0, 1))
+        panels[3].legend()
+        for axes in panels[2:]:
+            axes.set_xlabel("hours since arrival")
+        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def paired_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """Mean differences with their 95 % intervals, a panel per measure, a marker per reference.
+
+    Logarithmic but for a hundredth of a bp either side of zero. ``rows`` has columns measure, sample,
+    reference, mean, ci_low, ci_high (bps).
+    """
+    with style():
+        names = list(dict.fromkeys(rows["sample"]))
+        measures = rows["measure"].nunique()
+        figure, panels = plt.subplots(1, measures, figsize=(7.2, 0.36 * len(names) + 1.3), sharey=True)
+        for axes, (measure, panel) in zip(panels, rows.groupby("measure", sort=False), strict=True):
+            for i, (reference, row) in enumerate(panel.groupby("reference", sort=False)):
+                look = LOOKS[str(reference)]
+                y = np.array([names.index(s) for s in row["sample"]]) + 0.24 * i - 0.12
+                reach = [row["mean"] - row["ci_low"], row["ci_high"] - row["mean"]]
+                label = f"over {look.name}"
+                axes.errorbar(
+                    row["mean"], y, xerr=reach, fmt=look.marker, color=look.colour, ms=4, label=label
+                )
+            axes.axvline(0, color="black", lw=0.8)
+            # Gains against one reference are a hundred times those against the other.
+            axes.set_xscale("symlog", linthresh=0.01)
+            axes.set_xticks([-1, -0.1, -0.01, 0, 0.01, 0.1, 1])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+            axes.set(title=str(measure), xlabel="FlowOE's gain, bps (logarithmic)")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].invert_yaxis()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

@@ -1,7 +1,7 @@
-"""The public data sets the suite calibrates on, through the same loader as anyone's own bars.
+"""The public data sets of the suite, through the same loader as anyone's own bars.
 
-The S&P 500 and VIX histories are part of the ``arch`` package. The E-mini samples are read out of a
-pinned wheel of the ``mlfinpy`` package, downloaded when first wanted and never stored with the code.
+The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples are read out of pinned
+wheels of public packages, downloaded when first wanted and never stored with the code.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import arch.data.sp500
@@ -17,10 +18,45 @@ import pandas as pd
 
 from flowoe_lib.data import Bars, load_bars
 
-__all__ = ["FetchError", "emini_bars", "emini_trades", "fetch_emini", "sp500_daily", "vix_daily"]
+__all__ = [
+    "EMINI",
+    "EURUSD_HOURS",
+    "EURUSD_TICKS",
+    "FetchError",
+    "Wheel",
+    "emini_bars",
+    "emini_trades",
+    "eurusd_hours",
+    "eurusd_ticks",
+    "fetch",
+    "sp500_daily",
+    "vix_daily",
+]
 
-EMINI_WHEEL = "mlfinpy-0.1.2-py3-none-any.whl"
 EMINI_SHA256 = "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file of the Python Package Index, pinned by its hash."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return f"{self.package}-{self.version}-py3-none-any.whl"
+
+
+EMINI = Wheel("mlfinpy", "0.1.2", EMINI_SHA256)
+EURUSD_TICKS = Wheel(
+    "findatapy", "0.1.42", "3ff5dd9bb9786cc82ad23cd4f37b58d29b68a3eef1918b5b494a0c1d73f19a88"
+)
+EURUSD_HOURS = Wheel(
+    "gym_anytrading", "2.0.0", "29e88b9d38272ea338c8cfcebc6a0f0302c7a8c02048331ad6a4d22cdd825e54"
+)
 
 
 class FetchError(RuntimeError):
@@ -46,39 +82,39 @@ def vix_daily() -> pd.Series:
     )
 
 
-def fetch_emini(cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
-    """Path of the wheel that carries the E-mini samples, downloaded into ``cache`` when it is not there.
+def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
+    """Path of ``wheel``, downloaded into ``cache`` when it is not there.
 
     Raises FetchError when it can neither be found nor downloaded, or is not the pinned file.
     """
-    path = Path(cache) / EMINI_WHEEL
+    path = Path(cache) / wheel.file
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             pin = Path(folder) / "pin.txt"
-            pin.write_text(f"mlfinpy==0.1.2 --hash=sha256:{EMINI_SHA256}\n")
+            pin.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
             flags = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--ignore-requires-python"]
             quiet = ["--quiet", "--disable-pip-version-check", "--retries=2", "--timeout=30"]
             pip = [sys.executable, "-m", "pip", "download", *flags, *quiet, *pip_options]
             run = subprocess.run([*pip, "-r", str(pin), "-d", folder], capture_output=True, text=True)
             if run.returncode != 0:
                 raise FetchError(
-                    f"pip could not download {EMINI_WHEEL}. Get that file (sha256 {EMINI_SHA256}) from the "
+                    f"pip could not download {wheel.file}. Get that file (sha256 {wheel.sha256}) from the "
                     f"Python Package Index on a connected machine and put it at {path}. pip said:\n"
                     f"{run.stderr.strip()}"
                 )
-            (Path(folder) / EMINI_WHEEL).replace(path)
+            (Path(folder) / wheel.file).replace(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != EMINI_SHA256:
+    if found != wheel.sha256:
         raise FetchError(
-            f"{path} is not the pinned file: its sha256 is {found}, expected {EMINI_SHA256}. "
+            f"{path} is not the pinned file: its sha256 is {found}, expected {wheel.sha256}. "
             "Delete it to have it downloaded again."
         )
     return path
 
 
-def _emini_csv(cache: Path, member: str) -> pd.DataFrame:
-    with zipfile.ZipFile(fetch_emini(cache)) as wheel, wheel.open(f"mlfinpy/dataset/data/{member}") as file:
+def _csv(wheel: Wheel, cache: Path, member: str) -> pd.DataFrame:
+    with zipfile.ZipFile(fetch(wheel, cache)) as archive, archive.open(member) as file:
         return pd.read_csv(file)
 
 
@@ -86,9 +122,9 @@ def emini_trades(cache: Path) -> pd.DataFrame:
     """500,000 E-mini S&P 500 trades, 1-3 September 2013: price (points), volume (contracts), by Chicago time.
 
     Three sessions: a Sunday night, Labor Day (2 September, closed at 10:30) and the Tuesday until
-    13:51. Raises FetchError as :func:`fetch_emini`.
+    13:51. Raises FetchError as :func:`fetch`.
     """
-    raw = _emini_csv(cache, "tick_data.csv")
+    raw = _csv(EMINI, cache, "mlfinpy/dataset/data/tick_data.csv")
     times = pd.DatetimeIndex(pd.to_datetime(raw["DateTime"], format="ISO8601"), name="time")
     return (
         raw[["Price", "Volume"]]
@@ -102,9 +138,33 @@ def emini_bars(cache: Path) -> Bars:
 
     A bar's time is its last trade's. The file does not say so, but only so do the bars jump when
     news arrived (payrolls of 9 January at 7:30, the Swiss franc on 15 January at 3:30).
-    Raises FetchError as :func:`fetch_emini`.
+    Raises FetchError as :func:`fetch`.
     """
-    raw = _emini_csv(cache, "dollar_bar_sample.csv")
+    raw = _csv(EMINI, cache, "mlfinpy/dataset/data/dollar_bar_sample.csv")
     raw["date_time"] = pd.to_datetime(raw["date_time"], format="ISO8601").dt.tz_localize("UTC")
     raw = raw.rename(columns={"cum_vol": "volume"})
     return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", min_days=20)
+
+
+def eurusd_ticks(cache: Path) -> pd.DataFrame:
+    """100,005 bid quotes of EURUSD on 14 June 2016: price (dollars), volume (each quote counts one).
+
+    The record names neither volumes nor its time zone; times are read as UTC, and no result rests on that.
+    Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EURUSD_TICKS, cache, "tests/EURUSD_tick.csv")
+    times = pd.DatetimeIndex(pd.to_datetime(raw["Date"], format="ISO8601"), name="time").tz_localize("UTC")
+    return pd.DataFrame({"price": raw["EURUSD.bid"].to_numpy(), "volume": 1.0}, index=times)
+
+
+def eurusd_hours(cache: Path) -> Bars:
+    """6,225 hourly bars of EURUSD, ask side, in 2017, by New York time, with one broker's volume.
+
+    The file stamps a bar at its start and names no time zone. Its weeks open at 22:00 in winter and at
+    21:00 in summer, which is Sunday 17:00 in New York if the clock is UTC.
+    Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EURUSD_HOURS, cache, "gym_anytrading/datasets/data/FOREX_EURUSD_1H_ASK.csv")
+    starts = pd.to_datetime(raw["Time"], format="%d.%m.%Y %H:%M:%S.%f").dt.tz_localize("UTC")
+    raw["Time"] = starts + pd.Timedelta(hours=1)
+    return load_bars(raw, name="EURUSD hourly bars", timezone="America/New_York", minutes=60, min_days=300)

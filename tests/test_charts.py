@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import StepPatch
 
 from flowoe_lib import charts
 
@@ -82,3 +83,27 @@ def test_other_figures_draw_every_row() -> None:
     panels = [axes for axes in charts.world_figure(worlds, "message").axes if axes.get_visible()]
     shares = [np.asarray(axes.lines[0].get_xdata(), float) for axes in panels]
     np.testing.assert_allclose(np.concatenate(shares), [0.01, 0.02, -0.01])
+
+
+def test_a_replayed_order_shows_what_happened_and_what_was_known() -> None:
+    names = ("price_bps", "variance", "variance_seen", "volume", "volume_seen")
+    market = pd.DataFrame({name: [1.0 + i, 2.0 + i] for i, name in enumerate(names)})
+    panels = charts.replay_figure(market, {"twap": [1.0, 0.5, 0.0]}, 2.0, "message").axes
+    np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [0, 1, 2])
+    for axes, first in ((panels[1], 2), (panels[2], 4)):
+        for steps, label, start in zip(axes.patches, ("in the bucket", "known before"), (0, 1), strict=True):
+            assert isinstance(steps, StepPatch)
+            assert steps.get_label() == label
+            np.testing.assert_array_equal(steps.get_data()[0], [first + start, first + start + 1])
+    np.testing.assert_allclose(np.asarray(panels[3].lines[0].get_xdata(), float), [0, 1, 2])
+
+
+def test_paired_differences_carry_their_intervals() -> None:
+    rows = pd.DataFrame({"measure": ["real", "real", "no price", "no price"], "sample": ["a", "b"] * 2})
+    rows = rows.assign(reference="twap", mean=[1.0, 2.0, 3.0, 4.0], ci_low=0.5, ci_high=6.0)
+    panels = charts.paired_figure(rows, "message").axes
+    for axes, means in zip(panels, ([1, 2], [3, 4]), strict=True):
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), means)
+        reach = [np.asarray(path.vertices)[:, 0] for path in axes.collections[0].get_paths()]
+        np.testing.assert_allclose(np.stack(reach), [[0.5, 6.0], [0.5, 6.0]])
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from flowoe_lib.data import BarsError, load_bars, resample_trades
 from flowoe_lib.sources import (
-    EMINI_SHA256,
-    EMINI_WHEEL,
+    EMINI,
     FetchError,
     emini_bars,
     emini_trades,
-    fetch_emini,
+    eurusd_hours,
+    eurusd_ticks,
+    fetch,
     sp500_daily,
     vix_daily,
 )
@@ -211,15 +212,33 @@ def test_a_dollar_bar_is_stamped_at_its_end() -> None:
     assert before.iloc[-1] < 8 < 25 < after.iloc[0]
 
 
+def test_eurusd_records_are_the_pinned_ones() -> None:
+    ticks, hours = eurusd_ticks(CACHE), eurusd_hours(CACHE)
+    assert len(ticks) == 100_005
+    assert ticks.index.is_monotonic_increasing
+    assert [t.date().isoformat() for t in ticks.index[[0, -1]]] == ["2016-06-14"] * 2
+    assert len(hours.frame) == 6225
+    assert (hours.frame["volume"] > 0).all()
+
+
+def test_the_hourly_weeks_open_at_five_in_new_york() -> None:
+    """All year round, so the file's clock is UTC; the last bar before a weekend ends there at five too."""
+    index = eurusd_hours(CACHE).index
+    gap = np.flatnonzero(np.diff(index) > np.timedelta64(1, "D"))
+    assert len(gap) > 45
+    assert (pd.Series(index[gap + 1].hour).mode() == 18).all()
+    assert (index[gap + 1].hour == 18).mean() > 0.9
+
+
 def test_what_cannot_be_fetched_is_named_with_its_place(tmp_path: Path) -> None:
     empty = tmp_path / "index"
     empty.mkdir()
     with pytest.raises(FetchError) as caught:
-        fetch_emini(tmp_path / "cache", ("--no-index", f"--find-links={empty}"))
+        fetch(EMINI, tmp_path / "cache", ("--no-index", f"--find-links={empty}"))
     for part in (
-        EMINI_WHEEL,
-        EMINI_SHA256,
-        str(tmp_path / "cache" / EMINI_WHEEL),
+        EMINI.file,
+        EMINI.sha256,
+        str(tmp_path / "cache" / EMINI.file),
         "No matching distribution",
     ):
         assert part in str(caught.value)
@@ -227,12 +246,12 @@ def test_what_cannot_be_fetched_is_named_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_wrong_file_in_the_cache_is_refused(tmp_path: Path) -> None:
-    (tmp_path / EMINI_WHEEL).write_bytes(b"something else")
+    (tmp_path / EMINI.file).write_bytes(b"something else")
     with pytest.raises(FetchError) as caught:
         emini_bars(tmp_path)
     # sha256 of the words above, by coreutils.
     found = "f41f3fa625ff120d"
-    assert EMINI_SHA256 in str(caught.value)
+    assert EMINI.sha256 in str(caught.value)
     assert "sha256 is" in str(caught.value)
     assert found in str(caught.value)
-    assert (tmp_path / EMINI_WHEEL).read_bytes() == b"something else"
+    assert (tmp_path / EMINI.file).read_bytes() == b"something else"

@@ -10,7 +10,15 @@ from scipy.stats import norm
 from torch import Tensor
 
 from flowoe_lib.claims import wins
-from flowoe_lib.inference import RESOLUTION, best_set, bootstrap_intervals, holm, required_paths, superior
+from flowoe_lib.inference import (
+    RESOLUTION,
+    best_set,
+    block_intervals,
+    bootstrap_intervals,
+    holm,
+    required_paths,
+    superior,
+)
 from flowoe_lib.scorecard import Z95, Outcome, compare
 
 
@@ -305,3 +313,27 @@ def test_one_policy_is_no_comparison() -> None:
 def test_the_set_needs_a_level(level: float) -> None:
     with pytest.raises(ValueError, match=rf"level = {level}: must be in \(0, 1\)"):
         best_set({"a": torch.ones(5), "b": torch.zeros(5)}, 100, 1, level)
+
+
+def overlapping(seed: int, n: int = 4000, span: int = 6) -> pd.DataFrame:
+    """Moving sums over ``span`` independent draws: neighbours share all but one of them."""
+    draws = np.random.default_rng(seed).standard_normal(n + span - 1)
+    return pd.DataFrame({"gain": np.convolve(draws, np.ones(span), "valid")})
+
+
+def test_blocks_keep_what_neighbours_have_in_common() -> None:
+    """The mean of moving sums over six has the error of six draws together, not its own sd over root n."""
+    series = overlapping(3)
+    row = block_intervals(series, 60, 2000, seed=1).loc["gain"]
+    width = (row["ci_high"] - row["ci_low"]) / (2 * 1.96)
+    assert width == pytest.approx(6 / np.sqrt(len(series)), rel=0.1)
+    alone = block_intervals(series, 1, 2000, seed=1).loc["gain"]
+    blind = (alone["ci_high"] - alone["ci_low"]) / (2 * 1.96)
+    assert blind == pytest.approx(np.sqrt(6 / len(series)), rel=0.1)
+    assert row["mean"] == alone["mean"] == series["gain"].mean()
+
+
+@pytest.mark.parametrize(("block", "reps", "fault"), [(5, 99, "reps"), (0, 100, "block"), (4, 100, "block")])
+def test_block_intervals_refuse_what_they_cannot_say(block: int, reps: int, fault: str) -> None:
+    with pytest.raises(ValueError, match=f"{fault} = "):
+        block_intervals(overlapping(0, 11), block, reps, seed=1)

@@ -1,0 +1,238 @@
+"""Replayed orders see what really happened before them, are charged on what happened after, and no more."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from flowoe_lib import trained
+from flowoe_lib.data import Bars, BarsError, load_bars, resample_trades
+from flowoe_lib.execution import Policy
+from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.experts.schedules import expected_utility, twap
+from flowoe_lib.market import Market, Order, scalar, volume_share
+from flowoe_lib.replay import Replay, outcome_table, promised, replay, run, session_market, versus
+from flowoe_lib.sources import emini_trades
+from flowoe_lib.tape import Array, Tape, arrivals, lay_out
+
+CACHE = Path(__file__).parents[1] / ".cache"
+ESTIMATES = {
+    "calm": 0.01,
+    "kappa": 2.0,
+    "cv_month": 0.5,
+    "rho": -0.8,
+    "depth_sd": 0.3,
+    "depth_reversion": 2.0,
+}
+ORDER = Order(scalar(0.1), scalar(5e-4))
+SESSION = session_market(ESTIMATES, 6.5, amplitude=0.5)
+
+
+def tape(seed: int = 0, sessions: int = 3, length: int = 12) -> Tape:
+    draws = np.random.default_rng(seed)
+    price = 100 * np.exp(0.001 * draws.standard_normal((sessions, length + 1)).cumsum(1))
+    days = pd.date_range("2024-01-02 09:00", periods=sessions, freq="D")
+    times = pd.DatetimeIndex([day + pd.Timedelta(minutes=5 * k) for day in days for k in range(length)])
+    variance = 1e-6 * draws.exponential(size=(sessions, length))
+    return Tape(times, price, variance, draws.uniform(50, 150, (sessions, length)))
+
+
+def replayed(record: Tape, session: Market = SESSION) -> Replay:
+    starts = arrivals(record, 6, 2, warm_up=4)
+    return replay(record, starts, 6, session, ORDER, history=4, half_life=2.0)
+
+
+def policies(days: Replay) -> dict[str, Policy]:
+    made = {name: make(days.conditions, 1, 6) for name, make in SCHEDULE_EXPERTS.items()}
+    return made | {"flow_refined": trained.load().policy()}
+
+
+def bars(minutes: int = 10) -> Bars:
+    """Two sessions from 9:00, with a bar a minute whose open is the last close."""
+    draws = np.random.default_rng(1)
+    frames = []
+    for day in ("2024-01-02", "2024-01-03"):
+        times = pd.date_range(f"{day} 09:01", periods=minutes, freq="min")
+        close = 100 + draws.integers(-9, 9, minutes) / 10
+        opened = np.r_[100.0, close[:-1]]
+        top, bottom = np.maximum(opened, close) + 0.05, np.minimum(opened, close) - 0.05
+        frame = pd.DataFrame({"time": times, "open": opened, "high": top, "low": bottom, "close": close})
+        frames.append(frame.assign(volume=np.arange(minutes) + 1.0))
+    return load_bars(pd.concat(frames), minutes=1)
+
+
+def test_bars_are_laid_out_as_by_hand() -> None:
+    source = bars()
+    laid = lay_out(source, 2, "09:00", "09:10")
+    f = source.frame
+    np.testing.assert_allclose(laid.volume, [[15, 40], [15, 40]])
+    closes = f["close"].to_numpy()
+    # Each session opens at the last price known: the first bar's open, then the evening's close.
+    np.testing.assert_allclose(laid.price, [[100, *closes[[4, 9]]], [closes[9], *closes[[14, 19]]]])
+    gk = 0.5 * np.log(f["high"] / f["low"]) ** 2 - (2 * np.log(2) - 1) * np.log(f["close"] / f["open"]) ** 2
+    np.testing.assert_allclose(laid.variance.ravel(), gk.to_numpy().reshape(4, 5).sum(1))
+    assert [str(t) for t in laid.times[1:3]] == ["2024-01-02 09:05:00", "2024-01-03 09:00:00"]
+
+
+def test_a_bucket_without_volume_is_refused() -> None:
+    source = bars()
+    quiet = replace(source, frame=source.frame.assign(volume=0.0))
+    with pytest.raises(BarsError, match="no volume"):
+        lay_out(quiet, 2, "09:00", "09:10")
+
+
+def test_orders_arrive_after_the_warm_up_and_end_within_their_session() -> None:
+    assert arrivals(tape(), 6, 2, warm_up=4).tolist() == [4, 6, 16, 18, 28, 30]
+    assert arrivals(tape(), 12, 12).tolist() == [0, 12, 24]
+
+
+def test_a_start_without_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 buckets are needed"):
+        replay(tape(), np.array([3]), 6, SESSION, ORDER, history=4, half_life=2.0)
+
+
+def test_the_record_of_an_order_is_as_worked_out_by_hand() -> None:
+    """Order 2 arrives at bucket 4 of the second session: bucket 16 of the tape."""
+    record, i = tape(), 2
+    days = replayed(record)
+    paths, known = days.paths, days.known
+    price = record.price[1]
+    np.testing.assert_allclose(paths.martingale_bps[:, i], 1e4 * np.diff(price)[4:10] / price[4], rtol=1e-4)
+    np.testing.assert_allclose(paths.integrated_variance[:, i], record.variance[1, 4:10], rtol=1e-5)
+    flat, at = record.variance.ravel(), 16
+    np.testing.assert_allclose(known.market.heston.theta[i], 6 * flat[at - 4 : at].mean(), rtol=1e-5)
+    # u(t) = 1 + A P2(2t - 1), integrated over twelfths of the session, A = .5.
+    edges = 2 * np.linspace(0, 1, 13) - 1
+    shape = 12 * np.diff((edges + 1) / 2 + 0.5 * (edges**3 - edges) / 4)
+    logs = np.log(record.volume / shape).ravel()
+    usual = logs[at - 4 : at].mean()
+    np.testing.assert_allclose(paths.log_depth[:, i], logs[at : at + 6] - usual, atol=1e-5)
+    np.testing.assert_allclose(paths.volume[:, i], shape[4:10] / shape[4:10].mean(), rtol=1e-5)
+    for k in range(6):
+        weight = 0.5 ** (np.arange(at + k)[::-1] / 2)
+        now = weight @ flat[: at + k] / weight.sum()
+        np.testing.assert_allclose(known.variance[k, i], 6 * now, rtol=1e-4)
+        depth = weight @ logs[: at + k] / weight.sum() - usual
+        np.testing.assert_allclose(known.log_depth[k, i], depth, atol=1e-5)
+
+
+def test_a_window_is_a_part_of_its_session() -> None:
+    market = replayed(tape()).known.market
+    np.testing.assert_allclose(market.heston.kappa, 1.0)
+    np.testing.assert_allclose(market.liquidity.depth_reversion, 1.0)
+    np.testing.assert_allclose(market.liquidity.opens[:2], [4 / 12, 6 / 12], rtol=1e-6)
+    np.testing.assert_allclose(market.liquidity.closes[:2], [10 / 12, 1.0], rtol=1e-6)
+    # Windows that follow each other share out what their session has.
+    halves = replay(tape(), np.array([12, 18]), 6, SESSION, ORDER, history=4, half_life=2.0)
+    np.testing.assert_allclose(volume_share(halves.known.market.liquidity).sum(), 1.0, rtol=1e-6)
+
+
+def test_a_pattern_by_the_clock_moves_what_is_foreseen() -> None:
+    """Where realised variance is its pattern exactly, forecasts are exact from the first bucket on."""
+    pattern = np.linspace(1.0, 3.0, 12)
+    record = replace(tape(), variance=np.tile(1e-6 * pattern, (3, 1)))
+    starts = arrivals(record, 6, 2, warm_up=4)
+    days = replay(record, starts, 6, SESSION, ORDER, history=4, half_life=2.0, pattern=pattern)
+    np.testing.assert_allclose(days.known.variance / 6, days.paths.integrated_variance, rtol=1e-5)
+    np.testing.assert_allclose(
+        days.known.market.heston.theta, days.paths.integrated_variance.sum(0), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("k", [0, 2, 4])
+def test_nothing_after_bucket_k_changes_what_is_done_up_to_it(k: int) -> None:
+    """Everything from bucket k of the second session's first order on is replaced by another record."""
+    record, other, at = tape(0), tape(1), 16 + k
+
+    def spliced(one: Array, two: Array) -> Array:
+        mixed: Array = np.r_[one.ravel()[:at], two.ravel()[at:]].reshape(one.shape)
+        return mixed
+
+    price = record.price.copy()
+    price[1, 4 + k + 1 :] *= 1.01
+    price[2] = other.price[2]
+    changed = Tape(
+        record.times, price, spliced(record.variance, other.variance), spliced(record.volume, other.volume)
+    )
+    before, after = replayed(record), replayed(changed)
+    held, again = (run(policies(d), d, seed=1) for d in (before, after))
+    for name in held:
+        torch.testing.assert_close(
+            held[name].inventory[: k + 2, 2], again[name].inventory[: k + 2, 2], rtol=0, atol=0
+        )
+    # Not because nobody looks: what comes next is another matter to those who react.
+    if k < 4:
+        later = slice(k + 2, -1)
+        for name in ("replanned", "flow_refined"):
+            assert not torch.equal(held[name].inventory[later, 2], again[name].inventory[later, 2])
+
+
+def test_twap_pays_what_the_formulas_say() -> None:
+    record, i = tape(), 2
+    days = replayed(record)
+    row = outcome_table(run({"twap": twap}, days, seed=1), days).iloc[i]
+    theta = 6 * record.variance.ravel()[12:16].mean()
+    depth, u = days.paths.log_depth[:, i].exp().double().numpy(), days.paths.volume[:, i].double().numpy()
+    temporary = (1e4 * 0.142 * theta**0.5 * (0.1 / (u * depth)) ** 0.6 / 6).sum()
+    permanent = 1e4 * 0.314 * theta**0.5 * 0.1 / 2
+    left = np.arange(5, -1, -1) / 6
+    earned = 1e4 * (left * np.diff(record.price[1])[4:10]).sum() / record.price[1, 4]
+    risk = 5e-4 * 1e8 * (left**2 * record.variance[1, 4:10]).sum()
+    np.testing.assert_allclose(row["impact"], temporary + permanent, rtol=1e-4)
+    np.testing.assert_allclose(row["shortfall"], temporary + permanent - earned, rtol=1e-3)
+    np.testing.assert_allclose(row["utility"], earned - temporary - permanent - risk, rtol=1e-3)
+    np.testing.assert_allclose(row["without_price"], -temporary - permanent - risk, rtol=1e-4)
+
+
+def test_without_price_is_the_mean_of_selling_and_buying() -> None:
+    days = replayed(tape())
+    bought = replace(days, order=replace(ORDER, side=scalar(-1.0)))
+    sold, other = (outcome_table(run(policies(d), d, seed=1), d) for d in (days, bought))
+    mean = (sold["utility"] + other["utility"]) / 2
+    np.testing.assert_allclose(mean, sold["without_price"], atol=2e-4)
+
+
+def test_the_promise_is_the_exact_utility_of_a_schedule() -> None:
+    """TWAP's expected cost and risk in closed form, order by order, each at its own levels."""
+    days = replayed(tape())
+    held = torch.linspace(1, 0, 7, dtype=torch.float64)
+    exact = [expected_utility(c.market, c.order, held).item() for c in days.conditions]
+    drawn = promised({"twap": twap}, days, each=4000, seed=1)["twap"]
+    np.testing.assert_allclose(drawn, exact, rtol=0.02)
+    assert np.ptp(exact) > 0.2 * np.abs(exact).mean()
+
+
+def test_comparisons_are_paired_order_by_order() -> None:
+    times = pd.date_range("2024-01-02", periods=9)
+    base = np.arange(9.0)
+    table = pd.concat(
+        [
+            pd.DataFrame({"time": times, "policy": "b", "utility": base + 0.5, "without_price": -base}),
+            pd.DataFrame({"time": times, "policy": "a", "utility": base, "without_price": 0.0}),
+        ]
+    )
+    rows = versus(table, "a", block=2, reps=100, seed=1).set_index("measure")
+    assert list(rows.loc["utility", ["mean", "ci_low", "ci_high", "sd"]]) == [0.5, 0.5, 0.5, 0.0]
+    assert rows.loc["without_price", "mean"] == -4
+    assert (rows["policy"] == "b").all()
+    assert (rows["reference"] == "a").all()
+
+
+def test_a_recorded_session_passes_from_trades_to_outcomes() -> None:
+    """The E-mini's Tuesday: as much is traded in its buckets as in the trades of their time."""
+    trades = emini_trades(CACHE)
+    laid = lay_out(resample_trades(trades, 1), 64, "08:30", "13:50")
+    assert laid.times[0] == pd.Timestamp("2013-09-03 08:30")
+    start = pd.Timestamp("2013-09-03 09:30", tz="America/Chicago")
+    within = (trades.index >= start) & (trades.index < start + pd.Timedelta(minutes=5))
+    assert laid.volume[0, 12] == trades["volume"][within].sum()
+    assert laid.price[0, 12] == trades["price"][trades.index < start].iloc[-1]
+    session = session_market(ESTIMATES, 320 / 60, amplitude=0.75, closes=320 / 390)
+    days = replay(laid, arrivals(laid, 24, 8, 12), 24, session, ORDER, history=12, half_life=6.0)
+    table = outcome_table(run({"twap": twap}, days, seed=1), days)
+    assert len(table) == 4
+    assert np.isfinite(table[["shortfall", "impact", "utility"]]).all(axis=None)
+    assert (table["impact"] > 0).all()
