@@ -376,7 +376,7 @@ def replay_figure(
             axes.set(title=name, ylabel="over its level before", ylim=(0, None))
         panels[2].legend(loc="upper right")
         for policy, inventory in inventories.items():
-            _line(panels[3], edges, inventory, policy)
+            line(panels[3], edges, inventory, policy)
         panels[3].set(title="inventory", ylabel="of the order", ylim=(0, 1))
         panels[3].legend()
         for axes in panels[2:]:

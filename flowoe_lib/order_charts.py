@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from flowoe_lib.charts import LOOKS, line
 from flowoe_lib.figures import style
@@ -35,6 +36,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
         for name in ("twap", "vwap", "almgren_chriss", "static_optimal"):
             line(upper, edges, np.r_[shares, schedule[name]], name)
         upper.set(ylabel="shares left", ylim=(0, None), title="What is left of the order")
+        upper.yaxis.set_major_formatter(EngFormatter())
         upper.legend(ncols=2)
         percent = 100 * schedule[["participation", "participation_high"]]
         lower.step(edges[:-1], percent["participation"], where="post", color=FLOW.colour, label="median day")
@@ -46,7 +48,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
             color=FLOW.colour,
             label="one day in ten",
         )
-        lower.set(ylabel="of expected volume, %", xlabel="time of day", ylim=(0, None))
+        lower.set(ylabel="of volume, %", xlabel="time of day", ylim=(0, None))
         lower.legend(ncols=2)
         _clock_ticks(lower, schedule.index)
     return figure
@@ -84,7 +86,7 @@ def day_figure(day: pd.DataFrame) -> Figure:
         upper.step(buckets, day["depth"], "--", where="post", color="#4aa89d", label="depth")
         upper.axhline(1, color="black", linewidth=0.6)
         upper.set(
-            ylabel="over its mean", title="One day: it hurries when variance is high and when depth is cheap"
+            ylabel="over its mean", title="One day: it hurries when prices move, and where the market is deep"
         )
         upper.legend(ncols=2)
         flow, static = LOOKS["flow_refined"], LOOKS["static_optimal"]
@@ -98,6 +100,7 @@ def day_figure(day: pd.DataFrame) -> Figure:
             label=static.name,
         )
         lower.set(ylabel="shares traded", xlabel="time of day", ylim=(0, None))
+        lower.yaxis.set_major_formatter(EngFormatter())
         lower.legend(ncols=2)
         _clock_ticks(lower, day.index)
     return figure

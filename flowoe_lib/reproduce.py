@@ -42,6 +42,10 @@ __all__ = [
 
 AHEAD = {"07_dynamic_markets": "05"}
 """The result tables sum up the worlds too, so these are run right before them."""
+TRADERS = ("00_explore", "08_your_order", "09_market_replay")
+"""They trade with the policy that comes with the library, so what is trained here comes before."""
+POLICY = Path("flowoe_lib", "weights", "universal.json")
+"""Card of the policy that comes with the library."""
 PROGRESS = "application/vnd.jupyter.widget-view+json"
 """Kind of output that a progress bar leaves, and that nobody can read later."""
 
@@ -89,8 +93,12 @@ def _defined(notebook: Mapping[str, Any], path: Path) -> set[str]:
 
 
 def notebooks_in_order(folder: Path) -> list[Path]:
-    """By number, except for those in ``AHEAD``."""
-    return sorted(folder.glob("0[0-9]_*.ipynb"), key=lambda path: AHEAD.get(path.stem, path.name))
+    """By number, except for those in ``AHEAD``; those in ``TRADERS`` last."""
+
+    def place(path: Path) -> tuple[bool, str]:
+        return path.stem in TRADERS, AHEAD.get(path.stem, path.name)
+
+    return sorted(folder.glob("0[0-9]_*.ipynb"), key=place)
 
 
 def plan(workspace: Workspace) -> list[Task]:
@@ -101,6 +109,8 @@ def plan(workspace: Workspace) -> list[Task]:
         raise ReproductionError(f"no notebooks in {folder}")
     quick = json.loads((folder / "quick.json").read_text()) if workspace.profile == "quick" else {}
     lock = sha256((workspace.root / "constraints.txt").read_bytes())
+    card = workspace.root / POLICY
+    shipped = sha256(card.read_bytes()) if card.is_file() else ""
     tasks: list[Task] = []
     for path in notebooks:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +122,8 @@ def plan(workspace: Workspace) -> list[Task]:
             raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
         cells = [[c["cell_type"], _source(c)] for c in content["cells"]]
         upstream = tasks[-1].digest if tasks else ""
-        whole = json.dumps([cells, parameters, SOURCES, lock, upstream], sort_keys=True)
+        used = shipped if path.stem in TRADERS else ""
+        whole = json.dumps([cells, parameters, SOURCES, lock, upstream, used], sort_keys=True)
         tasks.append(Task(path, parameters, sha256(whole.encode()), workspace.build))
     return tasks
 
@@ -250,6 +261,17 @@ def reproduce(workspace: Workspace) -> list[Task]:
     return tasks
 
 
+def compared(workspace: Workspace) -> str:
+    """Whether the policy that comes with the library is the one that was trained here, in words."""
+    from flowoe_lib.flow import unpack
+    from flowoe_lib.trained import agreement, load
+
+    runs = unpack(workspace.store.read_tensors("universal"))
+    apart = agreement(load(workspace.root / POLICY.parent).field, runs[min(runs)].field)
+    same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
+    return f"the policy that comes with the library is {same} that was trained here"
+
+
 def checked_device(name: str) -> str:
     """``name``, if torch can compute there. Raises ReproductionError naming what there is."""
     if name == "cpu":
@@ -287,6 +309,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workspace = Workspace.open(options.profile, checked_device(options.device))
         os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
         tasks = reproduce(workspace)
+        trades = options.profile == "full" and any(task.stem in TRADERS for task in tasks)
+        if options.publish and trades:
+            from flowoe_lib.trained import ship_from
+
+            ship_from(workspace.store, workspace.figures / "scorecard.csv", workspace.root / POLICY.parent)
+            # Those that trade with it are made again if it has changed.
+            tasks = reproduce(workspace)
+        if trades:
+            sys.stdout.write(f"{compared(workspace)}\n")
         if options.profile == "full":
             for page in pages(workspace.root):
                 update_readme(page, workspace.figures)

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flowoe_lib.artifacts import atomic_write, sha256
+from flowoe_lib.artifacts import Store, atomic_write, sha256
 from flowoe_lib.features import FEATURES
-from flowoe_lib.flow import EndpointField, FlowPolicy
+from flowoe_lib.flow import EndpointField, FlowPolicy, unpack
 from flowoe_lib.ranges import TrainingRange
 
-__all__ = ["SHIPPED", "Trained", "TrainedPolicyError", "agreement", "load", "ship"]
+__all__ = ["SHIPPED", "Trained", "TrainedPolicyError", "agreement", "load", "ship", "ship_from"]
 
 SHIPPED = Path(__file__).parent / "weights"
 """Where the policy lies that comes with the library."""
@@ -80,6 +80,25 @@ def ship(
     text = json.dumps(card, indent=1, allow_nan=False)
     atomic_write(folder / WEIGHTS, content)
     atomic_write(folder / CARD, f"{text}\n".encode())
+
+
+def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
+    """Ship the first seed's policy of notebook 07 with the card that the notebook wrote.
+
+    ``scorecard`` is the CSV whose digest goes with it. Raises MissingArtifact where the notebook was not run.
+    """
+    runs, card = unpack(store.read_tensors("universal")), store.read_json("universal_card")
+    estimates = {name: figure["value"] for name, figure in store.read_json("calibration").items()}
+    scores = card["scores"] | {"scorecard_sha256": sha256(scorecard.read_bytes())}
+    ship(
+        runs[min(runs)].field,
+        TrainingRange(**{k: _pair(v) for k, v in card["range"].items()}),
+        card["n_buckets"],
+        estimates,
+        card["training"],
+        scores,
+        folder,
+    )
 
 
 def load(folder: Path = SHIPPED) -> Trained:

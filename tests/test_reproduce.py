@@ -15,10 +15,20 @@ import nbformat
 import pytest
 
 from flowoe_lib.artifacts import atomic_write
-from flowoe_lib.reproduce import ReproductionError, notebooks_in_order, published, sweep, update_readme
+from flowoe_lib.reproduce import (
+    POLICY,
+    TRADERS,
+    ReproductionError,
+    notebooks_in_order,
+    plan,
+    published,
+    sweep,
+    update_readme,
+)
 from flowoe_lib.workspace import Workspace
 
-LIBRARY = Path(__file__).parents[1] / "flowoe_lib"
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "flowoe_lib"
 OPEN = "from flowoe_lib.workspace import Workspace\nws = Workspace.open(PROFILE)\n"
 FIRST = OPEN + 'ws.store.json("seed", {"n": N}, lambda: N)\n(ws.figures / "one.csv").write_text(f"{N}")'
 SECOND = OPEN + '(ws.figures / "readme_headline.md").write_text(f"seed {ws.store.read_json(\'seed\')}")'
@@ -252,10 +262,23 @@ def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
 
 
 def test_worlds_come_before_the_tables_that_sum_them_up(tmp_path: Path) -> None:
-    for name in ("01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d"):
+    for name in ("00_explore", "01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d"):
         (tmp_path / f"{name}.ipynb").touch()
     order = [path.stem for path in notebooks_in_order(tmp_path)]
-    assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c"]
+    assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c", "00_explore"]
+
+
+def test_those_that_load_the_policy_are_made_again_when_it_changes(project: Path) -> None:
+    write_notebook(project / "notebooks" / "08_your_order.ipynb", FIRST)
+    (project / "notebooks" / "quick.json").write_text("{}")
+    workspace = Workspace(project, "quick")
+    before = [task.digest for task in plan(workspace)]
+    (project / POLICY).write_text("{}")
+    after = [task.digest for task in plan(workspace)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        loads = re.search(r"trained\.load\(|from flowoe_lib\.trained import", path.read_text()) is not None
+        assert loads == (path.stem in TRADERS), path.name
 
 
 def test_every_notebook_reads_only_what_an_earlier_one_names() -> None:

@@ -10,14 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from flowoe_lib.artifacts import sha256
+from flowoe_lib.artifacts import Store, sha256
 from flowoe_lib.features import FEATURES
-from flowoe_lib.flow import EndpointField
+from flowoe_lib.flow import EndpointField, Learned, pack
 from flowoe_lib.market import Heston, Market, Order, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 from flowoe_lib.scorecard import captures
-from flowoe_lib.trained import TrainedPolicyError, agreement, load, ship
+from flowoe_lib.trained import TrainedPolicyError, agreement, load, ship, ship_from
 from flowoe_lib.universal import design
 
 RANGE = TrainingRange(kappa=(1.0, 2.0), rho=-0.5, cv=(0.1, 0.2), drift=0.3)
@@ -36,6 +36,23 @@ def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
     assert found.conditions == RANGE
     assert (found.n_buckets, found.calibration, found.card["training"]) == (13, {"kappa": 2.0}, {"seed": 4})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["universal.json", "universal.safetensors"]
+
+
+def test_what_the_notebook_made_is_shipped_with_its_card(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    fields = {seed: EndpointField(generator(seed, "test"), width=8) for seed in (3, 5)}
+    runs = {seed: Learned(field, {"utility": torch.zeros(2)}) for seed, field in fields.items()}
+    store.tensors("universal", {}, lambda: pack(runs))
+    card = {"range": dataclasses.asdict(RANGE), "n_buckets": 39, "training": {"seed": 3}}
+    store.json("universal_card", {}, lambda: card | {"scores": {"capture_mean": 0.9}})
+    store.json("calibration", {}, lambda: {"kappa": {"value": 2.5, "ci_low": 1.0, "ci_high": 4.0}})
+    (tmp_path / "scorecard.csv").write_text("world\n")
+    ship_from(store, tmp_path / "scorecard.csv", tmp_path / "weights")
+    found = load(tmp_path / "weights")
+    assert agreement(found.field, fields[3]) == 0
+    assert (found.conditions, found.n_buckets, found.calibration) == (RANGE, 39, {"kappa": 2.5})
+    told = {"capture_mean": 0.9, "scorecard_sha256": sha256(b"world\n")}
+    assert (found.card["scores"], found.card["training"]) == (told, {"seed": 3})
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
