@@ -14,14 +14,16 @@ from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.schedules import twap
 from flowoe_lib.flow import EndpointField, FlowPolicy
 from flowoe_lib.inference import best_set, bootstrap_intervals, superior
-from flowoe_lib.market import Condition, averaged, scalar
+from flowoe_lib.market import Condition, Market, averaged, scalar
 from flowoe_lib.oracle import capture_interval, solve
-from flowoe_lib.perception import Perceive, exact, regimes_as_depth
+from flowoe_lib.perception import Perceive, Perception, exact, regimes_as_depth, with_errors
 from flowoe_lib.scorecard import Entry, evaluate, market_days, score_condition
+from flowoe_lib.simulator import MarketPaths
 from flowoe_lib.worlds import World
 
 __all__ = [
     "beyond",
+    "error_costs",
     "experts_in",
     "gain_kept",
     "hidden_gain",
@@ -162,6 +164,34 @@ def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
     floor = utility["static_optimal"]
     kept: pd.Series = (utility["flow_refined"] - floor) / (utility["flow_informed"] - floor)
     return kept
+
+
+def error_costs(
+    field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
+) -> pd.DataFrame:
+    """What the errors of the realistic world cost, and how much of that each one alone accounts for.
+
+    One row: utility lost to all errors, bps, and the shares of it that come back once the parameters
+    ("market"), variance or depth are seen exactly. They need not add up to one.
+    """
+
+    def healed(part: str) -> Perceive:
+        def perceive(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+            truth = exact(paths, market, generator)
+            return replace(with_errors(paths, market, generator), **{part: getattr(truth, part)})
+
+        return perceive
+
+    parts = ("market", "variance", "log_depth")
+    seen: dict[str, Perceive] = {"all": exact, "none": with_errors} | {part: healed(part) for part in parts}
+    policy = {"flow": (FlowPolicy(field, 1), n_paths)}
+    utility = {
+        name: evaluate(policy, condition, n_buckets, seed, "test", perceive)["flow"].utility.double().mean()
+        for name, perceive in seen.items()
+    }
+    lost = utility["all"] - utility["none"]
+    shares = {part: float((utility[part] - utility["none"]) / lost) for part in parts}
+    return pd.DataFrame([{"condition": condition.name, "lost_bps": float(lost)} | shares])
 
 
 def refereed(

@@ -8,6 +8,7 @@ import torch
 
 from flowoe_lib.belief import solve_belief
 from flowoe_lib.execution import Policy, execute
+from flowoe_lib.experts.almgren_chriss import replanned
 from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule
 from flowoe_lib.flow import EndpointField, FlowPolicy
@@ -15,7 +16,15 @@ from flowoe_lib.market import BPS, Condition, Heston, Market, Order, Regimes, av
 from flowoe_lib.oracle import solve
 from flowoe_lib.randomness import generator
 from flowoe_lib.scorecard import evaluate, market_days
-from flowoe_lib.world_study import experts_in, gain_kept, hidden_gain, refereed, score_in_world, whole_range
+from flowoe_lib.world_study import (
+    error_costs,
+    experts_in,
+    gain_kept,
+    hidden_gain,
+    refereed,
+    score_in_world,
+    whole_range,
+)
 from flowoe_lib.worlds import World
 
 N = 9
@@ -137,3 +146,15 @@ def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
     assert row["spa_p"] == pytest.approx(0, abs=0.01)
     assert "flow_refined" not in str(row["best_set"])
     assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]  # type: ignore[operator]
+
+
+def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
+    monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: replanned)
+    restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))
+    [row] = error_costs(field(), restless, 4000, N, 1).to_dict("records")
+    assert row["lost_bps"] > 0
+    assert row["log_depth"] == 0
+    # With constant depth, parameters and variance are all there is to see.
+    assert row["market"] + row["variance"] == pytest.approx(1, abs=0.35)
+    assert 0 < row["market"] < 1
