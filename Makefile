@@ -12,6 +12,7 @@ INSTALLED := $(VENV)/.installed
 WITH_BENCHMARK := $(VENV)/.installed-benchmark
 WITH_CLUSTER := $(VENV)/.installed-cluster
 WITH_DOCS := $(VENV)/.installed-docs
+WITH_LAB := $(VENV)/.installed-lab
 WITH_ENGINE := $(INSTALLED) $(if $(filter-out loky,$(ENGINE)),$(WITH_CLUSTER))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
@@ -34,10 +35,10 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks order test lint lab docs benchmark clean
+.PHONY: help reproduce notebooks order test lint lab explore test-lab docs benchmark clean
 
 help: ## list the commands
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PROFILE=full|quick (quick: small scale), PYTHON=python3 (3.11 or later),"
 	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
@@ -71,6 +72,12 @@ lab: $(WITH_ENGINE) ## open the notebooks in JupyterLab
 docs: $(WITH_DOCS) ## write the pages of the library from its docstrings into build/docs; fails on a warning
 	$(BIN)/python -W error -m pdoc --docformat restructuredtext --output-directory build/docs flowoe_lib
 
+explore: $(WITH_LAB) ## open the page that explores the trained policy, with voila
+	$(BIN)/voila notebooks/00_explore.ipynb
+
+test-lab: $(WITH_LAB) ## open that page in JupyterLab and voila with a real browser, and move a slider
+	$(BIN)/python -m pytest -rs tests_lab
+
 benchmark: $(WITH_BENCHMARK) ## measure speed and memory, beside other implementations
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
@@ -97,4 +104,8 @@ $(WITH_CLUSTER): $(INSTALLED)
 
 $(WITH_DOCS): $(INSTALLED)
 	@$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
+$(WITH_LAB): $(INSTALLED)
+	@$(PIP_INSTALL) -e ".[lab]"
 	@touch $@

@@ -112,10 +112,13 @@ def qe_variance_step(mean: Tensor, spread: Tensor, normal: Tensor) -> Tensor:
     return following
 
 
-def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Generator) -> MarketPaths:
+def simulate(
+    market: Market, n_paths: int, n_buckets: int, generator: torch.Generator, opening: Tensor | None = None
+) -> MarketPaths:
     """Draw ``n_paths`` days in ``n_buckets`` buckets, from the stationary law of variance and depth.
 
-    ``market`` has fields of shape [] or [n_paths]; all is drawn on the generator's device. The price
+    ``market`` has fields of shape [] or [n_paths]; all is drawn on the generator's device, except for the
+    ``opening`` variance [n_paths] where given: then no parameter changes which normals follow. The price
     increment over a bucket is 1e4 (rho (V' - m)(1 + kappa dt / 2) / xi + sqrt((1 - rho^2) IV) Z) with
     IV = E[IV | V] + (V' - m) dt / 2, a martingale given V whatever the step. A hidden drift is told apart
     from it as its posterior mean given variance and price so far: what is left is a martingale to
@@ -135,7 +138,10 @@ def simulate(market: Market, n_paths: int, n_buckets: int, generator: torch.Gene
     # One block, which the allocator keeps for the next call; four would be mapped afresh every time.
     rows = torch.empty(4, n_buckets, n_paths, device=device, dtype=heston.theta.dtype)
     variance, expected, integrated, martingale = rows
-    state = torch._standard_gamma(shape, generator=generator).to(rows.dtype) * heston.theta * heston.cv**2
+    if opening is None:
+        gamma = torch._standard_gamma(shape, generator=generator).to(rows.dtype)
+        opening = gamma * heston.theta * heston.cv**2
+    state = opening
     normal = torch.empty_like(state)
     for v, ev, iv, move in zip(variance, expected, integrated, martingale, strict=True):
         v.copy_(state)

@@ -378,6 +378,21 @@ def test_paths_are_determined_by_the_generator() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_days_with_a_given_opening_have_the_same_noise_whatever_the_vol_of_vol() -> None:
+    moving = Liquidity(depth_sd=scalar(0.5), depth_reversion=scalar(8))
+    opening = torch.full((50,), 5e-4)
+    made = {}
+    for cv in (0.8, 0.801, 1.6):
+        held = dataclasses.replace(market(cv), liquidity=moving)
+        made[cv] = simulate(held, 50, N, generator(1, "test"), opening)
+        assert torch.equal(made[cv].variance[0], opening)
+    for cv in (0.801, 1.6):
+        # Depth is drawn after variance.
+        assert torch.equal(made[cv].log_depth, made[0.8].log_depth)
+    assert torch.allclose(made[0.801].martingale_bps, made[0.8].martingale_bps, atol=0.5)
+    assert not torch.allclose(made[1.6].martingale_bps, made[0.8].martingale_bps, atol=0.5)
+
+
 def test_condition_of_each_path_is_its_own() -> None:
     n = 100_000
     theta = torch.tensor([1e-4, 4e-4]).repeat_interleave(n)
@@ -696,7 +711,7 @@ def test_streams_are_distinct(names: list[tuple[int, str]]) -> None:
 @pytest.mark.parametrize("name", ["n_paths", "n_buckets"])
 @pytest.mark.parametrize("count", [0, -3])
 def test_counts_must_be_positive(name: str, count: int) -> None:
-    counts = {"n_paths": 4, "n_buckets": 4, name: count}
+    counts: dict[str, Any] = {"n_paths": 4, "n_buckets": 4, name: count}
     with pytest.raises(ValueError, match=f"{name} = {count}: must be at least 1"):
         simulate(market(), generator=generator(1, "test"), **counts)
 

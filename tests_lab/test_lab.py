@@ -1,0 +1,151 @@
+"""The page of notebook 00 in a real browser: it opens, a slider moves, and the picture changes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("selenium", reason="needs selenium: make test-lab installs it")
+
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = "notebooks/00_explore.ipynb"
+PATIENCE_S = 60
+BYTES = """
+const done = arguments[arguments.length - 1];
+fetch(arguments[0].src).then(r => r.arrayBuffer()).then(b => done(Array.from(new Uint8Array(b))));
+"""
+"""What a picture is made of, wherever the browser keeps it."""
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    """Headless Chromium with a profile of its own."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        absent = "Chromium" if chromium is None else "chromedriver"
+        pytest.skip(f"no {absent} is installed; on Debian: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1000"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path / 'browser'}")
+    with Chrome(options, Service(driver)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the notebook alone, its outputs cleared: what is shown was run."""
+    notebook = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"execution_count": None, "outputs": []}
+    copy = tmp_path / "checkout" / NOTEBOOK
+    copy.parent.mkdir(parents=True)
+    copy.write_text(json.dumps(notebook), encoding="utf-8")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "checkout")
+    return tmp_path / "checkout"
+
+
+@contextmanager
+def serving(*command: str, checkout: Path) -> Iterator[str]:
+    """The address of a server with this interpreter's kernels and none of the user's configuration."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {name: str(checkout.parent / name.lower()) for name in (
+        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR",
+        "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "FLOWOE_FIGURES",
+    )}  # fmt: skip
+    own |= {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own
+    log = checkout.parent / "server.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, "--no-browser", f"--port={port}"],
+            cwd=checkout, env=environment, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        for _ in range(10 * PATIENCE_S):
+            assert server.poll() is None, log.read_text()
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def find(browser: Chrome, xpath: str) -> WebElement:
+    """The element, once it is there."""
+    found: WebElement = WebDriverWait(browser, PATIENCE_S).until(lambda b: b.find_element(By.XPATH, xpath))
+    return found
+
+
+def picture(browser: Chrome) -> bytes:
+    image = find(browser, "//img[contains(@class, 'widget-image')]")
+    return bytes(browser.execute_async_script(BYTES, image))
+
+
+def slider(browser: Chrome, label: str) -> WebElement:
+    return find(
+        browser, f"//*[contains(@class, 'widget-slider')][label[contains(., '{label}')]]//*[@role='slider']"
+    )
+
+
+def moved(browser: Chrome, label: str, key: str) -> None:
+    """Press a key often, faster than the page can be drawn."""
+    slider(browser, label).send_keys(*[key] * 5)
+
+
+def check_page(browser: Chrome) -> None:
+    """Eight sliders and a picture that follows them there and back, without an error."""
+    wait = WebDriverWait(browser, PATIENCE_S)
+    first = picture(browser)
+    assert first.startswith(b"\x89PNG")
+    assert len(browser.find_elements(By.XPATH, "//*[@role='slider']")) == 8
+    for label in ("β", "drift"):
+        moved(browser, label, Keys.ARROW_RIGHT)
+        wait.until(lambda b: picture(b) != first)
+        # The days are the same ones as before, and the last move is not lost among the others.
+        moved(browser, label, Keys.ARROW_LEFT)
+        wait.until(lambda b: picture(b) == first)
+    moved(browser, "volatility,", Keys.ARROW_RIGHT)
+    wait.until(lambda b: picture(b) != first)
+    assert "Traceback" not in browser.find_element(By.TAG_NAME, "body").text
+    assert not browser.find_elements(By.XPATH, "//*[contains(@data-mime-type, 'error')]")
+
+
+def test_in_jupyterlab(browser: Chrome, checkout: Path) -> None:
+    options = ["--IdentityProvider.token=test", "--allow-root", "--ServerApp.root_dir=."]
+    with serving("jupyterlab", *options, checkout=checkout) as address:
+        browser.get(f"{address}/lab/tree/{NOTEBOOK}?token=test")
+        # Before that the menu's commands are disabled, and they stay so while it is open.
+        find(browser, "//*[contains(text(), '| Idle')]")
+        find(browser, "//*[contains(@class, 'lm-MenuBar-itemLabel')][text()='Run']").click()
+        find(browser, "//li[@data-command='runmenu:run-all']").click()
+        check_page(browser)
+
+
+def test_in_voila(browser: Chrome, checkout: Path) -> None:
+    with serving("voila", NOTEBOOK, checkout=checkout) as address:
+        browser.get(address)
+        check_page(browser)
