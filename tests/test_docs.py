@@ -19,7 +19,7 @@ CODE = {name: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for name
 LINKS = [(name, link) for name, text in PAGES.items() for link in re.findall(r"\]\(([^):]+)\)", text)]
 NAMES = sorted({name for text in PAGES.values() for name in re.findall(r"`(flowoe_lib(?:\.\w+)+)`", text)})
 COMMANDS = sorted(
-    {name for text in PAGES.values() for name in re.findall(r"(?:`|^)make ([a-z]+)", text, re.M)}
+    {name for text in PAGES.values() for name in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M)}
 )
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = MAKEFILE.split(".PHONY: ")[1].splitlines()[0].split()
@@ -106,15 +106,15 @@ def test_documented_commands_are_targets(command: str) -> None:
 
 def test_every_target_is_documented() -> None:
     told = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert set(TARGETS) <= set(re.findall(r"^  make ([a-z]+) +\w", told, flags=re.MULTILINE))
-    assert set(TARGETS) <= set(re.findall(r"`make ([a-z]+)`", PAGES["docs/running.md"]))
+    assert set(TARGETS) <= set(re.findall(r"^  make ([a-z-]+) +\w", told, flags=re.MULTILINE))
+    assert set(TARGETS) <= set(re.findall(r"`make ([a-z-]+)`", PAGES["docs/running.md"]))
 
 
 def test_every_target_is_run_by_ci_or_by_a_test() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
     steps = [step.get("run", "") for job in jobs for step in job["steps"]]
     scripts = "\n".join([*steps, (ROOT / ".ci" / "run").read_text()])
-    run = set(re.findall(r"^make ([a-z]+)", scripts, flags=re.MULTILINE))
+    run = set(re.findall(r"^make ([a-z-]+)", scripts, flags=re.MULTILINE))
     assert "test: lint " in MAKEFILE
     assert '"--publish"' in (ROOT / "tests" / "test_reproduce.py").read_text()
     assert set(TARGETS) - run == {"lint", "notebooks"}
