@@ -27,6 +27,7 @@ __all__ = [
     "averaged",
     "batch",
     "expected_depth_cost",
+    "impact_in_window",
     "map_tensors",
     "permanent_shift",
     "posterior_drift",
@@ -110,6 +111,15 @@ class Impact:
         for name in ("beta", "delta"):
             value: Tensor = getattr(self, name)
             _require(f"Impact.{name}", value, (value > 0) & (value <= 1), "within (0, 1]")
+
+
+def impact_in_window(impact: Impact, length: Tensor, volume_share: Tensor) -> Impact:
+    """The same impact where a window of ``length`` days with ``volume_share`` of a day's volume is the day.
+
+    The coefficients are per daily volatility and, with linear permanent impact, per daily volume.
+    """
+    root = length.sqrt()
+    return replace(impact, eta=impact.eta / root, gamma=impact.gamma * volume_share / root)
 
 
 @dataclass(frozen=True)

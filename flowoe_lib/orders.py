@@ -26,6 +26,7 @@ from flowoe_lib.market import (
     Liquidity,
     Market,
     Order,
+    impact_in_window,
     scalar,
     volume_profile,
     volume_share,
@@ -193,11 +194,9 @@ def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
         cv=scalar(known.cv.value),
         rho=scalar(known.rho.value),
     )
-    share = float(volume_share(liquidity))
-    size = ticket.shares / ((ticket.adv or known.adv.value) * share)
-    # Impact is in units of daily volatility, and permanent impact of daily volume.
-    published, root = Impact(), length**0.5
-    impact = Impact(eta=published.eta / root, gamma=published.gamma * share / root, beta=scalar(ticket.beta))
+    share = volume_share(liquidity)
+    size = ticket.shares / ((ticket.adv or known.adv.value) * float(share))
+    impact = impact_in_window(Impact(beta=scalar(ticket.beta)), scalar(length), share)
     market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), drift_sd=scalar(ticket.drift_sd_bps))
     side = scalar(1.0 if ticket.side == "sell" else -1.0)
     order = Order(scalar(size), scalar(ticket.risk_aversion or USUAL_AVERSION), side)

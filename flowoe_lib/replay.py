@@ -23,8 +23,10 @@ from flowoe_lib.market import (
     Market,
     Order,
     batch,
+    impact_in_window,
     map_tensors,
     volume_profile,
+    volume_share,
 )
 from flowoe_lib.perception import Perception
 from flowoe_lib.randomness import generator
@@ -138,7 +140,9 @@ def replay(
         # The last order of a session ends with it, whatever rounding says.
         closes=(opens + span * share).clamp_max(1),
     )
-    market = replace(session, heston=heston, liquidity=liquidity)
+    part = volume_share(liquidity) / volume_share(session.liquidity)
+    impact = impact_in_window(session.impact, torch.tensor(share), part)
+    market = replace(session, heston=heston, liquidity=liquidity, impact=impact)
     seen = _tensor(now[0][at] * by_clock)
     paths = MarketPaths(
         dt=1 / n_buckets,

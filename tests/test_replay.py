@@ -176,8 +176,12 @@ def test_twap_pays_what_the_formulas_say() -> None:
     row = outcome_table(run({"twap": twap}, days, seed=1), days).iloc[i]
     theta = 6 * record.variance.ravel()[12:16].mean()
     depth, u = days.paths.log_depth[:, i].exp().double().numpy(), days.paths.volume[:, i].double().numpy()
-    temporary = (1e4 * 0.142 * theta**0.5 * (0.1 / (u * depth)) ** 0.6 / 6).sum()
-    permanent = 1e4 * 0.314 * theta**0.5 * 0.1 / 2
+    # Impact is per volatility and volume of the session, of which the order has so much.
+    length = 6 / record.volume.shape[1]
+    fine = (4 + 6 * (np.arange(1000) + 0.5) / 1000) / 12
+    daily, part = (theta / length) ** 0.5, length * (1 + 0.5 * (6 * fine**2 - 6 * fine + 1)).mean()
+    temporary = (1e4 * 0.142 * daily * (0.1 / (u * depth)) ** 0.6 / 6).sum()
+    permanent = 1e4 * 0.314 * daily * 0.1 * part / 2
     left = np.arange(5, -1, -1) / 6
     earned = 1e4 * (left * np.diff(record.price[1])[4:10]).sum() / record.price[1, 4]
     risk = 5e-4 * 1e8 * (left**2 * record.variance[1, 4:10]).sum()

@@ -1,0 +1,322 @@
+"""A desk's order: what is read off its bars, the window in place of the day, caps, limits, refusals."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowoe_lib import order_report
+from flowoe_lib.data import Bars, BarsError, load_bars
+from flowoe_lib.estimates import estimate
+from flowoe_lib.execution import Observation, execute
+from flowoe_lib.market import Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.order_charts import day_figure, order_frontier_figure, schedule_figure
+from flowoe_lib.orders import Capped, OrderError, Ticket, plan
+from flowoe_lib.randomness import generator
+from flowoe_lib.simulator import simulate
+from flowoe_lib.trained import load
+from flowoe_lib.workspace import Workspace
+from flowoe_lib.worlds import BUCKETS_REACH, REACH
+
+TRAINED = load()
+SESSION = ("09:30", "16:00")
+SIGMA, ADV = 0.02, 4e6
+
+
+def daily(n: int = 40, sigma: float = SIGMA, volume: float = ADV) -> Bars:
+    """Days whose Garman-Klass variance is sigma^2 each: the close is the open."""
+    span = math.exp(math.sqrt(2) * sigma / 2)
+    times = pd.date_range("2024-01-02", periods=n, freq="B")
+    frame = pd.DataFrame({"time": times, "open": 50.0, "high": 50 * span, "low": 50 / span})
+    return load_bars(frame.assign(close=50.0, volume=volume))
+
+
+def minutes(days: int, gap: bool = False) -> pd.DataFrame:
+    """Random bars of five minutes from 9:30 to 16:00, each at its end."""
+    draws = np.random.default_rng(3)
+    blocks = []
+    for day in pd.date_range("2024-01-02", periods=days, freq="B"):
+        opens, closes = (day + pd.Timedelta(clock) for clock in ("9:30:00", "16:00:00"))
+        ends = pd.date_range(opens, closes, freq="5min")[1:]
+        opened = 100 * np.exp(np.r_[0, draws.normal(0, 1e-3, len(ends) - 1)].cumsum())
+        closed = opened * np.exp(draws.normal(0, 8e-4, len(ends)))
+        high = np.maximum(opened, closed) * np.exp(draws.exponential(5e-4, len(ends)))
+        low = np.minimum(opened, closed) * np.exp(-draws.exponential(5e-4, len(ends)))
+        time = (np.arange(len(ends)) + 0.5) / len(ends)
+        volume = 1e4 * (1 + 0.6 * (6 * time**2 - 6 * time + 1)) * np.exp(draws.normal(0, 0.2, len(ends)))
+        prices = {"open": opened, "high": high, "low": low, "close": closed}
+        blocks.append(pd.DataFrame({"time": ends, "volume": volume} | prices))
+    frame = pd.concat(blocks, ignore_index=True)
+    return frame.drop(index=range(30, 60)) if gap else frame
+
+
+def known(bars: Bars) -> Any:
+    return estimate(bars, TRAINED.calibration, TRAINED.conditions, SESSION)
+
+
+def test_daily_bars_tell_volatility_and_volume_and_the_suite_the_rest() -> None:
+    found = known(daily())
+    assert found.volatility.value == pytest.approx(SIGMA, rel=1e-9)
+    assert (found.adv.value, found.price.value) == (ADV, 50.0)
+    assert found.kappa.value == TRAINED.calibration["kappa"]
+    assert found.cv.value == TRAINED.calibration["cv_years"]
+    sources = found.table()["source"]
+    assert sources["volatility"] == "daily bars"
+    rest = ["kappa", "cv", "rho", "depth_sd", "depth_reversion", "profile_amplitude"]
+    assert set(sources[rest]) == {"suite"}
+
+
+def test_intraday_bars_are_added_up_to_sessions() -> None:
+    frame = minutes(25)
+    found = known(load_bars(frame, timezone="America/New_York"))
+    body = np.log(frame["close"] / frame["open"])
+    span = np.log(frame["high"] / frame["low"])
+    variance = span**2 / 2 - (2 * math.log(2) - 1) * body**2
+    by_day = pd.DataFrame({"v": variance, "volume": frame["volume"]}).groupby(frame["time"].dt.date).sum()
+    last = by_day.iloc[-21:]
+    assert found.volatility.value == pytest.approx(math.sqrt(last["v"].mean()), rel=1e-9)
+    assert found.adv.value == pytest.approx(last["volume"].mean(), rel=1e-9)
+    assert found.profile_amplitude.value == pytest.approx(0.6, abs=0.1)
+    bounds = TRAINED.conditions
+    for name in ("kappa", "cv", "depth_sd", "depth_reversion"):
+        low, high = getattr(bounds, name)
+        figure = getattr(found, name)
+        assert low <= figure.value <= high
+        assert figure.source.startswith("25 sessions")
+
+
+def test_a_few_sessions_tell_the_shape_of_the_day_but_not_its_motion() -> None:
+    table = known(load_bars(minutes(6), timezone="America/New_York")).table()
+    assert table["source"]["profile_amplitude"].startswith("6 sessions")
+    assert table["source"]["kappa"] == "suite"
+
+
+TOO_LITTLE: dict[str, tuple[Any, str]] = {
+    "few days": (lambda: daily(20), "covers 20 days; at least 21"),
+    "few sessions": (lambda: load_bars(minutes(4), timezone="America/New_York"), "covers 4 whole sessions"),
+    "a day with a hole": (
+        lambda: load_bars(minutes(5, gap=True), timezone="America/New_York"),
+        "covers 4 whole sessions from 09:30 to 16:00 America/New_York; at least 5",
+    ),
+    "nothing moved": (lambda: daily(sigma=0.0), "no price moved or nothing was traded"),
+    "nothing traded": (lambda: daily(volume=0.0), "no price moved or nothing was traded"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LITTLE)
+def test_bars_that_say_too_little_are_refused(case: str) -> None:
+    make, message = TOO_LITTLE[case]
+    with pytest.raises(BarsError, match=message):
+        known(make())
+
+
+@pytest.mark.parametrize(("start", "end"), [(None, None), ("10:00", "13:15")])
+def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | None) -> None:
+    """Cost and risk of TWAP, in units of the day, from the formulas of the impact model."""
+    ticket = Ticket("sell", 2e5, start=start, end=end, illiquidity=1.5, beta=0.5)
+    made = plan(daily(), ticket, n_paths=4000)
+    opens, closes = (0.0, 1.0) if start is None else (30 / 390, 225 / 390)
+    n = 39 if start is None else 20
+    assert ticket.n_buckets == len(made.schedule) == n
+    amplitude, sd = (TRAINED.calibration[name] for name in ("profile_amplitude", "depth_sd"))
+    # Volume of each bucket by fine sums over the U.
+    fine = opens + (closes - opens) * (np.arange(n * 400) + 0.5) / (n * 400)
+    volume = (
+        (1 + amplitude * (6 * fine**2 - 6 * fine + 1)).reshape(n, 400).mean(1) * ADV * (closes - opens) / n
+    )
+    rate = 2e5 / n / volume
+    temporary = 1e4 * 0.142 * 1.5 * SIGMA * np.mean(rate**0.5) * math.exp(0.5**2 * sd**2 / 2)
+    permanent = 1e4 * 0.314 * SIGMA * 2e5 / ADV / 2
+    cost = made.costs.loc["twap"]
+    assert cost["cost_bps"] == pytest.approx(temporary + permanent, rel=0.01)
+    left = 1 - np.arange(1, n + 1) / n
+    risk = 1e4 * SIGMA * math.sqrt((closes - opens) / n * np.sum(left**2))
+    assert cost["std_bps"] == pytest.approx(risk, rel=0.06)
+    assert cost["cost_currency"] == pytest.approx(cost["cost_bps"] / 1e4 * 2e5 * 50, rel=1e-9)
+    assert float(made.condition.order.size) == pytest.approx(2e5 / volume.sum(), rel=1e-4)
+
+
+def test_the_plan_is_worked_to_the_end_and_beats_its_benchmarks() -> None:
+    made = plan(daily(), Ticket("buy", 3e5), n_paths=4000)
+    shares = made.schedule
+    assert shares[["low", "median", "high", "twap", "static_optimal"]].iloc[-1].tolist() == [0.0] * 5
+    assert (shares["low"] <= shares["median"]).all()
+    assert (shares["median"] <= shares["high"]).all()
+    assert shares["median"].is_monotonic_decreasing
+    assert shares.index[0] == "09:30:00"
+    assert shares.index[-1] == "15:50:00"
+    lead = made.costs.drop("flow_refined")
+    assert (lead["gain_ci_low"] > 0).all()
+    assert made.costs.loc["flow_refined", "flow_gain_bps"] == 0
+    own = made.frontier[made.frontier["policy"] == "flow_refined"]
+    assert own["std_bps"].is_monotonic_decreasing
+    assert own["cost_bps"].is_monotonic_increasing
+    assert made.flags == []
+    assert made.day["traded"].sum() == pytest.approx(3e5, rel=1e-5)
+    for figure in (
+        schedule_figure(shares, 3e5),
+        order_frontier_figure(made.frontier, made.costs),
+        day_figure(made.day),
+    ):
+        assert all(axes.get_ylabel() for axes in figure.axes)
+
+
+def test_a_buyer_is_a_mirrored_seller_until_prices_drift() -> None:
+    bought, sold = (plan(daily(), Ticket(side, 3e5), n_paths=1000) for side in ("buy", "sell"))
+    pd.testing.assert_frame_equal(bought.schedule, sold.schedule)
+    assert bought.costs["cost_bps"]["twap"] == pytest.approx(sold.costs["cost_bps"]["twap"], rel=1e-6)
+    rising = {side: plan(daily(), Ticket(side, 3e5, drift_bps=60), n_paths=1000) for side in ("buy", "sell")}
+    halfway = {side: made.schedule["median"].iloc[19] for side, made in rising.items()}
+    assert halfway["buy"] < bought.schedule["median"].iloc[19] < halfway["sell"]
+
+
+def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> None:
+    free = plan(daily(), Ticket("sell", 3e5, risk_aversion=4e-5), n_paths=4000).costs
+    limit = 0.7 * free["cost95_bps"]["flow_refined"]
+    made = plan(daily(), Ticket("sell", 3e5, cost_limit_bps=limit), n_paths=8000)
+    assert made.costs.loc["flow_refined", "cost95_bps"] == pytest.approx(limit, rel=0.06)
+    assert 4e-5 < float(made.condition.order.risk_aversion) < 4e-3
+    assert made.costs.loc["flow_refined", "cost_bps"] > free["cost_bps"]["flow_refined"]
+    # A limit that every risk aversion keeps asks for no more than the least.
+    loose = plan(daily(), Ticket("sell", 3e5, cost_limit_bps=1e4), n_paths=500)
+    assert float(loose.condition.order.risk_aversion) == pytest.approx(4e-5, rel=1e-5)
+    with pytest.raises(OrderError, match=r"cost_limit_bps = 1: must be at least \d+\.\d, the lowest cost"):
+        plan(daily(), Ticket("sell", 3e5, cost_limit_bps=1), n_paths=500)
+
+
+def test_a_cap_is_kept_in_every_bucket_of_every_day() -> None:
+    made = plan(daily(), Ticket("buy", 3e5, participation_cap=0.09), n_paths=1000)
+    assert made.schedule["participation_max"].max() <= 0.09 * (1 + 1e-4)
+    assert made.schedule["high"].iloc[-1] == 0
+    free = plan(daily(), Ticket("buy", 3e5), n_paths=1000)
+    assert free.schedule["participation_max"].max() > 0.2
+    with pytest.raises(OrderError, match=r"participation_cap = 0\.05: the order is 0\.075 of the volume"):
+        plan(daily(), Ticket("buy", 3e5, participation_cap=0.05))
+
+
+@given(
+    cap=st.floats(0.11, 1.0),
+    amplitude=st.floats(-0.5, 1.5),
+    wish=st.floats(0.0, 1.0),
+)
+def test_whatever_a_policy_wishes_its_cap_is_kept_and_the_order_is_done(
+    cap: float, amplitude: float, wish: float
+) -> None:
+    heston = Heston(scalar(4e-4), scalar(2.0), scalar(0.5), scalar(-0.5))
+    market = Market(heston, liquidity=Liquidity(profile_amplitude=scalar(amplitude)))
+    order, n = Order(scalar(0.1), scalar(5e-4)), 13
+
+    def wishing(seen: Observation, noise: Tensor) -> Tensor:
+        return torch.full_like(noise, wish)
+
+    paths = simulate(market, 3, n, generator(1, "test"))
+    held = execute(Capped(wishing, cap), paths, market, order, generator(2, "test")).inventory
+    share = -held.diff(dim=0) * 0.1 * n / paths.volume
+    assert float(share.max()) <= cap * (1 + 1e-4)
+    assert float(held[-1].abs().max()) == 0
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "side": ({"side": "hold"}, "side = 'hold': must be buy or sell"),
+    "no shares": ({"shares": 0}, "shares = 0: must be finite and > 0"),
+    "shares not a number": ({"shares": math.nan}, "shares = nan"),
+    "adv": ({"adv": -1.0}, "adv = -1.0"),
+    "both": ({"risk_aversion": 1e-4, "cost_limit_bps": 9.0}, "only one of them"),
+    "cap": ({"participation_cap": 1.5}, "participation_cap = 1.5: must be at most 1"),
+    "beta": ({"beta": 0.0}, r"beta = 0: must be within \(0, 1\]"),
+    "drift": ({"drift_bps": math.inf}, "drift_bps = inf: must be finite"),
+    "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1: must be >= 0"),
+    "clock": ({"start": "ten"}, "start = 'ten': must be a time of day"),
+    "before the open": (
+        {"start": "09:00"},
+        "start = 09:00, end = 16:00: must be in order",
+    ),
+    "backwards": ({"start": "15:00", "end": "10:00"}, "start = 15:00, end = 10:00: must be in order"),
+}
+
+
+def ticket(**fields: Any) -> Ticket:
+    whole: dict[str, Any] = {"side": "buy", "shares": 1e5}
+    return Ticket(**whole | fields)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_ticket_that_makes_no_sense_is_refused_by_name(case: str) -> None:
+    fields, message = BAD[case]
+    with pytest.raises(OrderError, match=message):
+        ticket(**fields)
+
+
+def test_far_from_training_is_refused_and_near_it_flagged() -> None:
+    tried = r"size = 0\.5: trained on 0\.01 to 0\.25, and tried from 0\.002 to 0\.4"
+    with pytest.raises(OrderError, match=tried):
+        plan(daily(), Ticket("buy", 2e6))
+    with pytest.raises(OrderError, match="drift = 1: trained on"):
+        plan(daily(), Ticket("buy", 2e5, drift_bps=200))
+    with pytest.raises(OrderError, match=r"volatility = 0\.1: trained on"):
+        plan(daily(sigma=0.1), Ticket("buy", 2e5))
+    made = plan(daily(), Ticket("buy", 1.4e6, start="10:00", end="15:30"), n_paths=200)
+    size = float(made.condition.order.size)
+    assert [str(d) for d in made.flags] == [f"size = {size:.4g}: trained on 0.01 to 0.25"]
+    short = Ticket("buy", 2e4, start="10:00", end="10:30")
+    assert short.n_buckets == BUCKETS_REACH[0]
+    with pytest.raises(OrderError, match=r"window = 0\.0769: trained on 0\.2 to 1"):
+        plan(daily(), short)
+
+
+def test_what_is_tried_reaches_beyond_training() -> None:
+    for name, (low, high) in REACH.items():
+        trained_low, trained_high = getattr(TRAINED.conditions, name)
+        assert low < trained_low
+        assert high > trained_high
+
+
+def test_the_report_holds_what_the_call_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars = tmp_path / "bars.csv"
+    daily().frame.reset_index().to_csv(bars, index=False)
+    monkeypatch.setenv("FLOWOE_FIGURES", "")
+    given = {"DATA": str(bars), "TIMEZONE": "UTC", "SIDE": "sell", "SHARES": 3e5, "N_PATHS": 500}
+    report = order_report.write_report(given, Workspace.open("full"), tmp_path / "report")
+    page = report.read_text()
+    assert "Your order" in page
+    assert "sell 300,000 in the market of" in page
+    assert "import pandas" not in page
+    direct = plan(load_bars(bars), Ticket("sell", 3e5), n_paths=500)
+    written = pd.read_csv(tmp_path / "report" / "order_costs.csv", index_col=0)
+    pd.testing.assert_frame_equal(written, direct.costs, check_names=False, rtol=1e-4)
+    with pytest.raises(OrderError, match="cost_limit_bps = 1: must be at least"):
+        order_report.write_report(given | {"COST_LIMIT_BPS": 1}, Workspace.open("full"), tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--side", "hold", "--shares", "10"], "side = 'hold'"),
+        (["--side", "buy", "--shares", "1e12"], "size ="),
+        (["--side", "buy", "--shares", "10", "--data", "nowhere.csv"], "nowhere.csv: no such file"),
+    ],
+)
+def test_the_command_line_refuses_before_anything_runs(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert order_report.main(options) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_tickets_are_read_as_they_are() -> None:
+    names = {field.name for field in dataclasses.fields(Ticket)} - {"session"}
+    told = (Path(order_report.__file__).parents[1] / "docs" / "order.md").read_text()
+    assert [name for name in names if f"`{name}`" not in told] == []
