@@ -29,6 +29,8 @@ export KMP_BLOCKTIME := 0
 # glibc gives freed blocks back at once by default; fetching them anew takes half the time of a simulation.
 export MALLOC_TRIM_THRESHOLD_ := 1000000000
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
+# Modules are compiled once, not by each of the many processes of a run.
+unexport PYTHONDONTWRITEBYTECODE
 # Kernels read the checkout's configuration, not the user's.
 export IPYTHONDIR := $(CURDIR)/.ipython
 export FLOWOE_ENGINE := $(ENGINE)
