@@ -35,7 +35,7 @@ class EndpointField(nn.Module):
     steps the sampler takes. Weights are drawn from ``generator`` (He et al. 2015).
     """
 
-    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 64) -> None:
+    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 48) -> None:
         super().__init__()
         self.observe = nn.Linear(n_features, width)
         self.corrupt = nn.Linear(2, width, bias=False)

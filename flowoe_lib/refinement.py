@@ -58,7 +58,7 @@ def refine(
     n_buckets: int,
     iterations: int,
     seed: int,
-    paths: int = 192,
+    paths: int = 384,
     learning_rate: float = 2e-2,
     acting: Callable[[EndpointField, Tensor], Policy] = RefiningPolicy,
     earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
