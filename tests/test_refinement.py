@@ -80,7 +80,7 @@ def wild() -> Learned:
 
 def test_refined_policy_finds_the_static_optimum_where_volatility_is_constant() -> None:
     grid = conditions(cv=0.05)
-    learned = refine(EndpointField(generator(1, "init")), training((0.04, 0.06)), N, 120, 1, paths=96)
+    learned = refine(EndpointField(generator(1, "init")), training((0.04, 0.06)), N, 160, 1, paths=128)
     best = utilities(SCHEDULE_EXPERTS["static_optimal"](grid, PATHS, N), grid).mean(1)
     even = utilities(twap, grid).mean(1)
     for steps in STEPS:
