@@ -19,7 +19,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -
 
 # Of an order, each left out where it is not given.
 ORDER = $(foreach option,DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS \
-	PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE,$(if $($(option)),--$(call lower,$(option)) '$($(option))'))
+	PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE,$(if $($(option)),--$(call lower,$(option)) '$($(option))')) \
+	$(if $(SESSION),--session $(SESSION))
 lower = $(shell echo '$(1)' | tr 'A-Z_' 'a-z-')
 
 # One thread a process: torch's own threads cost more than they bring here, and change the last digits.
@@ -46,7 +47,7 @@ help: ## list the commands
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
 	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
 	@echo "Of an order: DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS"
-	@echo "           PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE, see docs/order.md"
+	@echo "           PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE SESSION, see docs/order.md"
 
 reproduce: $(WITH_ENGINE) ## make every figure and table; does only what is not up to date
 	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE) --device $(DEVICE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flowoe_lib.calibration import BUCKETS, within_day
 from flowoe_lib.data import Bars, BarsError
@@ -17,6 +18,10 @@ from flowoe_lib.ranges import TrainingRange
 
 __all__ = ["Estimated", "MarketEstimates", "estimate"]
 
+Array = NDArray[np.float64]
+
+SUITE_SESSION_MINUTES = 390
+"""Length of the session that the suite's rates are per."""
 RECENT = 21
 """Days that volatility and volume are averaged over: a month."""
 SESSIONS = 5
@@ -54,20 +59,26 @@ class MarketEstimates:
 
 
 def estimate(
-    bars: Bars, suite: Mapping[str, float], within: TrainingRange, session: tuple[str, str]
+    bars: Bars,
+    suite: Mapping[str, float],
+    within: TrainingRange,
+    session: tuple[str, str],
+    adv: float | None = None,
 ) -> MarketEstimates:
     """The market of ``bars``; ``suite`` holds the estimates used where they are silent.
 
-    ``session`` are the times of open and close in the bars' time zone, for intraday bars. What a month of
-    intraday bars says of the motion within the day is kept ``within`` what policies are trained on,
-    because it is the least certain of all. Raises BarsError where there are fewer than 21 days, or five
-    whole sessions, or nothing is traded in them.
+    ``session`` are the times of open and close in the bars' time zone, and ``adv`` takes the place of the
+    bars' own volume. What a month of bars of at most two buckets' length says of the motion within the day
+    is kept ``within`` what policies are trained on, because it is the least certain of all. Raises
+    BarsError where there are fewer than 21 days, or five whole sessions, or nothing is traded in them, or
+    bars are longer than a day.
     """
-    found = {
-        name: Estimated(suite[name if name != "cv" else "cv_years"], "suite") for name in (*WITHIN, "rho")
-    }
+    minutes = (pd.Timedelta(f"{session[1]}:00") - pd.Timedelta(f"{session[0]}:00")) / pd.Timedelta(minutes=1)
+    found = _of_suite(suite, minutes)
     days = bars.index.normalize()
     if days.is_unique:
+        if bars.index.to_series().diff().median() > pd.Timedelta(days=2):
+            raise BarsError(f"{bars.source}: bars are longer than a day; daily or intraday ones are needed")
         frame = bars.frame.iloc[-RECENT:]
         variance, volume, label = garman_klass(frame), frame["volume"], "daily bars"
         if len(frame) < RECENT:
@@ -83,15 +94,29 @@ def estimate(
                 f"{bars.source}: covers {len(clocks[0])} whole sessions from {session[0]} to {session[1]} "
                 f"{bars.timezone}; at least {SESSIONS} are needed"
             )
-        found |= _within_day(np.stack([c.to_numpy() for c in clocks], axis=1), within, label)
-    if not (variance.mean() > 0 and volume.mean() > 0):
-        raise BarsError(f"{bars.source}: no price moved or nothing was traded in the last {RECENT} days")
+        short = bars.minutes is not None and bars.minutes <= 2 * minutes / BUCKETS
+        found |= _within_day(np.stack([c.to_numpy() for c in clocks], axis=1), within, label, short)
+    if not variance.mean() > 0:
+        raise BarsError(f"{bars.source}: no price moved in the last {RECENT} days")
+    if adv is None and not volume.mean() > 0:
+        raise BarsError(
+            f"{bars.source}: nothing was traded in the last {RECENT} days; give an average volume"
+        )
     return MarketEstimates(
         price=Estimated(float(bars.frame["close"].iloc[-1]), "last close"),
-        adv=Estimated(float(volume.mean()), label),
+        adv=Estimated(float(volume.mean()), label) if adv is None else Estimated(adv, "ticket"),
         volatility=Estimated(float(np.sqrt(variance.mean())), label),
         **found,
     )
+
+
+def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated]:
+    """The suite's own estimates, rates scaled to a session of so many ``minutes``."""
+    longer = minutes / SUITE_SESSION_MINUTES
+    values = {name: suite[name] for name in ("rho", "depth_sd", "profile_amplitude")}
+    values |= {name: suite[name] * longer for name in ("kappa", "depth_reversion")}
+    values["cv"] = suite["cv_years"]
+    return {name: Estimated(value, "suite") for name, value in values.items()}
 
 
 def _clocked(bars: Bars) -> Bars:
@@ -104,9 +129,11 @@ def _clocked(bars: Bars) -> Bars:
     return Bars(bars.frame, bars.source, bars.timezone, minutes)
 
 
-def _within_day(clocks: np.ndarray, within: TrainingRange, label: str) -> dict[str, Estimated]:
-    """The shape of the day, and its motion where a month of whole sessions tells it."""
-    if len(clocks) < RECENT or not (clocks > 0).all():
+def _within_day(clocks: Array, within: TrainingRange, label: str, short: bool) -> dict[str, Estimated]:
+    """The shape of the day, and its motion where a month of whole sessions of short bars tells it."""
+    if not (clocks[:, 1] > 0).any():
+        return {}
+    if len(clocks) < RECENT or not short or not (clocks > 0).all():
         bounds = {"profile_amplitude": within.profile_amplitude}
         values = {"profile_amplitude": profile_amplitude(clocks[:, 1])}
     else:

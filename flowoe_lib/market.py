@@ -116,10 +116,11 @@ class Impact:
 def impact_in_window(impact: Impact, length: Tensor, volume_share: Tensor) -> Impact:
     """The same impact where a window of ``length`` days with ``volume_share`` of a day's volume is the day.
 
-    The coefficients are per daily volatility and, with linear permanent impact, per daily volume.
+    Coefficients are per daily volatility, sizes a share of daily volume, paces are per day.
     """
     root = length.sqrt()
-    return replace(impact, eta=impact.eta / root, gamma=impact.gamma * volume_share / root)
+    gamma = impact.gamma * volume_share**impact.delta * length ** (1 - impact.delta) / root
+    return replace(impact, eta=impact.eta / root, gamma=gamma)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
         low, high = (np.r_[shares, schedule[c]] for c in ("low", "high"))
         upper.fill_between(edges, low, high, color=FLOW.colour, alpha=0.2, label="FlowOE, 80 % of days")
         line(upper, edges, np.r_[shares, schedule["median"]], "flow_refined")
-        for name in ("twap", "vwap", "almgren_chriss", "static_optimal"):
+        for name in schedule.columns.intersection(list(LOOKS)):
             line(upper, edges, np.r_[shares, schedule[name]], name)
         upper.set(ylabel="shares left", ylim=(0, None), title="What is left of the order")
         upper.yaxis.set_major_formatter(EngFormatter())
@@ -69,7 +69,7 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
             alone = None if name in ("flow_refined", "almgren_chriss", "static_optimal") else look.name
             axes.plot(std, cost, look.marker, color=look.colour, label=alone)
         axes.set(xlabel="standard deviation of cost, bps", ylabel="expected cost, bps")
-        axes.set_title("Less risk costs more, and FlowOE charges least for it")
+        axes.set_title("What less risk costs; marked: the risk aversion in use")
         axes.legend()
     return figure
 
@@ -81,24 +81,17 @@ def day_figure(day: pd.DataFrame) -> Figure:
     """
     with style():
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True)
-        buckets = np.arange(len(day))
-        upper.step(buckets, day["volatility"], where="post", color="#22313f", label="volatility")
-        upper.step(buckets, day["depth"], "--", where="post", color="#4aa89d", label="depth")
+        edges = np.arange(len(day) + 1)
+        for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#4aa89d", "--")):
+            upper.stairs(day[name], edges, baseline=None, color=colour, linestyle=linestyle, label=name)
         upper.axhline(1, color="black", linewidth=0.6)
-        upper.set(
-            ylabel="over its mean", title="One day: it hurries when prices move, and where the market is deep"
-        )
+        upper.set(ylabel="over the usual", title="One day: what the market does, and what is traded")
         upper.legend(ncols=2)
         flow, static = LOOKS["flow_refined"], LOOKS["static_optimal"]
-        lower.step(buckets, day["traded"], where="post", color=flow.colour, label=flow.name)
-        lower.step(
-            buckets,
-            day["static_traded"],
-            where="post",
-            color=static.colour,
-            linestyle=static.line,
-            label=static.name,
-        )
+        for column, look in (("traded", flow), ("static_traded", static)):
+            lower.stairs(
+                day[column], edges, baseline=None, color=look.colour, linestyle=look.line, label=look.name
+            )
         lower.set(ylabel="shares traded", xlabel="time of day", ylim=(0, None))
         lower.yaxis.set_major_formatter(EngFormatter())
         lower.legend(ncols=2)

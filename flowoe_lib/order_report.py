@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,35 @@ NOTEBOOK = "08_your_order.ipynb"
 OWN_ERRORS = ("BarsError", "OrderError", "TrainedPolicyError")
 
 
+@contextmanager
+def _environment(**changes: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path) -> Path:
     """Run notebook 08 with ``parameters`` and write report.html and the CSV tables into ``folder``.
 
     Raises OrderError with the message of the library where the notebook meets something it refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The kernel inherits where figures and tables go.
-    os.environ["FLOWOE_FIGURES"] = str(folder)
     executed = folder / NOTEBOOK
     try:
-        papermill.execute_notebook(
-            workspace.root / "notebooks" / NOTEBOOK,
-            executed,
-            parameters,
-            kernel_name="python3",
-            cwd=workspace.root / "notebooks",
-            progress_bar={"desc": "order", "leave": False, "disable": None},
-        )
+        # The kernel inherits where figures and tables go.
+        with _environment(FLOWOE_FIGURES=str(folder), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter"))):
+            papermill.execute_notebook(
+                workspace.root / "notebooks" / NOTEBOOK,
+                executed,
+                parameters,
+                kernel_name="python3",
+                cwd=workspace.root / "notebooks",
+                progress_bar={"desc": "order", "leave": False, "disable": None},
+            )
     except PapermillExecutionError as error:
         if error.ename in OWN_ERRORS:
             raise OrderError(error.evalue) from None
@@ -87,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepared(bars, ticket, load())
         parameters = {name.upper(): value for name, value in options.items()}
         parameters |= {"DATA": None if path is None else str(path), "TIMEZONE": timezone}
-        os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
         report = write_report(parameters, workspace, workspace.root / "build" / "order")
     except (BarsError, OrderError, TrainedPolicyError) as error:
         sys.stderr.write(f"error: {error}\n")

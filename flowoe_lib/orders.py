@@ -5,6 +5,7 @@ are scaled by its length, and the order is measured against the volume that fall
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ class Ticket:
     risk_aversion: float | None = None
     """lambda, per bps; by default 5e-4, or what ``cost_limit_bps`` asks for."""
     cost_limit_bps: float | None = None
-    """Cost that 95 of 100 days are to stay below; the cheapest risk aversion that keeps it is taken."""
+    """Cost that 95 of 100 days are to stay below: the cheapest risk aversion that does so on the frontier's
+    simulated days is taken."""
     drift_bps: float = 0.0
     """Price change expected over the window, bps, whatever the side."""
     drift_sd_bps: float = 0.0
@@ -79,13 +81,16 @@ class Ticket:
     beta: float = 0.6
     """Exponent of temporary impact."""
     session: tuple[str, str] = ("09:30", "16:00")
-    """Open and close of the market."""
+    """Open and close of the market; times after midnight go on, 27:00 is 3:00 of the next day."""
 
     def __post_init__(self) -> None:
         if self.side not in ("buy", "sell"):
             raise OrderError(f"side = {self.side!r}: must be buy or sell")
-        for name in ("shares", "adv", "risk_aversion", "cost_limit_bps", "participation_cap", "illiquidity"):
+        for name in ("shares", "illiquidity"):
             _positive(name, getattr(self, name))
+        for name in ("adv", "risk_aversion", "cost_limit_bps", "participation_cap"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         if self.participation_cap is not None and self.participation_cap > 1:
             raise OrderError(f"participation_cap = {self.participation_cap:g}: must be at most 1")
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
@@ -97,7 +102,14 @@ class Ticket:
                 raise OrderError(f"{name} = {getattr(self, name)}: must be finite")
         if self.drift_sd_bps < 0:
             raise OrderError(f"drift_sd_bps = {self.drift_sd_bps:g}: must be >= 0")
+        if len(self.session) != 2:
+            raise OrderError(f"session = {self.session}: must be two times of day, open and close")
         opens, closes = (_minutes("session", clock) for clock in self.session)
+        if opens >= closes:
+            raise OrderError(
+                f"session = {' to '.join(self.session)}: must close after it opens; 3:00 of the next day is "
+                "27:00"
+            )
         start, end = self.window
         if not opens <= start < end <= closes:
             given = f"start = {self.start or self.session[0]}, end = {self.end or self.session[1]}"
@@ -124,16 +136,16 @@ class Ticket:
         return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
 
 
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise OrderError(f"{name} = {value}: must be finite and > 0")
 
 
 def _minutes(name: str, clock: str) -> int:
-    try:
-        return int(pd.Timedelta(f"{clock}:00") / pd.Timedelta(minutes=1))
-    except ValueError:
-        raise OrderError(f"{name} = {clock!r}: must be a time of day such as 09:30") from None
+    found = re.fullmatch(r"(\d{1,2}):([0-5]\d)", str(clock))
+    if found is None:
+        raise OrderError(f"{name} = {clock!r}: must be a time of day such as 09:30")
+    return 60 * int(found[1]) + int(found[2])
 
 
 @dataclass(frozen=True)
@@ -166,15 +178,16 @@ class Plan:
     """What lies outside the policy's training, though within where it was tried."""
     schedule: pd.DataFrame
     """A row a bucket: start, shares left at its end (low, median, high: 10, 50, 90 % of days), shares
-    traded and share of expected volume (median), and what the benchmarks have left."""
+    traded (median), participation in expected volume (median, high: 90 % of days, max: of all days), and what
+    the benchmarks have left."""
     costs: pd.DataFrame
     """A row a policy: expected cost, standard deviation, CVaR95 and 95 % quantile of cost, bps; expected
     cost in currency; utility of FlowOE over it, bps, with its 95 % interval."""
     frontier: pd.DataFrame
     """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps."""
     day: pd.DataFrame
-    """One simulated day, a row a bucket: price_bps, volatility and depth over their means, shares traded by
-    FlowOE and by the static optimum, shares left."""
+    """One simulated day, a row a bucket: price_bps, volatility (root of variance over its mean), depth over
+    its median, shares traded by FlowOE and by the static optimum, shares left."""
 
 
 def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
@@ -195,7 +208,7 @@ def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
         rho=scalar(known.rho.value),
     )
     share = volume_share(liquidity)
-    size = ticket.shares / ((ticket.adv or known.adv.value) * float(share))
+    size = ticket.shares / (known.adv.value * float(share))
     impact = impact_in_window(Impact(beta=scalar(ticket.beta)), scalar(length), share)
     market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), drift_sd=scalar(ticket.drift_sd_bps))
     side = scalar(1.0 if ticket.side == "sell" else -1.0)
@@ -207,25 +220,29 @@ def _checked(condition: Condition, ticket: Ticket, trained: Trained) -> list[Dep
     """What lies outside training. Raises OrderError where it is out of reach."""
     found = trained.conditions.departures(condition.market, condition.order)
     for d in found:
-        low, high = REACH.get(d.quantity, (d.low, d.high))
+        # What is untried only in combination is flagged.
+        low, high = (d.value, d.value) if "beside" in d.quantity else REACH.get(d.quantity, (d.low, d.high))
         if not low <= d.value <= high:
             raise OrderError(
-                f"{d}, and tried from {low:g} to {high:g}; further away nothing is known of the policy "
-                "(per window, and size as a share of the volume expected in it)"
+                f"{d}, and tried alone from {low:g} to {high:g}; further away nothing is known of the "
+                "policy (per window, and size as a share of the volume expected in it)"
             )
     cap, size = ticket.participation_cap, float(condition.order.size)
     if cap is not None and cap < size:
         raise OrderError(
-            f"participation_cap = {cap:g}: the order is {size:.3g} of the volume expected in its window, so "
-            "the cap must be at least that"
+            f"participation_cap = {cap:g}: must be at least {math.ceil(1e4 * size) / 1e4:g}, the order's "
+            "share of the volume expected in its window"
         )
     return found
 
 
 def prepared(bars: Bars, ticket: Ticket, trained: Trained) -> tuple[MarketEstimates, Condition]:
     """The market of ``bars``, and what the order is in it. Raises as :func:`plan`."""
-    known = estimate(bars, trained.calibration, trained.conditions, ticket.session)
-    condition = _condition(ticket, known)
+    known = estimate(bars, trained.calibration, trained.conditions, ticket.session, ticket.adv)
+    try:
+        condition = _condition(ticket, known)
+    except ValueError as error:
+        raise OrderError(f"the order cannot be worked in this market: {error}") from None
     _checked(condition, ticket, trained)
     return known, condition
 
@@ -251,17 +268,17 @@ def plan(
     curve = frontier(policies, condition, AVERSIONS, max(n_paths // 2, 100), n, seed)
     if ticket.cost_limit_bps is not None:
         condition = turned(condition, _aversion_for(ticket.cost_limit_bps, curve))
-    flags = _checked(condition, ticket, trained)
+    flags, chosen = _checked(condition, ticket, trained), policies(condition)
     paths = simulate(condition.market, n_paths, n, generator(seed, "order"))
     return Plan(
         ticket=ticket,
         estimates=known,
         condition=condition,
         flags=flags,
-        schedule=_schedule(policies(condition), condition, ticket, paths, seed),
-        costs=_costs(policies(condition), condition, n_paths, n, seed, ticket.shares * known.price.value),
+        schedule=_schedule(chosen, condition, ticket, paths, seed),
+        costs=_costs(chosen, condition, n_paths, n, seed, ticket.shares * known.price.value),
         frontier=curve.assign(cost_bps=-curve["mean_bps"]).drop(columns=["condition", "mean_bps"]),
-        day=_day(policies(condition), condition, ticket, seed),
+        day=_day(chosen, condition, ticket, seed),
     )
 
 
@@ -272,8 +289,8 @@ def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
     kept = np.flatnonzero(cost <= limit)
     if len(kept) == 0:
         raise OrderError(
-            f"cost_limit_bps = {limit:g}: must be at least {cost.min():.1f}, the lowest cost that 95 % of "
-            f"days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
+            f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:g}, the lowest "
+            f"cost that 95 % of days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
         )
     first = int(kept[0])
     if first == 0:
@@ -292,8 +309,8 @@ def _worked(policy: Policy, condition: Condition, paths: MarketPaths, seed: int)
 def _clock(ticket: Ticket) -> list[str]:
     """Start of each bucket."""
     start, end = ticket.window
-    edges = np.linspace(start, end, ticket.n_buckets + 1)[:-1]
-    return [f"{int(t) // 60:02d}:{int(t) % 60:02d}:{round(t % 1 * 60):02d}" for t in edges]
+    seconds = np.linspace(60 * start, 60 * end, ticket.n_buckets + 1)[:-1].round().astype(int)
+    return [f"{t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d}" for t in seconds]
 
 
 def _schedule(

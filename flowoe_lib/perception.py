@@ -18,6 +18,7 @@ from flowoe_lib.market import Market, averaged
 from flowoe_lib.simulator import MarketPaths
 
 __all__ = [
+    "Errors",
     "Perceive",
     "Perception",
     "blind_to_regimes",
@@ -31,8 +32,6 @@ __all__ = [
 
 RETURNS = 10
 """Returns a bucket, one a minute, from which realised variance is measured."""
-VOLATILITY_ERROR, ILLIQUIDITY_ERROR = 0.1, 0.2
-"""Standard deviations of the logarithm of pre-trade estimates."""
 CELLS = 30
 """Of the filter's grid of variance."""
 DEPTH_NOISE = 0.4
@@ -83,31 +82,51 @@ def _relative_depth(market: Market, believed: Market) -> Tensor:
     return (usual / calm).log() / market.impact.beta
 
 
-def with_errors(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-    """Volatility to 10 %, illiquidity to 20 %, realised variance, and depth on display off by .4 in logs."""
-    errors = torch.randn(2, paths.n_paths, generator=generator, device=generator.device)
-    theta = market.heston.theta * torch.exp(2 * VOLATILITY_ERROR * errors[0])
-    illiquidity = market.liquidity.illiquidity * torch.exp(ILLIQUIDITY_ERROR * errors[1])
-    believed = replace(
-        market,
-        heston=replace(market.heston, theta=theta),
-        liquidity=replace(market.liquidity, illiquidity=illiquidity),
-    )
-    variance, _ = filtered_state(realised_variance(paths, generator), believed, paths.dt)
-    return Perception(believed, variance, filtered_depth(paths, believed, generator))
+@dataclass(frozen=True)
+class Errors:
+    """A way to perceive: parameters are estimates, variance is measured, depth is seen with noise."""
+
+    volatility: float = 0.1
+    """Standard deviation of the logarithm of a pre-trade estimate."""
+    illiquidity: float = 0.2
+    returns: int | None = RETURNS
+    """From which variance is measured in a bucket; None: it is seen as it is."""
+    depth: float = DEPTH_NOISE
+
+    def __call__(self, paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+        """What is known of ``paths``; ``generator`` draws the errors."""
+        errors = torch.randn(2, paths.n_paths, generator=generator, device=generator.device)
+        theta = market.heston.theta * torch.exp(2 * self.volatility * errors[0])
+        illiquidity = market.liquidity.illiquidity * torch.exp(self.illiquidity * errors[1])
+        believed = replace(
+            market,
+            heston=replace(market.heston, theta=theta),
+            liquidity=replace(market.liquidity, illiquidity=illiquidity),
+        )
+        variance = paths.variance
+        if self.returns is not None:
+            measured = realised_variance(paths, generator, self.returns)
+            variance, _ = filtered_state(measured, believed, paths.dt, self.returns)
+        return Perception(believed, variance, filtered_depth(paths, believed, generator, self.depth))
 
 
-def realised_variance(paths: MarketPaths, generator: torch.Generator) -> Tensor:
-    """Variance per day measured over each bucket from ``RETURNS`` squared returns, [N, paths].
+with_errors = Errors()
+"""The errors of the realistic world: volatility to 10 %, illiquidity to 20 %, depth to .4 in logs."""
+
+
+def realised_variance(paths: MarketPaths, generator: torch.Generator, returns: int = RETURNS) -> Tensor:
+    """Variance per day measured over each bucket from so many squared ``returns``, [N, paths].
 
     Source: Barndorff-Nielsen and Shephard (2002), Journal of the Royal Statistical Society B 64.
     """
-    shape = torch.full_like(paths.variance, RETURNS / 2)
+    shape = torch.full_like(paths.variance, returns / 2)
     chi = torch._standard_gamma(shape, generator=generator) / shape
     return paths.integrated_variance * chi / paths.dt
 
 
-def filtered_state(realised: Tensor, market: Market, dt: float) -> tuple[Tensor, Tensor]:
+def filtered_state(
+    realised: Tensor, market: Market, dt: float, returns: int = RETURNS
+) -> tuple[Tensor, Tensor]:
     """Expected variance per day and probability of stress at the start of each bucket, each [N, paths].
 
     Given ``realised`` before it, [N, paths]: the forward algorithm on variance cut into ``CELLS`` cells of
@@ -129,7 +148,7 @@ def filtered_state(realised: Tensor, market: Market, dt: float) -> tuple[Tensor,
     known = []
     for measured in realised / market.heston.theta:
         known.append(belief)
-        evidence = -RETURNS / 2 * (measured[:, None] / means + means.log())
+        evidence = -returns / 2 * (measured[:, None] / means + means.log())
         weighed = belief * torch.exp(evidence - evidence.amax(1, keepdim=True))
         belief = weighed @ chain / weighed.sum(1, keepdim=True)
     beliefs = torch.stack(known)
@@ -154,10 +173,12 @@ def _variance_chain(cv: float, kappa: float, dt: float, cells: int) -> tuple[Ten
     return torch.tensor(nodes).float(), torch.tensor(step).float()
 
 
-def filtered_depth(paths: MarketPaths, believed: Market, generator: torch.Generator) -> Tensor:
+def filtered_depth(
+    paths: MarketPaths, believed: Market, generator: torch.Generator, spread_of_noise: float = DEPTH_NOISE
+) -> Tensor:
     """Best estimate of log depth at the start of each bucket from all that was on display, [N, paths].
 
-    Displayed depth is true depth with noise of ``DEPTH_NOISE`` in logs; the Kalman filter of a
+    Displayed depth is true depth with noise of ``spread_of_noise`` in logs; the Kalman filter of a
     stationary first-order autoregression observed with noise. Where depth is constant it is zero.
     """
     liquidity = believed.liquidity
@@ -167,8 +188,8 @@ def filtered_depth(paths: MarketPaths, believed: Market, generator: torch.Genera
     known = []
     for depth in paths.log_depth:
         noise = torch.empty_like(estimate).normal_(generator=generator)
-        gain = error / (error + DEPTH_NOISE**2)
-        updated = estimate + gain * (depth + DEPTH_NOISE * noise - estimate)
+        gain = error / (error + spread_of_noise**2).clamp_min(1e-12)
+        updated = estimate + gain * (depth + spread_of_noise * noise - estimate)
         known.append(updated)
         estimate, error = decay * updated, decay**2 * (1 - gain) * error + (1 - decay**2) * spread
     return torch.stack(known)

@@ -97,7 +97,7 @@ class TrainingRange:
             "volatility": (heston.theta.sqrt(), self.volatility),
             "kappa": (heston.kappa, self.kappa),
             "cv": (heston.cv, self.cv),
-            "illiquidity": (liquidity.illiquidity, self.illiquidity),
+            "illiquidity": (liquidity.illiquidity * market.impact.eta / Impact().eta, self.illiquidity),
             "depth_sd": (liquidity.depth_sd, self.depth_sd),
             "depth_reversion": (moving, self.depth_reversion),
             "profile_amplitude": (liquidity.profile_amplitude, self.profile_amplitude),
@@ -108,6 +108,10 @@ class TrainingRange:
             "drift": (market.drift / daily, (-self.drift, self.drift)),
             "drift_sd": (market.drift_sd / daily, (0.0, self.drift)),
         }
+        if market.drift_sd > 0:
+            # A hidden drift was met alone, on days of steady variance.
+            placed["cv beside a hidden drift"] = (heston.cv, (self.cv[0], self.cv[0]))
+            placed["drift beside a hidden one"] = (market.drift / daily, (0.0, 0.0))
         # float32 keeps seven digits: the ends of a range belong to it.
         return [
             Departure(name, float(value), low, high)

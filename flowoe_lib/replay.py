@@ -112,11 +112,14 @@ def replay(
     ``session`` has rates per session and its volume profile; ``pattern`` [buckets of a session] is
     what each bucket of a session adds to its variance, flat by default. Levels of variance and volume are
     averages over the ``history`` buckets before the arrival, of logarithms for volume; averages of the past
-    halve a bucket's weight in ``half_life`` buckets. Raises ValueError for a start without that history.
+    halve a bucket's weight in ``half_life`` buckets. Raises ValueError for a start without that
+    history, or too late for the order to end within its session.
     """
     if starts.min() < history:
         raise ValueError(f"starts: the first is {starts.min()}; {history} buckets are needed before it")
     sessions, length = tape.volume.shape
+    if (starts % length + n_buckets).max() > length or starts.max() >= sessions * length:
+        raise ValueError(f"starts: an order of {n_buckets} buckets must end within its session of {length}")
     share, place = n_buckets / length, starts % length / length
     liquidity = session.liquidity
     profile = volume_profile(map_tensors(Tensor.double, liquidity), length).numpy()

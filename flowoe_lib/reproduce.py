@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,9 @@ def update_readme(readme: Path, figures: Path) -> None:
         atomic_write(readme, new.encode())
 
 
-def reproduce(workspace: Workspace) -> list[Task]:
-    """Bring every notebook of the profile up to date. Raises ReproductionError."""
-    tasks = plan(workspace)
+def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
+    """Bring the notebooks of the profile up to date, but for those to ``leave``. Raises ReproductionError."""
+    tasks = [task for task in plan(workspace) if task.stem not in leave]
     sweep((workspace.figures, workspace.store.root, workspace.build))
     total = 0.0
     with tqdm(tasks, desc=f"notebooks ({workspace.profile})", unit="notebook", disable=None) as bar:
@@ -261,13 +261,28 @@ def reproduce(workspace: Workspace) -> list[Task]:
     return tasks
 
 
+def ship_trained(workspace: Workspace) -> None:
+    """Put the policy that was trained in the place of the one that comes with the library."""
+    from flowoe_lib.artifacts import MissingArtifact
+    from flowoe_lib.trained import ship_from
+
+    try:
+        ship_from(workspace.store, workspace.figures / "scorecard.csv", workspace.root / POLICY.parent)
+    except (MissingArtifact, FileNotFoundError) as error:
+        raise ReproductionError(f"the trained policy cannot be shipped: {error}") from error
+
+
 def compared(workspace: Workspace) -> str:
     """Whether the policy that comes with the library is the one that was trained here, in words."""
     from flowoe_lib.flow import unpack
-    from flowoe_lib.trained import agreement, load
+    from flowoe_lib.trained import TrainedPolicyError, agreement, load
 
+    try:
+        shipped = load(workspace.root / POLICY.parent).field
+    except TrainedPolicyError as error:
+        raise ReproductionError(str(error)) from error
     runs = unpack(workspace.store.read_tensors("universal"))
-    apart = agreement(load(workspace.root / POLICY.parent).field, runs[min(runs)].field)
+    apart = agreement(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
     return f"the policy that comes with the library is {same} that was trained here"
 
@@ -308,15 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         workspace = Workspace.open(options.profile, checked_device(options.device))
         os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
+        if options.publish:
+            reproduce(workspace, leave=TRADERS)
+            if any(task.stem in TRADERS for task in plan(workspace)):
+                ship_trained(workspace)
         tasks = reproduce(workspace)
-        trades = options.profile == "full" and any(task.stem in TRADERS for task in tasks)
-        if options.publish and trades:
-            from flowoe_lib.trained import ship_from
-
-            ship_from(workspace.store, workspace.figures / "scorecard.csv", workspace.root / POLICY.parent)
-            # Those that trade with it are made again if it has changed.
-            tasks = reproduce(workspace)
-        if trades:
+        if options.profile == "full" and any(task.stem in TRADERS for task in tasks):
             sys.stdout.write(f"{compared(workspace)}\n")
         if options.profile == "full":
             for page in pages(workspace.root):

@@ -122,7 +122,7 @@ def load(folder: Path = SHIPPED) -> Trained:
     if sha256(content) != card["sha256"]:
         raise TrainedPolicyError(f"{folder / WEIGHTS}: is not the file that {CARD} was written for")
     if card["observes"] != list(FEATURES):
-        odd = sorted(set(card["observes"]) ^ set(FEATURES)) or ["their order"]
+        odd = sorted({*map(str, card["observes"] or ())} ^ set(FEATURES)) or ["their order"]
         raise TrainedPolicyError(f"{place}: observes what this library does not show: {', '.join(odd)}")
     tensors = safetensors.torch.load(content)
     shapes = {name: list(value.shape) for name, value in tensors.items()}
@@ -131,9 +131,10 @@ def load(folder: Path = SHIPPED) -> Trained:
     try:
         field = EndpointField.of(tensors)
         conditions = TrainingRange(**{k: _pair(v) for k, v in card["range"].items()})
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        estimates = {str(name): float(value) for name, value in card["calibration"].items()}
+        return Trained(field, conditions, int(card["n_buckets"]), estimates, card)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainedPolicyError(f"{place}: does not describe a policy of this library: {error}") from None
-    return Trained(field, conditions, int(card["n_buckets"]), card["calibration"], card)
 
 
 def _pair(value: Any) -> Any:
@@ -150,4 +151,6 @@ def agreement(one: EndpointField, other: EndpointField) -> float:
     def apart(x: Tensor, y: Tensor) -> float:
         return float((x - y).abs().max()) if x.shape == y.shape else float("inf")
 
-    return max(apart(a[name], b[name]) for name in a)
+    if a.keys() != b.keys():
+        return float("inf")
+    return float(torch.tensor([apart(a[name], b[name]) for name in a]).max())

@@ -14,15 +14,13 @@ from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.schedules import twap
 from flowoe_lib.flow import EndpointField, FlowPolicy
 from flowoe_lib.inference import best_set, bootstrap_intervals, superior
-from flowoe_lib.market import Condition, Market, averaged, scalar
+from flowoe_lib.market import Condition, averaged, scalar
 from flowoe_lib.oracle import capture_interval, solve
-from flowoe_lib.perception import Perceive, Perception, exact, regimes_as_depth, with_errors
-from flowoe_lib.scorecard import Entry, evaluate, market_days, score_condition
-from flowoe_lib.simulator import MarketPaths
+from flowoe_lib.perception import Errors, Perceive, exact, regimes_as_depth
+from flowoe_lib.scorecard import Entry, evaluate, market_days, paired_interval, score_condition
 from flowoe_lib.worlds import World
 
 __all__ = [
-    "beyond",
     "error_costs",
     "experts_in",
     "gain_kept",
@@ -111,14 +109,6 @@ def whole_range(
     return pd.DataFrame(rows, columns=columns)
 
 
-def beyond(
-    field: EndpointField, name: str, condition: Condition, n_paths: int, n_buckets: int, seed: int
-) -> pd.DataFrame:
-    """:func:`whole_range` of one policy where it was not trained, named ``name``."""
-    table = whole_range({0: field}, condition, n_paths, n_buckets, seed)
-    return table.assign(condition=name)
-
-
 def hidden_gain(
     field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
 ) -> pd.DataFrame:
@@ -169,29 +159,29 @@ def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
 def error_costs(
     field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
 ) -> pd.DataFrame:
-    """What the errors of the realistic world cost, and how much of that each one alone accounts for.
+    """Utility that comes back once errors of the realistic world are healed, bps, with its 95 % interval.
 
-    One row: utility lost to all errors, bps, and the shares of it that come back once the parameters
-    ("market"), variance or depth are seen exactly. They need not add up to one.
+    Columns condition, healed, regained_bps, ci_low, ci_high. One error at a time, and all of them; what
+    single ones bring back need not add up.
     """
-
-    def healed(part: str) -> Perceive:
-        def perceive(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-            truth = exact(paths, market, generator)
-            return replace(with_errors(paths, market, generator), **{part: getattr(truth, part)})
-
-        return perceive
-
-    parts = ("market", "variance", "log_depth")
-    seen: dict[str, Perceive] = {"all": exact, "none": with_errors} | {part: healed(part) for part in parts}
+    healed: dict[str, Perceive] = {
+        "nothing": Errors(),
+        "parameters": Errors(volatility=0.0, illiquidity=0.0),
+        "variance": Errors(returns=None),
+        "depth": Errors(depth=0.0),
+        "all": exact,
+    }
     policy = {"flow": (FlowPolicy(field, 1), n_paths)}
     utility = {
-        name: evaluate(policy, condition, n_buckets, seed, "test", perceive)["flow"].utility.double().mean()
-        for name, perceive in seen.items()
+        name: evaluate(policy, condition, n_buckets, seed, "test", perceive)["flow"].utility
+        for name, perceive in healed.items()
     }
-    lost = utility["all"] - utility["none"]
-    shares = {part: float((utility[part] - utility["none"]) / lost) for part in parts}
-    return pd.DataFrame([{"condition": condition.name, "lost_bps": float(lost)} | shares])
+    rows = [
+        (condition.name, name, *paired_interval(u - utility["nothing"]))
+        for name, u in utility.items()
+        if name != "nothing"
+    ]
+    return pd.DataFrame(rows, columns=["condition", "healed", "regained_bps", "ci_low", "ci_high"])
 
 
 def refereed(

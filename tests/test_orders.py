@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowoe_lib import order_report
 from flowoe_lib.data import Bars, BarsError, load_bars
-from flowoe_lib.estimates import estimate
+from flowoe_lib.estimates import Estimated, estimate
 from flowoe_lib.execution import Observation, execute
 from flowoe_lib.market import Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.order_charts import day_figure, order_frontier_figure, schedule_figure
@@ -31,10 +31,10 @@ SESSION = ("09:30", "16:00")
 SIGMA, ADV = 0.02, 4e6
 
 
-def daily(n: int = 40, sigma: float = SIGMA, volume: float = ADV) -> Bars:
+def daily(n: int = 40, sigma: float = SIGMA, volume: float = ADV, freq: str = "B") -> Bars:
     """Days whose Garman-Klass variance is sigma^2 each: the close is the open."""
     span = math.exp(math.sqrt(2) * sigma / 2)
-    times = pd.date_range("2024-01-02", periods=n, freq="B")
+    times = pd.date_range("2024-01-02", periods=n, freq=freq)
     frame = pd.DataFrame({"time": times, "open": 50.0, "high": 50 * span, "low": 50 / span})
     return load_bars(frame.assign(close=50.0, volume=volume))
 
@@ -106,8 +106,9 @@ TOO_LITTLE: dict[str, tuple[Any, str]] = {
         lambda: load_bars(minutes(5, gap=True), timezone="America/New_York"),
         "covers 4 whole sessions from 09:30 to 16:00 America/New_York; at least 5",
     ),
-    "nothing moved": (lambda: daily(sigma=0.0), "no price moved or nothing was traded"),
-    "nothing traded": (lambda: daily(volume=0.0), "no price moved or nothing was traded"),
+    "nothing moved": (lambda: daily(sigma=0.0), "no price moved in the last 21 days"),
+    "nothing traded": (lambda: daily(volume=0.0), "nothing was traded in the last 21 days; give"),
+    "weekly": (lambda: daily(40, freq="W-FRI"), "bars are longer than a day"),
 }
 
 
@@ -116,6 +117,37 @@ def test_bars_that_say_too_little_are_refused(case: str) -> None:
     make, message = TOO_LITTLE[case]
     with pytest.raises(BarsError, match=message):
         known(make())
+
+
+def test_rates_are_per_session_whatever_its_length() -> None:
+    usual = known(daily())
+    whole_day = estimate(daily(), TRAINED.calibration, TRAINED.conditions, ("00:00", "26:00"))
+    for name in ("kappa", "depth_reversion"):
+        assert getattr(whole_day, name).value == pytest.approx(4 * getattr(usual, name).value)
+    assert whole_day.volatility == usual.volatility
+
+
+def test_long_bars_tell_nothing_of_the_motion_within_the_day() -> None:
+    frame = minutes(25).set_index("time")
+    rules = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}
+    half_hours: pd.DataFrame = frame.resample("30min", label="right", closed="right").agg(rules).dropna()
+    sources = known(load_bars(half_hours, timezone="America/New_York")).table()["source"]
+    assert str(sources["profile_amplitude"]).startswith("25 sessions")
+    assert sources["kappa"] == sources["depth_sd"] == "suite"
+
+
+def test_a_volume_given_is_the_one_used_and_shown() -> None:
+    made = plan(daily(volume=0.0), Ticket("buy", 1e5, adv=1e6), n_paths=200)
+    assert float(made.condition.order.size) == pytest.approx(0.1)
+    assert made.estimates.adv == Estimated(1e6, "ticket")
+
+
+def test_a_hidden_drift_is_flagged_where_training_never_met_it() -> None:
+    unsure = Ticket("buy", 3e5, drift_bps=20, drift_sd_bps=30)
+    assert [str(d) for d in plan(daily(), unsure, n_paths=200).flags] == [
+        "cv beside a hidden drift = 1.303: trained on 0.02 to 0.02",
+        "drift beside a hidden one = 0.1: trained on 0 to 0",
+    ]
 
 
 @pytest.mark.parametrize(("start", "end"), [(None, None), ("10:00", "13:15")])
@@ -198,7 +230,7 @@ def test_a_cap_is_kept_in_every_bucket_of_every_day() -> None:
     assert made.schedule["high"].iloc[-1] == 0
     free = plan(daily(), Ticket("buy", 3e5), n_paths=1000)
     assert free.schedule["participation_max"].max() > 0.2
-    with pytest.raises(OrderError, match=r"participation_cap = 0\.05: the order is 0\.075 of the volume"):
+    with pytest.raises(OrderError, match=r"participation_cap = 0\.05: must be at least 0\.075"):
         plan(daily(), Ticket("buy", 3e5, participation_cap=0.05))
 
 
@@ -235,6 +267,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "drift": ({"drift_bps": math.inf}, "drift_bps = inf: must be finite"),
     "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1: must be >= 0"),
     "clock": ({"start": "ten"}, "start = 'ten': must be a time of day"),
+    "minutes": ({"end": "09:75"}, "end = '09:75': must be a time of day"),
+    "overnight": (
+        {"session": ("18:00", "17:00")},
+        "must close after it opens; 3:00 of the next",
+    ),
+    "one time": ({"session": ("18:00",)}, "must be two times of day"),
+    "no shares given": ({"shares": None}, "shares = None: must be finite and > 0"),
     "before the open": (
         {"start": "09:00"},
         "start = 09:00, end = 16:00: must be in order",
@@ -256,9 +295,11 @@ def test_a_ticket_that_makes_no_sense_is_refused_by_name(case: str) -> None:
 
 
 def test_far_from_training_is_refused_and_near_it_flagged() -> None:
-    tried = r"size = 0\.5: trained on 0\.01 to 0\.25, and tried from 0\.002 to 0\.4"
+    tried = r"size = 0\.5: trained on 0\.01 to 0\.25, and tried alone from 0\.002 to 0\.4"
     with pytest.raises(OrderError, match=tried):
         plan(daily(), Ticket("buy", 2e6))
+    with pytest.raises(OrderError, match=r"the order cannot be worked in this market: Order\.size = inf"):
+        plan(daily(), Ticket("buy", 1e300))
     with pytest.raises(OrderError, match="drift = 1: trained on"):
         plan(daily(), Ticket("buy", 2e5, drift_bps=200))
     with pytest.raises(OrderError, match=r"volatility = 0\.1: trained on"):
@@ -279,9 +320,7 @@ def test_what_is_tried_reaches_beyond_training() -> None:
         assert high > trained_high
 
 
-def test_the_report_holds_what_the_call_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_holds_what_the_call_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = tmp_path / "bars.csv"
     daily().frame.reset_index().to_csv(bars, index=False)
     monkeypatch.setenv("FLOWOE_FIGURES", "")

@@ -29,6 +29,7 @@ from flowoe_lib.market import (
 )
 from flowoe_lib.perception import (
     DEPTH_NOISE,
+    Errors,
     Perceive,
     blind_to_regimes,
     exact,
@@ -494,3 +495,18 @@ def test_posterior_drift_is_what_a_steady_day_foresees() -> None:
     for k in (1, 6, N - 1):
         found = posterior_drift(m, order, price[k - 1], k / N)
         torch.testing.assert_close(N * paths.drift_bps[k], found, rtol=0.02, atol=0.02 * BPS * 0.02)
+
+
+def test_without_errors_the_blurred_view_is_the_exact_one() -> None:
+    m = market(liquidity=LIQUID)
+    paths = days(m, 20)
+    healed = Errors(volatility=0.0, illiquidity=0.0, returns=None, depth=0.0)
+    seen, truth = (see(paths, m, generator(16, "errors")) for see in (healed, exact))
+    for name in ("theta", "cv"):
+        torch.testing.assert_close(
+            getattr(seen.market.heston, name).expand(20), getattr(truth.market.heston, name).expand(20)
+        )
+    torch.testing.assert_close(seen.variance, truth.variance, rtol=0, atol=0)
+    torch.testing.assert_close(seen.log_depth, truth.log_depth)
+    flat = market()
+    assert healed(days(flat, 5), flat, generator(17, "errors")).log_depth.count_nonzero() == 0

@@ -92,6 +92,9 @@ def test_orders_arrive_after_the_warm_up_and_end_within_their_session() -> None:
 def test_a_start_without_history_is_refused() -> None:
     with pytest.raises(ValueError, match="4 buckets are needed"):
         replay(tape(), np.array([3]), 6, SESSION, ORDER, history=4, half_life=2.0)
+    for late in (7, 31, 36):
+        with pytest.raises(ValueError, match="6 buckets must end within its session of 12"):
+            replay(tape(), np.array([5, late]), 6, SESSION, ORDER, history=4, half_life=2.0)
 
 
 def test_the_record_of_an_order_is_as_worked_out_by_hand() -> None:

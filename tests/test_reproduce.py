@@ -179,6 +179,49 @@ def test_publishing_leaves_clean_executed_notebooks(project: Path) -> None:
     assert drive(project, "--publish")[:2] == (0, [])
 
 
+TRAINS = (
+    OPEN
+    + """
+import torch
+from flowoe_lib.flow import EndpointField, Learned, pack
+from flowoe_lib.ranges import TrainingRange
+from dataclasses import asdict
+field = EndpointField(torch.Generator().manual_seed(N), width=4)
+card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
+ws.store.tensors("universal", {"n": N}, lambda: pack({0: Learned(field, {"utility": torch.zeros(1)})}))
+ws.store.json("universal_card", {}, lambda: card)
+ws.store.json("calibration", {}, lambda: {"kappa": {"value": 2.0}})
+(ws.figures / "scorecard.csv").write_text("scores")
+(ws.figures / "readme_headline.md").write_text("told")
+"""
+)
+TRADES = "from flowoe_lib.trained import load\nprint(load().n_buckets)"
+
+
+def test_publishing_ships_what_was_trained_before_it_is_traded_with(project: Path) -> None:
+    shutil.rmtree(project / POLICY.parent)
+    for old in (project / "notebooks").glob("0*.ipynb"):
+        old.unlink()
+    write_notebook(project / "notebooks" / "01_first.ipynb", TRAINS)
+    write_notebook(project / "notebooks" / "08_your_order.ipynb", TRADES)
+    (project / "notebooks" / "quick.json").write_text("{}")
+    # There is nothing to trade with yet.
+    code, _, printed = drive(project)
+    assert code == 1
+    assert "universal.json: no such file" in printed
+    code, ran, printed = drive(project, "--publish")
+    assert code == 0, printed
+    assert ran == ["08_your_order"]
+    assert "is the one that was trained here" in printed
+    assert json.loads((project / POLICY).read_text())["n_buckets"] == 9
+    # Another policy is reported, and left where it is.
+    first = project / "notebooks" / "01_first.ipynb"
+    first.write_text(first.read_text().replace("N = 7", "N = 8"))
+    code, _, printed = drive(project)
+    assert code == 0, printed
+    assert "is not to the bit the one (a weight differs by" in printed
+
+
 def test_published_renumbers_results_and_keeps_tags() -> None:
     progress = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "3/4 [00:01<00:00]"}
     bar = {"output_type": "display_data", "data": progress, "metadata": {}}

@@ -14,6 +14,7 @@ from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule
 from flowoe_lib.flow import EndpointField, FlowPolicy
 from flowoe_lib.market import BPS, Condition, Heston, Market, Order, Regimes, averaged, scalar
 from flowoe_lib.oracle import solve
+from flowoe_lib.perception import exact, with_errors
 from flowoe_lib.randomness import generator
 from flowoe_lib.scorecard import evaluate, market_days
 from flowoe_lib.world_study import (
@@ -152,9 +153,14 @@ def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPat
     # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
     monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: replanned)
     restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))
-    [row] = error_costs(field(), restless, 4000, N, 1).to_dict("records")
-    assert row["lost_bps"] > 0
-    assert row["log_depth"] == 0
-    # With constant depth, parameters and variance are all there is to see.
-    assert row["market"] + row["variance"] == pytest.approx(1, abs=0.35)
-    assert 0 < row["market"] < 1
+    table = error_costs(field(), restless, 4000, N, 1).set_index("healed")
+    assert table.index.tolist() == ["parameters", "variance", "depth", "all"]
+    regained = table["regained_bps"]
+    assert regained["depth"] == 0
+    assert (table.loc[["parameters", "variance", "all"], "ci_low"] > 0).all()
+    assert regained["parameters"] + regained["variance"] == pytest.approx(regained["all"], rel=0.4)
+    blurred, sharp = (
+        evaluate({"r": (replanned, 4000)}, restless, N, 1, "test", perceive)["r"].utility.double()
+        for perceive in (with_errors, exact)
+    )
+    assert regained["all"] == pytest.approx(float((sharp - blurred).mean()), rel=1e-6)
