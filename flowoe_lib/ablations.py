@@ -148,7 +148,7 @@ def advantage_weighted(
     n_buckets: int,
     iterations: int,
     seed: int,
-    paths: int = 192,
+    paths: int = 96,
     copies: int = 6,
     spread: float = 0.4,
     learning_rate: float = 3e-3,
