@@ -94,6 +94,7 @@ class TrainingRange:
         moving = liquidity.depth_reversion if liquidity.depth_sd > 0 else scalar(self.depth_reversion[0])
         length = liquidity.closes - liquidity.opens
         placed = {
+            "window": (length, (self.window, 1.0)),
             "volatility": (heston.theta.sqrt(), self.volatility),
             "kappa": (heston.kappa, self.kappa),
             "cv": (heston.cv, self.cv),
@@ -101,7 +102,6 @@ class TrainingRange:
             "depth_sd": (liquidity.depth_sd, self.depth_sd),
             "depth_reversion": (moving, self.depth_reversion),
             "profile_amplitude": (liquidity.profile_amplitude, self.profile_amplitude),
-            "window": (length, (self.window, 1.0)),
             "beta": (market.impact.beta, self.beta),
             "size": (order.size, self.size),
             "risk_aversion": (order.risk_aversion, self.risk_aversion),

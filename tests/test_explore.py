@@ -169,7 +169,7 @@ def test_an_error_is_a_message_in_the_page(trained: Trained) -> None:
     page = Page(trained, SEED)
     page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": 99.0})
     page.draw()
-    assert "kappa = 99: trained on 1 to 12" in page.message.value
+    assert "kappa = 99: trained on 0.5 to 12" in page.message.value
     assert page.picture.layout.visibility == "hidden"
     page.trained = trained
     page.draw()

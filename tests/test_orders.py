@@ -304,7 +304,7 @@ def test_far_from_training_is_refused_and_near_it_flagged() -> None:
         plan(daily(), Ticket("buy", 2e5, drift_bps=200))
     with pytest.raises(OrderError, match=r"volatility = 0\.1: trained on"):
         plan(daily(sigma=0.1), Ticket("buy", 2e5))
-    made = plan(daily(), Ticket("buy", 1.4e6, start="10:00", end="15:30"), n_paths=200)
+    made = plan(daily(), Ticket("buy", 1e6, start="10:00", end="15:30"), n_paths=200)
     size = float(made.condition.order.size)
     assert [str(d) for d in made.flags] == [f"size = {size:.4g}: trained on 0.01 to 0.25"]
     short = Ticket("buy", 2e4, start="10:00", end="10:30")
@@ -325,6 +325,7 @@ def test_the_report_holds_what_the_call_gives(tmp_path: Path, monkeypatch: pytes
     daily().frame.reset_index().to_csv(bars, index=False)
     monkeypatch.setenv("FLOWOE_FIGURES", "")
     given = {"DATA": str(bars), "TIMEZONE": "UTC", "SIDE": "sell", "SHARES": 3e5, "N_PATHS": 500}
+    given |= {"PARTICIPATION_CAP": None}
     report = order_report.write_report(given, Workspace.open("full"), tmp_path / "report")
     page = report.read_text()
     assert "Your order" in page

@@ -161,7 +161,7 @@ def test_what_is_drawn_is_inside_and_each_departure_is_named() -> None:
     market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in (market, order))
     heston = dataclasses.replace(market.heston, theta=scalar(0.08**2), cv=scalar(2.5))
     daily = 800.0
-    far = dataclasses.replace(market, heston=heston, drift=scalar(-0.5 * daily))
+    far = dataclasses.replace(market, heston=heston, drift=scalar(-0.5 * daily), drift_sd=scalar(0.0))
     big = dataclasses.replace(order, size=scalar(0.6))
     named = [str(d) for d in EVERYTHING.departures(far, big)]
     assert named == [

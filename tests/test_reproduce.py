@@ -148,7 +148,10 @@ def test_interrupted_run_is_resumed(project: Path, how: signal.Signals) -> None:
     sleeping = 'open("sleeping", "w").close()\nimport time; time.sleep(60)'
     write_notebook(second, sleeping)
     line, where = command(project)
+    # A test run in the background of a shell has interrupts ignored, and would hand that on.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(line, **where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, heeded)
     deadline = time.monotonic() + 60
     while not (project / "notebooks" / "sleeping").exists():
         assert process.poll() is None
