@@ -221,11 +221,14 @@ def _checked(condition: Condition, ticket: Ticket, trained: Trained) -> list[Dep
     found = trained.conditions.departures(condition.market, condition.order)
     for d in found:
         # What is untried only in combination is flagged.
-        low, high = (d.value, d.value) if "beside" in d.quantity else REACH.get(d.quantity, (d.low, d.high))
+        if "beside" in d.quantity:
+            continue
+        low, high = REACH.get(d.quantity, (d.low, d.high))
+        tried = f", and tried alone from {low:g} to {high:g}" if d.quantity in REACH else ""
         if not low <= d.value <= high:
             raise OrderError(
-                f"{d}, and tried alone from {low:g} to {high:g}; further away nothing is known of the "
-                "policy (per window, and size as a share of the volume expected in it)"
+                f"{d}{tried}; further away nothing is known of the policy (per window, and size as a share "
+                "of the volume expected in it)"
             )
     cap, size = ticket.participation_cap, float(condition.order.size)
     if cap is not None and cap < size:

@@ -309,7 +309,7 @@ def test_far_from_training_is_refused_and_near_it_flagged() -> None:
     assert [str(d) for d in made.flags] == [f"size = {size:.4g}: trained on 0.01 to 0.25"]
     short = Ticket("buy", 2e4, start="10:00", end="10:30")
     assert short.n_buckets == BUCKETS_REACH[0]
-    with pytest.raises(OrderError, match=r"window = 0\.0769: trained on 0\.2 to 1"):
+    with pytest.raises(OrderError, match=r"window = 0\.07692: trained on 0\.2 to 1; further"):
         plan(daily(), short)
 
 
