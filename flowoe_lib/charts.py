@@ -56,7 +56,7 @@ LOOKS: dict[str, Look] = {
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
-    "oracle": Look("Oracle", "#000000", "-", "*"),
+    "oracle": Look("Oracle", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
 }
 """Policies in the order in which legends and tables list them."""
 
@@ -175,13 +175,13 @@ def _band(axes: Axes, runs: pd.DataFrame, colour: str) -> None:
 
 
 def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str) -> Figure:
-    """Scaled utility and gradient norm over iterations, mean and range over training seeds (columns)."""
+    """Utility over TWAP and gradient norm by iteration, mean and range over training seeds (columns)."""
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6))
         colour = LOOKS["flow_refined"].colour
         _band(left, utility.rolling(15, min_periods=1).mean(), colour)
         _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
-        left.set(xlabel="iteration", ylabel="utility, in units of the loss")
+        left.set(xlabel="iteration", ylabel="utility over TWAP, scaled")
         right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

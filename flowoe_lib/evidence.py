@@ -9,13 +9,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 from flowoe_lib.claims import wins
+from flowoe_lib.experts.ensemble import BENCHMARKS
 
 __all__ = ["blocks", "evidence", "first_run"]
 
 YARDSTICKS = ("flow_imitation", "blind_optimum")
 """References that are no experts."""
 Line = dict[str, str]
-BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
 
 
 def first_run(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:

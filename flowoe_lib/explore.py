@@ -10,7 +10,7 @@ from math import log10
 
 import pandas as pd
 import torch
-from scipy.stats import gamma
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from flowoe_lib.execution import execute
@@ -142,7 +142,7 @@ def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
     draws = generator(seed, "explore", "days")
     even = (torch.arange(N_PATHS).double() + 0.5) / N_PATHS
     shape = 1 / market.heston.cv.double() ** 2
-    opening = market.heston.theta / shape * torch.tensor(gamma.ppf(even, shape))
+    opening = market.heston.theta / shape * torch.from_numpy(gammaincinv(shape.numpy(), even.numpy()))
     return simulate(market, N_PATHS, n_buckets, draws, opening.float())
 
 

@@ -177,7 +177,7 @@ def _day_panels(market: Axes, trades: Axes, view: View) -> None:
     day, flow, twap = view.day, LOOKS["flow_refined"], LOOKS["twap"]
     market.plot(day["time"], day["variance"], color="black", lw=1.2, label="variance")
     market.plot(day["time"], day["liquidity"], color="#4aa89d", lw=1.2, ls="--", label="depth × volume")
-    market.set(title="One day", ylabel="over its mean", xlim=(0, 1), ylim=(0, None))
+    market.set(title="One day", ylabel="over its usual level", xlim=(0, 1), ylim=(0, None))
     market.tick_params(labelbottom=False)
     # Above the frame, beside the title.
     market.legend(

@@ -109,7 +109,9 @@ def _spaces() -> tuple[Space[Array], Space[Array]]:
     return seen, Box(-ACTION_LIMIT, ACTION_LIMIT, (1,), np.float32)
 
 
-def _check(n_buckets: int) -> None:
+def _check(n_buckets: int, market: Market) -> None:
+    if market.regimes.present:
+        raise ValueError("Market.regimes: must be absent, an even pace has no value in closed form with them")
     if n_buckets < 2:
         raise ValueError(f"n_buckets = {n_buckets}: must be at least 2, for there to be a decision")
 
@@ -133,9 +135,9 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         n_buckets: int = 39,
         reward: Reward = advantage_over_twap,
     ) -> None:
-        _check(n_buckets)
         heston = Heston(theta=scalar(4e-4), kappa=scalar(5), cv=scalar(0.8), rho=scalar(-0.5))
         self.market = Market(heston) if market is None else market
+        _check(n_buckets, self.market)
         self.order = Order(size=scalar(0.1), risk_aversion=scalar(5e-4)) if order is None else order
         self.n_buckets, self.reward = n_buckets, reward
         self.observation_space, self.action_space = _spaces()
@@ -194,7 +196,7 @@ class ExecutionVecEnv(VecEnv):
         reward: Reward = advantage_over_twap,
         unit_bps: float = 1.0,
     ) -> None:
-        _check(n_buckets)
+        _check(n_buckets, market)
         self.market, self.order, self.n_buckets = market, order, n_buckets
         self.reward, self.unit_bps = reward, unit_bps
         self.generator = generator(seed, "market")

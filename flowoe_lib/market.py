@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -274,7 +275,7 @@ def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Ma
         return value.double()
 
     wide = map_tensors(note, market), map_tensors(note, order)
-    common = torch.broadcast_shapes(*shapes)
+    common = np.broadcast_shapes(*shapes)
     first, second = (map_tensors(lambda value: value.expand(common), part) for part in wide)
     return first, second
 
@@ -310,7 +311,7 @@ def volume_profile(liquidity: Liquidity, n_buckets: int) -> Tensor:
     """
     amplitude, length = liquidity.profile_amplitude, liquidity.closes - liquidity.opens
     steps = torch.linspace(0, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)
-    shape = torch.broadcast_shapes(amplitude.shape, length.shape)
+    shape = np.broadcast_shapes(amplitude.shape, length.shape)
     edges = liquidity.opens + length * steps.reshape(-1, *[1] * len(shape))
     return _traded_by(liquidity, edges).diff(dim=0) * n_buckets / volume_share(liquidity)
 

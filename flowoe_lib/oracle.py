@@ -18,8 +18,7 @@ from functools import partial
 
 import torch
 from scipy.interpolate import CubicSpline
-from scipy.special import ndtr
-from scipy.stats import gamma
+from scipy.special import gammainccinv, ndtr
 from torch import Tensor
 
 from flowoe_lib.execution import Observation
@@ -266,12 +265,12 @@ def solve(
 
     shape = float(1 / heston.cv**2)
     scale = float(heston.theta) / shape
-    variance_max = scale * float(gamma.isf(VARIANCE_TAIL, shape))
+    variance_max = scale * float(gammainccinv(shape, VARIANCE_TAIL))
     v = variance_max * torch.linspace(0, 1, variance_nodes, dtype=torch.float64).square()
     step = VarianceStep.over(heston, dt)
     mean, spread = (moment.repeat_interleave(len(normal)) for moment in step.moments(v))
     next_v = qe_variance_step(mean, spread, normal.repeat(len(v))).reshape(len(v), -1)
-    first_v = scale * torch.from_numpy(gamma.isf(ndtr(-normal.numpy()), shape))
+    first_v = scale * torch.from_numpy(gammainccinv(shape, ndtr(-normal.numpy())))
     step_v, start_v = expectation(v, next_v, weights), expectation(v, first_v[None], weights)
 
     by_regime = market.regimes.present

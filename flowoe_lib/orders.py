@@ -17,7 +17,7 @@ from torch import Tensor
 from flowoe_lib.data import Bars
 from flowoe_lib.estimates import MarketEstimates, estimate
 from flowoe_lib.execution import Execution, Observation, Policy, execute
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.experts.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.frontier import frontier, turned
 from flowoe_lib.market import (
     BPS,
@@ -41,7 +41,6 @@ from flowoe_lib.worlds import BUCKETS_REACH, REACH
 
 __all__ = ["Capped", "OrderError", "Plan", "Ticket", "plan", "prepared"]
 
-BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
 """Risk aversions of the frontier, per bps: the range that the policy is trained on."""
 USUAL_AVERSION = 5e-4
@@ -320,7 +319,8 @@ def _schedule(
     policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, paths: MarketPaths, seed: int
 ) -> pd.DataFrame:
     held = ticket.shares * _worked(policies["flow_refined"], condition, paths, seed).inventory
-    low, median, high = held.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+    # Torch's quantile gives up beyond 16 million entries.
+    low, median, high = torch.from_numpy(np.quantile(held.numpy(), (0.1, 0.5, 0.9), axis=1))
     traded = -held.diff(dim=0)
     expected = ticket.shares / condition.order.size * _volume(condition, paths.n_buckets)
     columns = {
@@ -329,7 +329,9 @@ def _schedule(
         "high": high[1:],
         "traded": traded.median(1).values,
         "participation": (traded / expected[:, None]).median(1).values,
-        "participation_high": (traded / expected[:, None]).quantile(0.9, dim=1),
+        "participation_high": torch.from_numpy(
+            np.quantile((traded / expected[:, None]).numpy(), 0.9, axis=1)
+        ),
         "participation_max": (traded / expected[:, None]).amax(1),
     }
     for name in BENCHMARKS:

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.stats import gamma, ncx2
+from scipy.special import chndtr, gammainc, gammaincinv
 from torch import Tensor
 
 from flowoe_lib.market import Market, averaged
@@ -159,13 +159,13 @@ def filtered_state(
 def _variance_chain(cv: float, kappa: float, dt: float, cells: int) -> tuple[Tensor, Tensor]:
     """Mean of V / theta in each cell, and the chances of moving from cell to cell within ``dt`` days."""
     shape = 1 / cv**2
-    edges = gamma.ppf(np.linspace(0, 1, cells + 1), shape)
+    edges = gammaincinv(shape, np.linspace(0, 1, cells + 1))
     # The mean over a cell of a gamma is the next gamma's probability of it.
-    nodes = np.diff(gamma.cdf(edges, shape + 1)) * cells
+    nodes = np.diff(gammainc(shape + 1, edges)) * cells
     decay = math.exp(-kappa * dt)
     unit = (1 - decay) / 2
-    start = gamma.ppf((np.arange(cells * 8) + 0.5) / (cells * 8), shape).reshape(cells, 8, 1)
-    reached = ncx2.cdf(edges / unit, 2 * shape, decay * start / unit)
+    start = gammaincinv(shape, (np.arange(cells * 8) + 0.5) / (cells * 8)).reshape(cells, 8, 1)
+    reached = chndtr(edges / unit, 2 * shape, decay * start / unit)
     step = np.diff(reached).mean(1)
     # Cells are equally likely and the process reversible, so the exact chances are symmetric.
     step = (step + step.T) / 2

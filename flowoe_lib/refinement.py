@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution import Execution, Observation, Policy, execute
+from flowoe_lib.experts.schedules import twap
 from flowoe_lib.features import features, fraction_of_action
 from flowoe_lib.flow import EndpointField, Learned, interpolate
 from flowoe_lib.market import Market, Order, PreTrade
@@ -67,15 +68,15 @@ def refine(
     """A field refined from ``start`` on fresh paths of random conditions.
 
     ``acting`` makes the policy that is executed from a field and corruption times, ``earned`` is what it
-    is to raise, in bps. Curves: "utility", the minibatch mean of ``earned`` in units of the loss, and
-    "gradient", its norm before clipping.
+    is to raise, in bps. Curves: "utility", the minibatch mean of what was ``earned`` above TWAP on the same
+    days, in units of the loss, and "gradient", the norm of the loss's before clipping.
 
     Adam under a one-cycle rate, gradients clipped to norm 1, a quarter of the decisions uncorrupted.
     Days are simulated and the field is trained on ``device``; it comes back on the CPU.
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
-    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
+    optimiser = torch.optim.Adam(field.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=iterations, pct_start=0.11, final_div_factor=50
     )
@@ -86,12 +87,15 @@ def refine(
         times = (torch.rand(n_buckets, paths, generator=draws, device=device) - 0.25).clamp_min(0) / 0.75
         known = regimes_as_depth(market_paths, market, draws)
         done = execute(acting(field, times), market_paths, market, order, draws, known)
-        utility = (earned(done, order) / utility_scale(known.market, order)).mean()
+        scale = utility_scale(known.market, order)
+        utility = (earned(done, order) / scale).mean()
+        with torch.no_grad():
+            even = execute(twap, market_paths, market, order, draws)
         optimiser.zero_grad()
         (-utility).backward()
         norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        utilities.append(utility.item())
+        utilities.append(utility.item() - (earned(even, order) / scale).mean().item())
         norms.append(norm.item())
     return Learned(field.cpu(), {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)})

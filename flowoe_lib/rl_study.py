@@ -13,7 +13,7 @@ from flowoe_lib.scorecard import captures
 from flowoe_lib.sweep import sweep
 from flowoe_lib.worlds import World
 
-__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_runs", "world_runs"]
+__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_run", "world_runs"]
 
 MAIN = "PPO"
 """Label of the method and reward that make the experts."""
@@ -56,13 +56,9 @@ def world_runs(worlds: Sequence[World], steps: int) -> list[Run]:
     return [Run(MAIN, train_ppo, advantage_over_twap, c, 0, steps) for w in worlds for c in w.conditions]
 
 
-def _train(run: Run, n_buckets: int) -> list[Snapshot]:
+def train_run(run: Run, n_buckets: int) -> list[Snapshot]:
+    """Snapshots of one run, the last one its result."""
     return run.train(run.condition, n_buckets, run.steps, run.seed, run.reward)
-
-
-def train_runs(runs: Sequence[Run], n_buckets: int) -> list[list[Snapshot]]:
-    """Snapshots of every run, trained side by side."""
-    return sweep(_train, [(run, n_buckets) for run in runs], "RL experts")
 
 
 def expert_tensors(runs: Sequence[Run], trained: Sequence[list[Snapshot]]) -> dict[str, Tensor]:

@@ -32,12 +32,13 @@ __all__ = [
 
 
 def experts_in(
-    world: str, condition: Condition, n_buckets: int, rl: Mapping[str, RLExpert]
+    perceive: Perceive, condition: Condition, n_buckets: int, rl: Mapping[str, RLExpert]
 ) -> dict[str, Policy]:
     """The experts of a condition, calibrated to what is known there; RL where one was trained for it."""
-    if world == "realistic":
+    if isinstance(perceive, Errors):
         return from_estimates(condition, n_buckets)
-    believed = averaged(condition.market) if world == "switching" else condition.market
+    market = condition.market
+    believed = averaged(market) if market.regimes.present else market
     calibrated = [replace(condition, market=believed)]
     experts = {name: make(calibrated, 1, n_buckets) for name, make in SCHEDULE_EXPERTS.items()}
     trained = {"rl": rl[condition.name]} if condition.name in rl else {}
@@ -50,7 +51,6 @@ def _blind(condition: Condition, n_buckets: int) -> Policy:
 
 
 def score_in_world(
-    name: str,
     perceive: Perceive,
     condition: Condition,
     fields: Mapping[int, EndpointField],
@@ -73,8 +73,8 @@ def score_in_world(
         Entry(FlowPolicy(field, 1), "flow_refined", 1, s, n_paths if s == lead else n_few)
         for s, field in fields.items()
     ]
-    experts, informed = experts_in(name, condition, n_buckets, rl), []
-    if name == "hidden":
+    experts, informed = experts_in(perceive, condition, n_buckets, rl), []
+    if condition.market.drift_sd > 0:
         experts["blind_optimum"] = _blind(condition, n_buckets)
         informed.append(Entry(solve_belief(condition.market, condition.order, n_buckets), "oracle"))
     if perceive is not exact:
@@ -199,7 +199,7 @@ def refereed(
     ``spa_p`` is the chance of the others' lead over FlowOE if none were better; ``best_set`` names the
     policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
     """
-    policies = experts_in(world.name, condition, n_buckets, rl) | {"flow_refined": FlowPolicy(field, 1)}
+    policies = experts_in(world.perceive, condition, n_buckets, rl) | {"flow_refined": FlowPolicy(field, 1)}
     runs = {name: (p, n_paths) for name, p in policies.items()}
     out = evaluate(runs, condition, n_buckets, seed, "test", world.perceive)
     utilities: dict[str, Tensor] = {name: o.utility for name, o in out.items()}

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from flowoe_lib.ablations import (
+    AFTER_IMITATION,
     VARIANTS,
     GaussianPolicy,
     Setting,
@@ -130,8 +131,9 @@ def setting() -> Setting:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains_and_trades(name: str, setting: Setting) -> None:
     quick = dataclasses.replace(setting, refinements=2)
-    policies, seconds = train_variant(name, quick)
-    assert seconds > 0
+    imitated = EndpointField(generator(3, "init"))
+    policies, seconds = train_variant(name, quick, imitated, imitation_s=100.0)
+    assert (seconds > 100) == (name in AFTER_IMITATION)
     days = simulate(CONDITION.market, 10, N_BUCKETS, generator(2, "days"))
     for policy in policies.values():
         with torch.no_grad():

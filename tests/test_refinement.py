@@ -160,6 +160,15 @@ def test_curves_have_an_entry_an_iteration_and_rise() -> None:
     assert gain[-10:].mean() > gain[5:15].mean()
 
 
+def test_the_curve_counts_from_twap() -> None:
+    even = EndpointField(generator(1, "init"))
+    with torch.no_grad():
+        even.out.weight.zero_()
+    curve = refine(even, training((0.8, 1.8)), N, 3, 1, paths=48, learning_rate=1e-12).curves["utility"]
+    # float32 sums of thousands of bps.
+    torch.testing.assert_close(curve, torch.zeros(3), atol=1e-3, rtol=0)
+
+
 def test_training_is_determined_by_its_seed() -> None:
     start = EndpointField(generator(4, "init"))
     first, again, other = (refine(start, training((0.4, 1.2)), 6, 3, seed, paths=16) for seed in (1, 1, 2))
@@ -228,7 +237,8 @@ def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
     refine(
         EndpointField(generator(1, "init")), training((0.4, 1.2)), N, 4, 1, paths=200, acting=act, earned=earn
     )
-    assert len(executed) == len(acting) == 4
+    # The policy's day and TWAP's, in turn.
+    assert len(executed) == 2 * len(acting) == 8
     times = torch.stack(acting)
     assert times.shape == (4, N, 200)
     # A quarter uncorrupted, the rest uniform.

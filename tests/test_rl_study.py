@@ -11,7 +11,7 @@ from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.rl_training import train_ppo, train_sac
 from flowoe_lib.market import Condition, Heston, Market, Order, batch, scalar
 from flowoe_lib.randomness import generator
-from flowoe_lib.rl_study import expert_tensors, grid_runs, progress, train_runs
+from flowoe_lib.rl_study import expert_tensors, grid_runs, progress, train_run
 from flowoe_lib.simulator import simulate
 
 N_BUCKETS = 5
@@ -38,7 +38,7 @@ def test_each_condition_gets_an_expert_and_one_all_the_methods() -> None:
 
 def test_the_study_trains_measures_and_keeps() -> None:
     runs = grid_runs(GRID, base=GRID[0], hard=GRID[1], seeds=[0], steps=4_000)[:2]
-    trained = train_runs(runs, N_BUCKETS)
+    trained = [train_run(run, N_BUCKETS) for run in runs]
     table = progress(runs, trained, 500, N_BUCKETS, seed=1)
     assert list(table.columns) == ["run", "condition", "seed", "steps", "seconds", "capture"]
     assert len(table) == sum(len(taken) for taken in trained)

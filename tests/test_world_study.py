@@ -14,7 +14,7 @@ from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule
 from flowoe_lib.flow import EndpointField, FlowPolicy
 from flowoe_lib.market import BPS, Condition, Heston, Market, Order, Regimes, averaged, scalar
 from flowoe_lib.oracle import solve
-from flowoe_lib.perception import exact, with_errors
+from flowoe_lib.perception import blind_to_regimes, exact, with_errors
 from flowoe_lib.randomness import generator
 from flowoe_lib.scorecard import evaluate, market_days
 from flowoe_lib.world_study import (
@@ -49,9 +49,9 @@ def rl_expert(seed: int) -> RLExpert:
 
 def test_an_rl_expert_competes_only_where_it_was_trained() -> None:
     rl = {"plain": rl_expert(1)}
-    assert experts_in("liquidity", PLAIN, N, rl)["rl"] is rl["plain"]
-    assert "rl" not in experts_in("liquidity", replace(PLAIN, name="other"), N, rl)
-    estimated = experts_in("realistic", PLAIN, N, rl)
+    assert experts_in(exact, PLAIN, N, rl)["rl"] is rl["plain"]
+    assert "rl" not in experts_in(exact, replace(PLAIN, name="other"), N, rl)
+    estimated = experts_in(with_errors, PLAIN, N, rl)
     assert "rl" not in estimated
     assert isinstance(estimated["static_optimal"], EstimatedSchedule)
 
@@ -61,8 +61,8 @@ def test_experts_of_hidden_regimes_are_calibrated_to_the_average() -> None:
     switching = replace(PLAIN, market=replace(PLAIN.market, regimes=regimes))
     mean = replace(PLAIN, market=averaged(switching.market))
     found, expected = (
-        experts_in(world, c, N, {})["static_optimal"]
-        for world, c in (("switching", switching), ("liquidity", mean))
+        experts_in(perceive, c, N, {})["static_optimal"]
+        for perceive, c in ((blind_to_regimes, switching), (exact, mean))
     )
     assert isinstance(found, Schedule)
     assert isinstance(expected, Schedule)
@@ -123,13 +123,9 @@ def test_gain_kept_is_over_the_static_optimum() -> None:
 def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
     regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
     switching = Condition("switching", "s", Market(HESTON, regimes=regimes), ORDER)
-    from flowoe_lib.perception import blind_to_regimes, exact
-
     fields = {0: field(0), 1: field(1)}
     for condition, perceive in ((PLAIN, exact), (switching, blind_to_regimes)):
-        scores, comparisons, checks = score_in_world(
-            condition.world, perceive, condition, fields, {}, 300, 100, 100, N, 1
-        )
+        scores, comparisons, checks = score_in_world(perceive, condition, fields, {}, 300, 100, 100, N, 1)
         informed = scores["policy"] == "flow_informed"
         assert informed.any() == (perceive is blind_to_regimes)
         assert "flow_informed" not in set(comparisons["policy"])

@@ -8,7 +8,7 @@ from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule, static_optimal, twap, vwap
 from flowoe_lib.market import Condition, Market, Order, batch
 
-__all__ = ["SCHEDULE_EXPERTS", "Calibrate", "Experts", "from_estimates", "rl_experts"]
+__all__ = ["BENCHMARKS", "SCHEDULE_EXPERTS", "Calibrate", "Experts", "from_estimates", "rl_experts"]
 
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]
 """(conditions, paths of each, buckets) -> an expert calibrated to them laid side by side."""
@@ -40,6 +40,9 @@ SCHEDULE_EXPERTS: Experts = {
 TWAP and VWAP follow the clock and the volume forecast; Almgren-Chriss and the static optimum are
 solved for the condition before the open; the re-planned one sees the current variance and depth.
 """
+
+BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
+"""Those that follow a schedule fixed before the open."""
 
 
 def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:

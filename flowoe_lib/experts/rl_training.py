@@ -21,6 +21,8 @@ __all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
 
 WIDTH = 32
 """Of each of the two hidden layers."""
+FUSED = {"fused": True, "eps": 1e-5}
+"""Adam in one pass over the weights; in many it takes longer than the gradient of so small a network."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ def train_ppo(
 ) -> list[Snapshot]:
     """Train by proximal policy optimisation on one thread; the last snapshot is the result.
 
-    A rollout is one day of every order. Raises ValueError where fewer steps than one rollout are asked for.
+    A rollout is one day of every order. The reward is free of noise, so advantages may look only a few
+    buckets ahead and steps need next to no clipping. Raises ValueError where fewer steps than one rollout are
+    asked for.
     """
     env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
     model = PPO(
@@ -63,10 +67,10 @@ def train_ppo(
         batch_size=32 * (n_buckets - 1),
         n_epochs=5,
         gamma=1.0,
-        gae_lambda=0.9,
-        clip_range=0.3,
+        gae_lambda=0.7,
+        clip_range=1.0,
         learning_rate=lambda left: 1e-3 * (0.3 + 0.7 * left),
-        policy_kwargs={"net_arch": [WIDTH, WIDTH], "log_std_init": -1.0},
+        policy_kwargs={"net_arch": [WIDTH, WIDTH], "log_std_init": -1.0, "optimizer_kwargs": FUSED},
         device="cpu",
         seed=seed,
     )
@@ -94,7 +98,11 @@ def train_sac(
         gradient_steps=4,
         gamma=1.0,
         learning_rate=1e-3,
-        policy_kwargs={"net_arch": [WIDTH, WIDTH], "activation_fn": torch.nn.Tanh},
+        policy_kwargs={
+            "net_arch": [WIDTH, WIDTH],
+            "activation_fn": torch.nn.Tanh,
+            "optimizer_kwargs": FUSED,
+        },
         device="cpu",
         seed=seed,
     )
