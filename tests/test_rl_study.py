@@ -32,7 +32,7 @@ def test_each_condition_gets_an_expert_and_one_all_the_methods() -> None:
     assert main == [("calm", 3), ("calm", 4), ("crisis", 3)]
     others = [run for run in runs if run.label != "PPO"]
     assert {run.condition.name for run in others} == {"crisis"}
-    assert [run.train for run in others] == [train_ppo, train_ppo, train_sac]
+    assert [getattr(run.train, "func", run.train) for run in others] == [train_ppo, train_ppo, train_sac]
     assert len({run.reward for run in runs}) == 3
 
 

@@ -52,12 +52,14 @@ def train_ppo(
     reward: Reward = advantage_over_twap,
     n_orders: int = 256,
     snapshots: int = 10,
+    gae_lambda: float = 0.7,
+    clip_range: float = 1.0,
 ) -> list[Snapshot]:
     """Train by proximal policy optimisation on one thread; the last snapshot is the result.
 
-    A rollout is one day of every order. The reward is free of noise, so advantages may look only a few
-    buckets ahead and steps need next to no clipping. Raises ValueError where fewer steps than one rollout are
-    asked for.
+    A rollout is one day of every order. The default reward is free of noise, so advantages look only a few
+    buckets ahead (``gae_lambda``) and steps are next to unclipped (``clip_range``); other rewards want more
+    of both. Raises ValueError where fewer steps than one rollout are asked for.
     """
     env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
     model = PPO(
@@ -67,8 +69,8 @@ def train_ppo(
         batch_size=32 * (n_buckets - 1),
         n_epochs=5,
         gamma=1.0,
-        gae_lambda=0.7,
-        clip_range=1.0,
+        gae_lambda=gae_lambda,
+        clip_range=clip_range,
         learning_rate=lambda left: 1e-3 * (0.3 + 0.7 * left),
         policy_kwargs={"net_arch": [WIDTH, WIDTH], "log_std_init": -1.0, "optimizer_kwargs": FUSED},
         device="cpu",
