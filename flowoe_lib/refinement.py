@@ -76,6 +76,8 @@ def refine(
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
+    # What is recorded may not change what is learned, so TWAP has noise of its own, which it does not use.
+    idle = generator(seed, "noise of TWAP", device=device)
     optimiser = torch.optim.Adam(field.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=iterations, pct_start=0.11, final_div_factor=50
@@ -90,7 +92,7 @@ def refine(
         scale = utility_scale(known.market, order)
         utility = (earned(done, order) / scale).mean()
         with torch.no_grad():
-            even = execute(twap, market_paths, market, order, draws)
+            even = execute(twap, market_paths, market, order, idle)
         optimiser.zero_grad()
         (-utility).backward()
         norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)
