@@ -161,7 +161,7 @@ def advantage_weighted(
     """
     field = copy.deepcopy(start)
     draws = generator(seed, "advantage weighting")
-    optimiser = torch.optim.Adam(field.parameters(), learning_rate, fused=True)
+    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
     utilities = []
     for _ in range(iterations):

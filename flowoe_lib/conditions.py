@@ -6,10 +6,12 @@ A condition crosses how volatile the market is, how thin, and how restless its v
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowoe_lib.calibration import Calibration
 from flowoe_lib.market import Condition, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
+
+if TYPE_CHECKING:  # its statistics package is slow to import, and every process needs this module
+    from flowoe_lib.calibration import Calibration
 
 __all__ = [
     "ILLIQUIDITIES",
@@ -44,7 +46,7 @@ def _within(value: float, bounds: tuple[float, float]) -> float:
 
 
 def heston_grid(
-    calibration: Calibration,
+    calibration: "Calibration",
     *,
     size: float = 0.10,
     risk_aversion: float = 5e-4,

@@ -130,7 +130,7 @@ def imitate(
     """
     learner = make(generator(seed, "initial weights"))
     draws = generator(seed, "minibatches")
-    optimiser = torch.optim.Adam(learner.parameters(), learning_rate, fused=True)
+    optimiser = torch.optim.Adam(learner.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
     curve = []
     for _ in range(iterations):

@@ -78,7 +78,7 @@ def refine(
     draws = generator(seed, "refinement", device=device)
     # What is recorded may not change what is learned, so TWAP has noise of its own, which it does not use.
     idle = generator(seed, "noise of TWAP", device=device)
-    optimiser = torch.optim.Adam(field.parameters(), learning_rate, fused=True)
+    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=iterations, pct_start=0.11, final_div_factor=50
     )
