@@ -18,7 +18,7 @@ from flowoe_lib.execution import Execution, Observation, Policy, execute
 from flowoe_lib.features import features, fraction_of_action
 from flowoe_lib.flow import EndpointField, FlowPolicy, Learned, matching_loss
 from flowoe_lib.imitation import Demonstrations, Recorder, imitate
-from flowoe_lib.market import Condition, Order, map_tensors
+from flowoe_lib.market import Condition, map_tensors
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
 from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
@@ -45,6 +45,8 @@ __all__ = [
 T = TypeVar("T")
 
 ALL_STEPS = (1, 2, 4, 8)
+COPIES, SPREAD, GENTLE_RATE = 6, 0.1, 1e-3
+"""Of advantage weighting: how often a decision is tried, how differently, and the learning rate."""
 
 
 class VelocityField(EndpointField):
@@ -149,40 +151,37 @@ def advantage_weighted(
     iterations: int,
     seed: int,
     paths: int = 96,
-    copies: int = 6,
-    spread: float = 0.4,
-    learning_rate: float = 3e-3,
 ) -> Learned:
     """Flow matching on the policy's own better actions, without a gradient through the simulator.
 
-    One decision of each path is disturbed in ``copies`` ways; each copy counts by the softmax of its
+    One decision of each path is disturbed in ``COPIES`` ways; each copy counts by the softmax of its
     utility among the copies of the same path, in standard deviations. Source: Peng et al. (2019),
     advantage-weighted regression. Curve: "utility", the minibatch mean in units of the loss.
     """
     field = copy.deepcopy(start)
     draws = generator(seed, "advantage weighting")
-    optimiser = torch.optim.Adam(field.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
+    optimiser = torch.optim.Adam(field.parameters(), GENTLE_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, GENTLE_RATE, total_steps=iterations)
     utilities = []
     for _ in range(iterations):
         market, order = conditions.draw(paths, draws)
         days = simulate(market, paths, n_buckets, draws)
         market, order, days = (
-            map_tensors(lambda v: _tile(v, copies, paths), x) for x in (market, order, days)
+            map_tensors(lambda v: _tile(v, COPIES, paths), x) for x in (market, order, days)
         )
-        when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(copies)
-        disturbance = spread * torch.randn(copies * paths, generator=draws)
+        when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
+        disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
         policy = _Perturbed(field, when, disturbance)
         with torch.no_grad():
             done = execute(policy, days, market, order, draws)
-        utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(copies, paths)
+        utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)
         utilities.append(utility.mean().item())
         centred = utility - utility.mean(0)
-        weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * copies
+        weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * COPIES
         assert policy.observed is not None
         assert policy.action is not None
-        x0 = torch.randn(copies * paths, generator=draws)
-        t = torch.rand(copies * paths, generator=draws)
+        x0 = torch.randn(COPIES * paths, generator=draws)
+        t = torch.rand(COPIES * paths, generator=draws)
         errors = matching_loss(field, policy.observed, policy.action, x0, t)
         optimiser.zero_grad()
         (weights * errors).mean().backward()
@@ -196,7 +195,7 @@ class Setting:
     """What every variant starts from."""
 
     shown: Mapping[str, Demonstrations]
-    """Demonstrations of "all" experts, of "two" and of "one"."""
+    """Demonstrations of "all" experts, of "four" without the RL one, of "two" and of "one"."""
     conditions: TrainingRange
     n_buckets: int
     imitations: int
@@ -260,10 +259,6 @@ def _width(width: int) -> Callable[[Setting], dict[str, Policy]]:
     return lambda s: _flow(s.refined(s.imitated(make=partial(EndpointField, width=width))))
 
 
-def _risk_charged_pnl(done: Execution, order: Order) -> Tensor:
-    return done.pnl_bps - order.risk_aversion * done.risk
-
-
 AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]] = {
     "FlowOE: imitation, then refinement": lambda s, start: _flow(s.refined(start), ALL_STEPS),
     "imitation only": lambda s, start: _flow(start, ALL_STEPS),
@@ -273,7 +268,7 @@ AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]
         advantage_weighted(start, s.conditions, s.n_buckets, 2 * s.refinements, s.seed).field
     ),
     "raw P&L instead of the control variate": lambda s, start: _flow(
-        s.refined(start, earned=_risk_charged_pnl)
+        s.refined(start, earned=Execution.realised_utility_bps)
     ),
     "looks every 4 buckets": _chunked(4),
     "looks every 8 buckets": _chunked(8),
@@ -281,6 +276,7 @@ AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]
 """What is made of the same imitation of all experts, giving policies by how they are sampled."""
 
 BY_THEMSELVES: dict[str, Callable[[Setting], dict[str, Policy]]] = {
+    "imitation of four experts, without RL": lambda s: _flow(s.imitated("four")),
     "imitation of two experts": lambda s: _flow(s.imitated("two")),
     "imitation of one expert": lambda s: _flow(s.imitated("one")),
     "plain regression (behaviour cloning)": _regression,
@@ -293,7 +289,7 @@ BY_THEMSELVES: dict[str, Callable[[Setting], dict[str, Policy]]] = {
     ),
     "refinement only, from scratch": lambda s: _flow(s.refined(s.fresh())),
     "width 16": _width(16),
-    "width 128": _width(128),
+    "width 96": _width(96),
 }
 """What is trained from the beginning."""
 

@@ -90,7 +90,7 @@ class Calibration:
     depth_reversion: Estimate
     """Mean reversion of log volume around its profile."""
     cv_years: Estimate
-    """The same from twenty years of days: how far each turned out from its level."""
+    """``cv_month`` from twenty years of days instead: how far each turned out from its level."""
 
 
 def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: int) -> Calibration:

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike
 
 from flowoe_lib.figures import style
@@ -113,17 +114,18 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
 
 
 def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
-    """Capture over processor seconds: every condition on the left, the methods in one of them on the right.
+    """Capture over decisions and over processor seconds in every condition; all methods in one condition.
 
-    ``learning`` has columns run, condition, seed, seconds, capture; the first run is the one in use.
+    ``learning`` has columns run, condition, seed, steps, seconds, capture; the first run is the one in use.
     """
     floor = -0.2
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True)
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.8), sharey=True)
         runs = list(dict.fromkeys(learning["run"]))
         main = learning[learning["run"] == runs[0]]
         for _, row in main.groupby(["condition", "seed"], sort=False):
-            left.plot(row["seconds"], row["capture"], color=LOOKS["rl"].colour, lw=0.9, alpha=0.7)
+            for axes, spent in ((left, "steps"), (middle, "seconds")):
+                axes.plot(row[spent], row["capture"], color=LOOKS["rl"].colour, lw=0.9, alpha=0.7)
         where = learning[learning["run"] != runs[0]]["condition"].iloc[0]
         for run, line, colour in zip(
             runs, ("-", "--", ":", "-."), ("#7a5195", "#1b3a6b", "#c0562f", "#4aa89d"), strict=False
@@ -133,13 +135,13 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
             ]
             label = run if row["capture"].max() > floor else f"{run} (below the frame)"
             right.plot(row["seconds"], row["capture"], color=colour, linestyle=line, label=label)
-        left.set(
-            title=f"{runs[0]}, one line a condition and seed", xlabel="processor seconds", ylim=(floor, 1.05)
-        )
+        left.set(title=f"{runs[0]}, a line a condition and seed", xlabel="decisions", ylim=(floor, 1.05))
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
         left.set_ylabel("capture: TWAP 0, oracle 1")
+        middle.set(xlabel="processor seconds")
         right.set(title=where, xlabel="processor seconds")
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        for axes in (left, right):
+        for axes in (left, middle, right):
             axes.axhline(0.98, color="black", lw=0.8, ls=":")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
@@ -246,6 +248,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.xaxis.set_major_formatter("{x:+.2%}")
+        axes.locator_params(axis="x", nbins=6)
         axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
         figure.legend(loc="outside lower center", ncols=5)
     return figure
@@ -301,7 +304,8 @@ def ablation_figure(rows: pd.DataFrame, message: str) -> Figure:
 def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Change in mean and in standard deviation against each benchmark, a panel each, a dot a condition.
 
-    ``rows`` has columns expert, mean and std, relative to the benchmark's. Up and left is better at both.
+    ``rows`` has columns expert, mean (bps above the benchmark's) and std (a share of it). Up and left is
+    better at both.
     """
     with style():
         figure, panels = _panels(rows["expert"].nunique(), 3, height=2.6)
@@ -349,7 +353,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             axes.xaxis.set_major_formatter("{x:+.1%}")
             axes.set(title=str(world), yticks=[])
         for axes in panels:
-            axes.set_xlabel("share of its cost")
+            axes.set_xlabel("share of its utility")
         figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
 

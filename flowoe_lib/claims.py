@@ -107,7 +107,7 @@ def judge(
         ),
         (
             "6. effective where conditions change during the day",
-            "holds in part" if restless.is_monotonic_increasing else "does not hold",
+            "holds in part" if beaten and restless.is_monotonic_increasing else "does not hold",
             "only variance moves in this world: "
             + ", ".join(f"cv {k:g} {v:.2%}" for k, v in restless.items()),
             "gain over the best expert, share of its cost",
@@ -120,8 +120,9 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
     """One row a world, with the number of conditions in which each thing is so.
 
     ``refined`` holds the comparisons of one run of the refined policy with every expert, ``scorecard`` the
-    scores, from which the capture of the same run comes. Dominance is a higher mean and a lower standard
-    deviation at the same risk aversion.
+    scores, from which the capture of the same run comes. ``gain_share`` is the gain over the best expert as a
+    share of that expert's utility, both summed over conditions. Dominance is a higher mean and a lower
+    standard deviation at the same risk aversion.
     """
     rows = []
     for world, rows_of in refined.groupby("world", sort=False):
@@ -139,7 +140,7 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
         }
         row: dict[str, object] = {"world": world, "conditions": len(best)}
         row |= {"beats_all": int(wins(experts, "utility").sum()), "gain_bps": pooled(best, "utility")}
-        row |= {"gain_share": float((best["utility"] / best["reference_bps"].abs()).mean())}
+        row |= {"gain_share": float(best["utility"].sum() / best["reference_bps"].abs().sum())}
         row |= {"capture_mean": capture.mean(), "capture_worst": capture.min()}
         rows.append(row | dominated)
     return pd.DataFrame(rows)

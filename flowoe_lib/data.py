@@ -4,7 +4,9 @@ Whoever brings bars (a CSV, a Parquet file, a data frame, a package) passes thro
 :func:`load_bars`; nothing after it asks again whether the data make sense.
 """
 
+import math
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -65,8 +67,10 @@ def load_bars(
     Raises BarsError naming source, column, row (the line of a CSV file; otherwise counted from 1)
     and what is allowed: unreadable or empty file, missing or doubled column, text for a number, NaN
     or infinity, unreadable, unsorted or duplicate time, price <= 0, volume < 0, high < low, open or
-    close outside [low, high], fewer than ``min_days`` days.
+    close outside [low, high], fewer than ``min_days`` days, ``minutes`` not above zero.
     """
+    if minutes is not None:
+        _check_minutes(name or "bars", minutes)
     label = name or ("data frame" if isinstance(source, pd.DataFrame) else str(source))
     raw, word = (source, "row") if isinstance(source, pd.DataFrame) else _read(Path(source))
     raw = _named_columns(raw, label)
@@ -120,9 +124,16 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path), "row"
         # Blank lines are read and then dropped, so that the numbers stay those of the file.
-        text = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False)
+        with warnings.catch_warnings():
+            # Fields beyond the last column would be dropped with no more than a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            text = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
+            )
     except pd.errors.EmptyDataError:
         raise BarsError(f"{path}: is empty; a header and at least one row are needed") from None
+    except pd.errors.ParserWarning as error:
+        raise BarsError(f"{path}: has rows with more fields than the header: {error}") from None
     except (ValueError, OSError) as error:
         raise BarsError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
     text.index = pd.RangeIndex(2, len(text) + 2)
@@ -132,7 +143,10 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
 def _named_columns(raw: pd.DataFrame, label: str) -> pd.DataFrame:
     """The six columns under our names."""
     if isinstance(raw.index, pd.DatetimeIndex):
-        raw = raw.rename_axis("time" if raw.index.name is None else str(raw.index.name)).reset_index()
+        name = "time" if raw.index.name is None else str(raw.index.name)
+        if name in raw.columns:
+            raise BarsError(f"{label}: column '{name}' is given 2 times, as a column and as the index")
+        raw = raw.rename_axis(name).reset_index()
     wanted = dict.fromkeys(TIME_NAMES, "time") | dict(zip(COLUMNS, COLUMNS, strict=True))
     names = [wanted.get(str(column).strip().lower(), "") for column in raw.columns]
     for column in ("time", *COLUMNS):
@@ -166,7 +180,7 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
         times = column
     else:
         text = column.astype(str).str.strip()
-        offset = text.str.contains(re.compile(r"[T ].*(?:Z|[+-]\d\d:?\d\d)$"))
+        offset = text.str.contains(re.compile(r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$"))
         uniform = offset == offset.iloc[0]
         check.rule("time", uniform, "must carry an offset from UTC either in every row or in none")
         times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=bool(offset.iloc[0]))
@@ -180,14 +194,23 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(times, name="time").as_unit("us")
 
 
+def _check_minutes(label: str, minutes: float) -> None:
+    if not 0 < minutes < math.inf:
+        raise BarsError(f"{label}: minutes = {minutes}: must be finite and > 0")
+
+
 def resample_trades(trades: pd.DataFrame, minutes: float, *, name: str = "trades") -> Bars:
     """Bars of ``minutes`` from trades with columns price and volume; minutes without a trade have no bar.
 
-    Raises BarsError as :func:`load_bars`, and when the trades carry no time zone or no order.
+    Raises BarsError as :func:`load_bars`, and when the trades carry no time zone, no order or not both
+    columns.
     """
     index = trades.index
     if not isinstance(index, pd.DatetimeIndex) or index.tz is None or not index.is_monotonic_increasing:
         raise BarsError(f"{name}: trades need an ordered index of times with a time zone")
+    _check_minutes(name, minutes)
+    if missing := [column for column in ("price", "volume") if column not in trades.columns]:
+        raise BarsError(f"{name}: missing column {', '.join(missing)}")
     groups = trades.resample(pd.Timedelta(minutes=minutes), label="right", closed="left")
     frame = groups["price"].ohlc().assign(volume=groups["volume"].sum()).dropna(subset=["close"])
     return load_bars(frame, name=name, timezone=str(index.tz), minutes=minutes)

@@ -85,7 +85,8 @@ def session_clock(
     seconds = _seconds(local, midnights[0])
     # The first bar of a record cut by activity began before it, nobody knows when.
     ends = seconds if bars.minutes else seconds[1:]
-    starts = ends - 60 * bars.minutes if bars.minutes else seconds[:-1]
+    # A session may end in a bar shorter than the others, which began where the one before it ended.
+    starts = np.maximum(ends - 60 * bars.minutes, np.r_[-np.inf, ends[:-1]]) if bars.minutes else seconds[:-1]
     total = np.cumsum(amount.to_numpy(dtype=float)[-len(ends) :])
     # Cumulated amount as the corners of a function of time: rising within a bar, flat between bars.
     corners = np.column_stack([starts, ends]).ravel()
@@ -94,8 +95,12 @@ def session_clock(
     for day, midnight in zip(midnights, _seconds(midnights, midnights[0]), strict=True):
         first, last = (midnight + pd.Timedelta(f"{clock}:00").total_seconds() for clock in (opens, closes))
         inside = (ends > first) & (starts < last)
-        times = np.r_[starts[inside][:1], ends[inside]]
-        if inside.any() and times[0] <= first and times[-1] >= last and np.diff(times).max() <= 3600:
+        if not inside.any():
+            continue
+        begun, ended = starts[inside], ends[inside]
+        # Bars cut by activity leave no gap, so a pause of the market shows in their length.
+        gaps = begun[1:] - ended[:-1] if bars.minutes else ended - begun
+        if begun[0] <= first and ended[-1] >= last and gaps.max(initial=0.0) <= 3600:
             edges = np.linspace(first, last, n_buckets + 1)
             rows[day] = np.diff(np.interp(edges, corners, heights))
     if not rows:

@@ -99,6 +99,10 @@ class Execution:
         """Control-variate utility: same mean as P&L - lambda risk, far smaller variance, [paths]."""
         return self.controlled_pnl_bps - order.risk_aversion * self.expected_risk
 
+    def realised_utility_bps(self, order: Order) -> Tensor:
+        """P&L - lambda risk as both came out, [paths]."""
+        return self.pnl_bps - order.risk_aversion * self.risk
+
 
 def score_of_fraction(fraction: Tensor, n_left: int) -> Tensor:
     """z = logit(fraction) + log(n_left - 1): zero where TWAP trades 1 / n_left. Clamped to +-7."""
@@ -135,7 +139,7 @@ class Venue:
         self.returns = list(accumulate(self.moves, initial=zeros))
         """Price change from arrival to the start of each bucket, bps, N + 1 tensors [paths]."""
         self.backwards = torch.cat((self.moves.flip(0), zeros.expand(2, -1)))
-        """The same, last bucket first, and two zeros for what was before the arrival, [N + 2, paths]."""
+        """``moves``, last bucket first, and two zeros for what was before the arrival, [N + 2, paths]."""
 
     def observe(self, k: int, inventory: Tensor) -> Observation:
         """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left."""

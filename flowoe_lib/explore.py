@@ -91,7 +91,8 @@ class View:
     Risk is the standard deviation that price moves alone give to P&L, which is what lambda weighs.
     """
     day: pd.DataFrame
-    """One day by bucket: time, variance and liquidity over their means, traded, twap (of the order)."""
+    """One day by bucket: time, variance over its mean, liquidity (volume times depth over what is usual),
+    traded, twap (of the order)."""
     gain_bps: tuple[float, float, float]
     """Utility over the static optimum on the same days, with its 95 % interval."""
 

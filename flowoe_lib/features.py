@@ -34,6 +34,7 @@ FEATURES = (
     "log volume now over what is left, in units of actions",
     "log depth, in units of actions",
     "log urgency of the rest plus one, in units of actions",
+    "log pace of Almgren and Chriss's schedule, in units of actions",
 )
 
 
@@ -48,6 +49,7 @@ def features(seen: Observation) -> Tensor:
     volume, last = (seen.volume[[seen.k, -1]] / seen.volume[seen.k :].mean(0)).log()
     log_rest = log_urgency + log_variance + 2 * log_left
     drift = posterior_drift(market, seen.order, seen.return_bps, seen.k / seen.n_buckets) / cost
+    pace = _pace((log_rest / 2).exp(), drift * left.square() / seen.inventory.clamp_min(1e-2))
     columns = (
         2 * left - 1,
         log_left / 2 + 1,
@@ -69,9 +71,19 @@ def features(seen: Observation) -> Tensor:
         volume / unit,
         seen.log_depth / unit,
         log_rest.exp().log1p() / unit,
+        pace.clamp_min(1e-2).log() / unit,
     )
     # Rows are laid side by side ten times as fast as columns.
     return torch.stack([c.expand(seen.inventory.shape) for c in columns]).T
+
+
+def _pace(root: Tensor, drift: Tensor) -> Tensor:
+    """How fast Almgren and Chriss (2000, J. Risk 3) start on what is left, as a multiple of an even pace.
+
+    ``root`` is that of the urgency of what is left, ``drift`` its gain from waiting over its cost. Negative
+    where drift is worth buying more for.
+    """
+    return root / torch.tanh(root) - drift * torch.tanh(root / 2) / (2 * root)
 
 
 def action_unit(pre_trade: PreTrade) -> Tensor:

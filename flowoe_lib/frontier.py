@@ -11,7 +11,6 @@ import pandas as pd
 
 from flowoe_lib.execution import Policy
 from flowoe_lib.market import Condition, scalar
-from flowoe_lib.perception import Perceive, exact
 from flowoe_lib.scorecard import Outcome, compare, evaluate
 
 __all__ = ["dominance", "frontier", "turned"]
@@ -65,7 +64,6 @@ def dominance(
     n_paths: int,
     n_buckets: int,
     seed: int,
-    perceive: Perceive = exact,
 ) -> pd.DataFrame:
     """Whether turning risk aversion gives ``policy`` a higher mean and a lower std at once.
 
@@ -74,7 +72,7 @@ def dominance(
     :func:`flowoe_lib.scorecard.compare`.
     """
     runs = {name: (b, n_validation) for name, b in benchmarks.items()}
-    standard = evaluate(runs, condition, n_buckets, seed, "validation", perceive)
+    standard = evaluate(runs, condition, n_buckets, seed, "validation")
     trial = {
         aversion: evaluate(
             {"policy": (policy, n_validation)},
@@ -82,16 +80,15 @@ def dominance(
             n_buckets,
             seed,
             "validation",
-            perceive,
         )["policy"]
         for aversion in aversions
     }
     chosen = {name: max(trial, key=lambda a: _margin(trial[a], b)) for name, b in standard.items()}
     runs = {name: (b, n_paths) for name, b in benchmarks.items()}
-    standard = evaluate(runs, condition, n_buckets, seed, "test", perceive)
+    standard = evaluate(runs, condition, n_buckets, seed, "test")
     reached = {
         aversion: evaluate(
-            {"policy": (policy, n_paths)}, turned(condition, aversion), n_buckets, seed, "test", perceive
+            {"policy": (policy, n_paths)}, turned(condition, aversion), n_buckets, seed, "test"
         )["policy"]
         for aversion in set(chosen.values())
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowoe_lib.execution import ACTION_LIMIT, Execution, Venue, fraction_of_score
 from flowoe_lib.features import FEATURES, features
-from flowoe_lib.market import Heston, Market, Order, permanent_shift, scalar
+from flowoe_lib.market import Heston, Market, Order, map_tensors, permanent_shift, scalar
 from flowoe_lib.randomness import generator
 from flowoe_lib.simulator import MarketPaths, simulate
 
@@ -42,7 +42,7 @@ Reward = Callable[[Venue, int, Execution], Tensor]
 
 def realised_utility(venue: Venue, k: int, booked: Execution) -> Tensor:
     """Profit less lambda times the risk, both as they came out. Sums to the realised utility."""
-    return booked.pnl_bps - venue.order.risk_aversion * booked.risk
+    return booked.realised_utility_bps(venue.order)
 
 
 def controlled_utility(venue: Venue, k: int, booked: Execution) -> Tensor:
@@ -109,7 +109,20 @@ def _spaces() -> tuple[Space[Array], Space[Array]]:
     return seen, Box(-ACTION_LIMIT, ACTION_LIMIT, (1,), np.float32)
 
 
-def _check(n_buckets: int, market: Market) -> None:
+def _check(n_buckets: int, market: Market, order: Order, n_orders: int) -> None:
+    if n_orders < 1:
+        raise ValueError(f"n_orders = {n_orders}: must be at least 1")
+
+    def fits(value: Tensor) -> Tensor:
+        if value.dtype != torch.float32 or value.shape not in ((), (n_orders,)):
+            allowed = f"float32 of shape [] or [{n_orders}]"
+            raise ValueError(
+                f"market and order: {value.dtype} of shape {list(value.shape)}: must be {allowed}"
+            )
+        return value
+
+    map_tensors(fits, market)
+    map_tensors(fits, order)
     if market.regimes.present:
         raise ValueError("Market.regimes: must be absent, an even pace has no value in closed form with them")
     if n_buckets < 2:
@@ -137,8 +150,8 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
     ) -> None:
         heston = Heston(theta=scalar(4e-4), kappa=scalar(5), cv=scalar(0.8), rho=scalar(-0.5))
         self.market = Market(heston) if market is None else market
-        _check(n_buckets, self.market)
         self.order = Order(size=scalar(0.1), risk_aversion=scalar(5e-4)) if order is None else order
+        _check(n_buckets, self.market, self.order, 1)
         self.n_buckets, self.reward = n_buckets, reward
         self.observation_space, self.action_space = _spaces()
         self.k = n_buckets
@@ -163,10 +176,15 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         return self._observe(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Trade. Raises ResetNeeded where there is nothing left to decide."""
+        """Trade.
+
+        Raises ResetNeeded where there is nothing left to decide, ValueError for other than one score.
+        """
         if self.k > self.n_buckets - 2:
             raise ResetNeeded("the order is worked: call reset() for another")
-        score = torch.as_tensor(action).reshape(1)
+        score = torch.as_tensor(action, dtype=torch.float32).reshape(-1)
+        if len(score) != 1:
+            raise ValueError(f"action of shape {list(np.shape(action))}: must be a single score")
         self.inventory, earned = advance(self.venue, self.k, self.inventory, score, self.reward)
         self.k += 1
         return self._observe(), earned.item(), self.k == self.n_buckets - 1, False, {}
@@ -196,7 +214,7 @@ class ExecutionVecEnv(VecEnv):
         reward: Reward = advantage_over_twap,
         unit_bps: float = 1.0,
     ) -> None:
-        _check(n_buckets, market)
+        _check(n_buckets, market, order, n_orders)
         self.market, self.order, self.n_buckets = market, order, n_buckets
         self.reward, self.unit_bps = reward, unit_bps
         self.generator = generator(seed, "market")
@@ -217,7 +235,7 @@ class ExecutionVecEnv(VecEnv):
 
     def step_async(self, actions: Array) -> None:
         """Take the scores, [n_orders, 1]."""
-        self.score = torch.as_tensor(actions).squeeze(-1)
+        self.score = torch.as_tensor(actions, dtype=torch.float32).squeeze(-1)
 
     def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Trade; after the last decision the observation is the first of the next day."""

@@ -198,7 +198,7 @@ class Regimes:
 class Market:
     """One market condition, or one per path: variance, impact, liquidity, drift and regimes.
 
-    Raises ValueError for a negative ``drift_sd``.
+    Raises ValueError for a drift that is not finite or a negative ``drift_sd``.
     """
 
     heston: Heston
@@ -211,7 +211,9 @@ class Market:
     regimes: Regimes = field(default_factory=Regimes)
 
     def __post_init__(self) -> None:
-        _require("Market.drift_sd", self.drift_sd, self.drift_sd >= 0, ">= 0")
+        _require("Market.drift", self.drift, torch.isfinite(self.drift), "finite")
+        known = (self.drift_sd >= 0) & torch.isfinite(self.drift_sd)
+        _require("Market.drift_sd", self.drift_sd, known, "finite and >= 0")
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """What a flat schedule of an order of ``size`` ADV pays in an average bucket, bps."""
@@ -239,7 +241,8 @@ class Order:
 
     def __post_init__(self) -> None:
         _require("Order.size", self.size, (self.size > 0) & torch.isfinite(self.size), "finite and > 0")
-        _require("Order.risk_aversion", self.risk_aversion, self.risk_aversion >= 0, ">= 0")
+        averse = (self.risk_aversion >= 0) & torch.isfinite(self.risk_aversion)
+        _require("Order.risk_aversion", self.risk_aversion, averse, "finite and >= 0")
         _require("Order.side", self.side, self.side.abs() == 1, "+1 (sell) or -1 (buy)")
 
 

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters = {name.upper(): value for name, value in options.items()}
         parameters |= {"DATA": None if path is None else str(path), "TIMEZONE": timezone}
         report = write_report(parameters, workspace, workspace.root / "build" / "order")
-    except (BarsError, OrderError, TrainedPolicyError) as error:
+    except (BarsError, OrderError, TrainedPolicyError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(f"written: {report.relative_to(workspace.root)}, and its tables beside it\n")

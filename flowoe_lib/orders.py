@@ -5,6 +5,7 @@ are scaled by its length, and the order is measured against the volume that fall
 """
 
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
 USUAL_AVERSION = 5e-4
 BUCKET_MINUTES = 10
 """Length of a bucket where the number of buckets allows it."""
+DAY_MINUTES = 24 * 60
 
 
 class OrderError(ValueError):
@@ -94,14 +96,14 @@ class Ticket:
             raise OrderError(f"participation_cap = {self.participation_cap:g}: must be at most 1")
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
             raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
+        for name in ("beta", "drift_bps", "drift_sd_bps"):
+            if not _finite(getattr(self, name)):
+                raise OrderError(f"{name} = {getattr(self, name)}: must be a finite number")
         if not 0 < self.beta <= 1:
             raise OrderError(f"beta = {self.beta:g}: must be within (0, 1]")
-        for name in ("drift_bps", "drift_sd_bps"):
-            if not math.isfinite(getattr(self, name)):
-                raise OrderError(f"{name} = {getattr(self, name)}: must be finite")
         if self.drift_sd_bps < 0:
             raise OrderError(f"drift_sd_bps = {self.drift_sd_bps:g}: must be >= 0")
-        if len(self.session) != 2:
+        if not isinstance(self.session, tuple) or len(self.session) != 2:
             raise OrderError(f"session = {self.session}: must be two times of day, open and close")
         opens, closes = (_minutes("session", clock) for clock in self.session)
         if opens >= closes:
@@ -109,6 +111,8 @@ class Ticket:
                 f"session = {' to '.join(self.session)}: must close after it opens; 3:00 of the next day is "
                 "27:00"
             )
+        if closes - opens > DAY_MINUTES:
+            raise OrderError(f"session = {' to '.join(self.session)}: must be at most a day long")
         start, end = self.window
         if not opens <= start < end <= closes:
             given = f"start = {self.start or self.session[0]}, end = {self.end or self.session[1]}"
@@ -135,8 +139,13 @@ class Ticket:
         return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
 
 
+def _finite(value: object) -> bool:
+    """Numpy's numbers count; True and False, which Python takes for numbers, do not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if not (_finite(value) and value > 0):
         raise OrderError(f"{name} = {value}: must be finite and > 0")
 
 
@@ -257,6 +266,8 @@ def plan(
     Costs and bands come from ``n_paths`` simulated days; risk aversion is solved for on others. Raises
     OrderError for an order that cannot be worked, and BarsError for bars that say too little.
     """
+    if n_paths < 2:
+        raise OrderError(f"n_paths = {n_paths}: must be at least 2")
     trained = trained or load()
     known, condition = prepared(bars, ticket, trained)
     n = ticket.n_buckets

@@ -199,7 +199,7 @@ def outcome_table(runs: Mapping[str, Execution], days: Replay) -> pd.DataFrame:
         columns = {
             "shortfall": -done.pnl_bps,
             "impact": impact,
-            "utility": done.pnl_bps - risk,
+            "utility": done.realised_utility_bps(days.order),
             "without_price": -impact - risk,
         }
         numbers = {k: v.double().numpy() for k, v in columns.items()}

@@ -34,9 +34,9 @@ __all__ = [
     "plan",
     "publish",
     "published",
+    "remove_strays",
     "reproduce",
     "run",
-    "sweep",
     "update_readme",
 ]
 
@@ -149,7 +149,7 @@ def _files(*folders: Path) -> dict[Path, int]:
     return {f: f.stat().st_mtime_ns for f in files}
 
 
-def sweep(folders: Iterable[Path], older_than_s: float = 60) -> None:
+def remove_strays(folders: Iterable[Path], older_than_s: float = 60) -> None:
     """Remove what writers that were killed left half-written; a younger file may have a live one."""
     for folder in folders:
         for stray in folder.rglob(".*.tmp"):
@@ -248,7 +248,7 @@ def update_readme(readme: Path, figures: Path) -> None:
 def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
     """Bring the notebooks of the profile up to date, but for those to ``leave``. Raises ReproductionError."""
     tasks = [task for task in plan(workspace) if task.stem not in leave]
-    sweep((workspace.figures, workspace.store.root, workspace.build))
+    remove_strays((workspace.figures, workspace.store.root, workspace.build))
     total = 0.0
     with tqdm(tasks, desc=f"notebooks ({workspace.profile})", unit="notebook", disable=None) as bar:
         for task in bar:

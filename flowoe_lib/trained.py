@@ -124,7 +124,10 @@ def load(folder: Path = SHIPPED) -> Trained:
     if card["observes"] != list(FEATURES):
         odd = sorted({*map(str, card["observes"] or ())} ^ set(FEATURES)) or ["their order"]
         raise TrainedPolicyError(f"{place}: observes what this library does not show: {', '.join(odd)}")
-    tensors = safetensors.torch.load(content)
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise TrainedPolicyError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     if shapes != card["shapes"] or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise TrainedPolicyError(f"{folder / WEIGHTS}: tensors are not finite or not of the card's shapes")

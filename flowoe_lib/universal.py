@@ -21,7 +21,7 @@ from flowoe_lib.refinement import refine
 
 __all__ = ["design", "train_universal", "universal_range"]
 
-PATHS, FINE_RATE = 768, 6e-3
+PATHS, FINE_RATE = 1152, 1e-2
 """Days an iteration, and the learning rate of the last stage."""
 COARSE = 3
 """The first refinement has a third of the buckets, which costs a third."""

@@ -30,9 +30,12 @@ class Workspace:
         if profile not in PROFILES:
             raise ValueError(f"profile {profile!r}: must be one of {', '.join(PROFILES)}")
         here = Path.cwd()
-        root = next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), None)
+        marks = ("pyproject.toml", "flowoe_lib", "notebooks")
+        root = next((p for p in (here, *here.parents) if all((p / m).exists() for m in marks)), None)
         if root is None:
-            raise FileNotFoundError(f"no pyproject.toml in {here} or above: run inside the checkout")
+            raise FileNotFoundError(
+                f"no folder with {', '.join(marks)} at {here} or above: run inside the checkout"
+            )
         workspace = cls(root, profile, device)
         for folder in (workspace.store.root, workspace.figures, workspace.cache, workspace.build):
             folder.mkdir(parents=True, exist_ok=True)

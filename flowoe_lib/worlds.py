@@ -32,6 +32,13 @@ REACH: Mapping[str, tuple[float, float]] = {
 }
 """How far beyond training policies are tried, by quantity of :class:`flowoe_lib.ranges.Departure`."""
 BUCKETS_REACH = (13, 78)
+LOW, HIGH = 0, 1
+AT_ONCE: Sequence[Mapping[str, int]] = (
+    {"volatility": HIGH, "illiquidity": LOW, "size": LOW},
+    {"volatility": LOW, "illiquidity": HIGH, "size": HIGH},
+    {"cv": HIGH, "kappa": LOW},
+)
+"""Which ends of ``REACH`` are tried together: the most and the least urgent, the most restless variance."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +156,16 @@ def _switching(normal: Sequence[Condition]) -> list[Condition]:
 
 
 def beyond_training(base: Condition, day: Liquidity) -> dict[str, tuple[Condition, int]]:
-    """Conditions at the ends of ``REACH``, one change at a time, and their number of buckets."""
+    """Conditions at the ends of ``REACH``, alone and ``AT_ONCE``, and their number of buckets."""
     base = _named(base, "unseen", "as trained", replace(base.market, liquidity=day))
-    moved = [
-        (f"{quantity} {value:g}", _moved(base, quantity, value))
-        for quantity, ends in REACH.items()
-        for value in ends
-    ]
-    out = {name: (replace(condition, name=name), 39) for name, condition in [("as trained", base), *moved]}
+    out = {base.name: (base, 39)}
+    alone = [{quantity: end} for quantity in REACH for end in (LOW, HIGH)]
+    for ends in [*alone, *AT_ONCE]:
+        moved, values = base, {quantity: REACH[quantity][end] for quantity, end in ends.items()}
+        for quantity, value in values.items():
+            moved = _moved(moved, quantity, value)
+        name = ", ".join(f"{quantity} {value:g}" for quantity, value in values.items())
+        out[name] = replace(moved, name=name), 39
     return out | {f"{n} buckets": (replace(base, name=f"{n} buckets"), n) for n in BUCKETS_REACH}
 
 

@@ -1,7 +1,5 @@
 """The variants that FlowOE is compared with do what their names say."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch.distributions import Normal
@@ -125,14 +123,13 @@ def setting() -> Setting:
         "replanned": SCHEDULE_EXPERTS["replanned"],
     }
     shown = demonstrate(experts, [CONDITION], 20, N_BUCKETS, 1)
-    return Setting({"all": shown, "two": shown, "one": shown}, RANGE, N_BUCKETS, 3, 2, 0)
+    return Setting({"all": shown, "four": shown, "two": shown, "one": shown}, RANGE, N_BUCKETS, 3, 2, 0)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains_and_trades(name: str, setting: Setting) -> None:
-    quick = dataclasses.replace(setting, refinements=2)
     imitated = EndpointField(generator(3, "init"))
-    policies, seconds = train_variant(name, quick, imitated, imitation_s=100.0)
+    policies, seconds = train_variant(name, setting, imitated, imitation_s=100.0)
     assert (seconds > 100) == (name in AFTER_IMITATION)
     days = simulate(CONDITION.market, 10, N_BUCKETS, generator(2, "days"))
     for policy in policies.values():

@@ -112,8 +112,9 @@ def test_value_is_its_simulated_utility_and_above_that_without_learning(
     optimum, unlearned = solve_belief(market, order, n_buckets), solve(blind(market), order, n_buckets)
     paths = simulate(market, n_paths, n_buckets, generator(4, "belief"))
     ours, rival = (execute(p, paths, market, order, generator(4, "policy")) for p in (optimum, unlearned))
-    # The mean of the days' drift and of its square are known, and take most of the sampling error away.
-    day = (paths.drift_bps[0].double() * n_buckets - market.drift) / market.drift_sd
+    # Moments of the day's return are known, and take part of the sampling error away.
+    change = (paths.martingale_bps + paths.drift_bps).double().sum(0) - market.drift
+    day = change / math.sqrt(1e8 * market.heston.theta + market.drift_sd**2)
     known = torch.stack((day, day.square() - 1), 1)
 
     def estimate(sample: torch.Tensor) -> tuple[float, float]:

@@ -198,6 +198,28 @@ def test_session_clock_spreads_a_bar_over_its_duration() -> None:
     np.testing.assert_allclose(clock, [[3, 4, 4]])
 
 
+def test_session_clock_leaves_out_days_on_which_a_bar_cut_by_activity_spans_a_pause() -> None:
+    ends = ["2020-01-06 08:00", "2020-01-06 09:00", "2020-01-06 10:00"]
+    ends += ["2020-01-07 08:00", "2020-01-07 08:30", "2020-01-07 10:00"]
+    index = pd.DatetimeIndex(ends, tz="UTC", name="time")
+    frame = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 1.0), index).assign(volume=1.0)
+    bars = load_bars(frame)
+    clock = session_clock(bars, bars.frame["volume"], 3, opens="08:30", closes="10:00")
+    assert list(clock.index) == [pd.Timestamp("2020-01-06")]
+
+
+@pytest.mark.parametrize("minutes", [60, 120])
+def test_session_clock_of_long_bars_whose_last_is_short(minutes: int) -> None:
+    opens, closes = pd.Timestamp("2020-01-06 09:30", tz="UTC"), pd.Timestamp("2020-01-06 16:00", tz="UTC")
+    ends = pd.date_range(opens, closes, freq=f"{minutes}min")[1:].union([closes])
+    frame = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 1.0), ends.rename("time"))
+    # One trade a minute, so that every bucket holds as many as it has minutes.
+    length = ends.to_series().diff().fillna(pd.Timedelta(minutes=minutes)) / pd.Timedelta(minutes=1)
+    bars = load_bars(frame.assign(volume=length.to_numpy()), minutes=minutes)
+    clock = session_clock(bars, bars.frame["volume"], BUCKETS, opens="09:30", closes="16:00")
+    np.testing.assert_allclose(clock, np.full((1, BUCKETS), 390 / BUCKETS), rtol=1e-9)
+
+
 def test_session_clock_leaves_out_days_with_holes() -> None:
     bars = minute_bars(np.ones((3, BUCKETS)))
     holes = bars.frame.drop(bars.frame.index[39 + 10 : 39 + 18])

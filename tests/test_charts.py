@@ -58,7 +58,14 @@ def test_ablation_axis_is_what_is_lost() -> None:
 
 def test_a_method_off_the_scale_is_named_so() -> None:
     rows = pd.DataFrame(
-        {"run": ["PPO", "SAC"], "condition": "calm", "seed": 0, "seconds": 1.0, "capture": [0.9, -3.0]}
+        {
+            "run": ["PPO", "SAC"],
+            "condition": "calm",
+            "seed": 0,
+            "steps": 9,
+            "seconds": 1.0,
+            "capture": [0.9, -3.0],
+        }
     )
     legend = charts.rl_figure(rows, "message").legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["PPO", "SAC (below the frame)"]
@@ -66,8 +73,11 @@ def test_a_method_off_the_scale_is_named_so() -> None:
 
 def test_other_figures_draw_every_row() -> None:
     curve = pd.DataFrame({0: [1.0, 0.5, 0.2], 1: [1.2, 0.4, 0.3]})
-    assert len(charts.loss_figure(curve, "message").axes) == 1
-    assert len(charts.learning_figure(curve, curve, "message").axes) == 2
+    [axes] = charts.loss_figure(curve, "message").axes
+    smooth = [1.1, 0.775, 0.6]
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), smooth)
+    for axes in charts.learning_figure(curve, curve, "message").axes:
+        np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), smooth)
     points = pd.DataFrame({"condition": CONDITIONS, "policy": "twap", "std_bps": 1.0, "cost_bps": 2.0})
     assert len(charts.frontier_figure(points, points, "message").axes[0].lines) == 2
     capture = pd.DataFrame({"condition": CONDITIONS, "policy": "rl", "capture": [0.2, 0.9]})

@@ -63,8 +63,9 @@ def judged(gain: float, imitation_gain: float, std: float) -> dict[str, str]:
 def test_claims_follow_the_comparisons() -> None:
     good = judged(gain=1.0, imitation_gain=-0.5, std=-1.0)
     assert [good[k] for k in "12345"] == ["holds", "holds", "holds", "holds in part", "holds"]
+    assert good["6"] == "holds in part"
     bad = judged(gain=-1.0, imitation_gain=-0.5, std=1.0)
-    assert [bad[k] for k in "1235"] == ["does not hold"] * 4
+    assert [bad[k] for k in "12356"] == ["does not hold"] * 5
     assert judged(gain=1.0, imitation_gain=-0.5, std=1.0)["3"] == "does not hold"
 
 

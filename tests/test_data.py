@@ -111,6 +111,20 @@ def test_missing_and_doubled_columns(tmp_path: Path) -> None:
         load_bars(sound().assign(Close=1.0))
 
 
+def test_more_fields_than_columns(tmp_path: Path) -> None:
+    path = write(sound(), tmp_path, ".csv")
+    path.write_text(path.read_text().replace("100.0,10.0", "100.0,1,000"))
+    with pytest.raises(BarsError, match=r"bars\.csv: has rows with more fields than the header"):
+        load_bars(path)
+
+
+def test_an_index_named_like_a_column() -> None:
+    frame = sound()
+    frame.index = pd.DatetimeIndex(frame["time"], name="time")
+    with pytest.raises(BarsError, match="column 'time' is given 2 times, as a column and as the index"):
+        load_bars(frame)
+
+
 def test_too_few_days() -> None:
     assert len(load_bars(sound(5), min_days=5).frame) == 5
     with pytest.raises(BarsError, match="covers 5 days; at least 6 are needed"):
@@ -147,6 +161,8 @@ def test_blank_lines_keep_the_numbers_of_the_file(tmp_path: Path) -> None:
 def test_time_zones() -> None:
     utc = sound().assign(time=lambda f: f["time"] + "T15:30:00Z")
     assert load_bars(utc, timezone="America/Chicago").index[0].hour == 9
+    hours = sound(2).assign(time=["2020-01-02 09:30:00-05", "2020-07-02 09:30:00-04"])
+    assert [t.hour for t in load_bars(hours, timezone="America/New_York").index] == [9, 9]
     with pytest.raises(BarsError, match="unknown time zone 'Mars/Base'"):
         load_bars(sound(), timezone="Mars/Base")
     skipped = sound(2).assign(time=["2020-03-08 01:00", "2020-03-08 02:30"])
@@ -184,6 +200,17 @@ def test_resampling_needs_ordered_local_times() -> None:
     times = pd.DatetimeIndex(["2020-01-01 00:01", "2020-01-01 00:00"], tz="UTC")
     with pytest.raises(BarsError, match="ordered index"):
         resample_trades(pd.DataFrame({"price": 1.0, "volume": 1}, index=times), 1)
+
+
+def test_resampling_names_what_is_missing() -> None:
+    trades = pd.DataFrame({"price": [1.0]}, pd.DatetimeIndex(["2020-01-02"], tz="UTC"))
+    with pytest.raises(BarsError, match="day: missing column volume"):
+        resample_trades(trades, 1, name="day")
+    for minutes in (0, -5, np.inf):
+        with pytest.raises(BarsError, match=f"day: minutes = {minutes}: must be finite and > 0"):
+            resample_trades(trades.assign(volume=1.0), minutes, name="day")
+        with pytest.raises(BarsError, match=f"bars: minutes = {minutes}: must be finite and > 0"):
+            load_bars(sound(), minutes=minutes)
 
 
 def test_daily_records_are_whole() -> None:

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import solve_banded
 from torch import Tensor
 
 from flowoe_lib.execution import SCORE_LIMIT, Observation, Venue
@@ -55,6 +57,16 @@ def columns(seen: Observation) -> dict[str, Tensor]:
     return dict(zip(FEATURES, features(seen).unbind(-1), strict=True))
 
 
+def first_pace(urgency: float, drift: float, cells: int = 4000) -> float:
+    """-y'(0) of y'' = urgency y - drift / 2 with y(0) = 1 and y(1) = 0, by central differences."""
+    h = 1 / cells
+    banded = np.stack([np.ones(cells - 1), np.full(cells - 1, -2 - urgency * h**2), np.ones(cells - 1)])
+    right = np.full(cells - 1, -drift / 2 * h**2)
+    right[0] -= 1
+    y = np.r_[1.0, solve_banded((1, 1), banded, right)]
+    return float(3 * y[0] - 4 * y[1] + y[2]) / (2 * h)
+
+
 @pytest.mark.parametrize("order", [SELL, BUY], ids=["sell", "buy"])
 @pytest.mark.parametrize("k", [0, 17, N - 1])
 def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
@@ -99,6 +111,10 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
             "log volume now over what is left, in units of actions": ahead / unit,
             "log depth, in units of actions": depth / unit,
             "log urgency of the rest plus one, in units of actions": math.log1p(rest) / unit,
+            "log pace of Almgren and Chriss's schedule, in units of actions": math.log(
+                max(first_pace(rest, believed / cost * left**2 / max(inventory, 0.01)), 0.01)
+            )
+            / unit,
         }
         assert set(expected) == set(FEATURES)
         for name, value in expected.items():
@@ -213,7 +229,8 @@ def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
         )
         before, after = columns(seen), columns(moved)
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
-        assert changed == ({"drift over cost"} if told else set())
+        drifts = {"drift over cost", "log pace of Almgren and Chriss's schedule, in units of actions"}
+        assert changed == (drifts if told else set())
     # A rise speaks for waiting, whatever is sold or bought: the return is in the order's favour.
     assert (after["drift over cost"] > before["drift over cost"]).all()
 

@@ -323,11 +323,29 @@ def test_bad_arguments_are_named() -> None:
         env.reset(options={"path": 1})
     with pytest.raises(ValueError, match=f"has 2 paths of {N} buckets: must be 1 path of {N}"):
         env.reset(options={"paths": days(PLAIN, 2)})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action of shape \[2\]: must be a single score"):
+        env.step(np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="n_orders = 0: must be at least 1"):
+        ExecutionVecEnv(PLAIN, SELL, 0, N, 0)
+    sizes = dataclasses.replace(SELL, size=torch.full((3,), 0.1))
+    with pytest.raises(ValueError, match=r"of shape \[3\]: must be float32 of shape \[\] or \[2\]"):
+        ExecutionVecEnv(PLAIN, sizes, 2, N, 0)
+    with pytest.raises(ValueError, match=r"torch.float64 of shape \[\]: must be float32"):
+        ExecutionEnv(order=dataclasses.replace(SELL, size=SELL.size.double()))
     many = ExecutionVecEnv(PLAIN, SELL, 2, N, 0)
     with pytest.raises(TypeError, match="share their attributes"):
         many.set_attr("k", 3)
     with pytest.raises(TypeError, match="no separate environments"):
         many.env_method("reset")
+
+
+def test_observations_stay_in_their_space_whatever_the_type_of_an_action() -> None:
+    env = ExecutionEnv(n_buckets=N)
+    env.reset(seed=0)
+    for _ in range(2):
+        seen, *_ = env.step(np.array([0.5]))
+        assert env.observation_space.contains(seen)
 
 
 def test_a_reward_of_ones_own_is_a_function() -> None:

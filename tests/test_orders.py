@@ -264,7 +264,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"risk_aversion": 1e-4, "cost_limit_bps": 9.0}, "only one of them"),
     "cap": ({"participation_cap": 1.5}, "participation_cap = 1.5: must be at most 1"),
     "beta": ({"beta": 0.0}, r"beta = 0: must be within \(0, 1\]"),
-    "drift": ({"drift_bps": math.inf}, "drift_bps = inf: must be finite"),
+    "drift": ({"drift_bps": math.inf}, "drift_bps = inf: must be a finite number"),
     "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1: must be >= 0"),
     "clock": ({"start": "ten"}, "start = 'ten': must be a time of day"),
     "minutes": ({"end": "09:75"}, "end = '09:75': must be a time of day"),
@@ -273,6 +273,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "must close after it opens; 3:00 of the next",
     ),
     "one time": ({"session": ("18:00",)}, "must be two times of day"),
+    "yes is no number": ({"shares": True}, "shares = True: must be finite and > 0"),
+    "text for a number": ({"beta": "0.6"}, "beta = 0.6: must be a finite number"),
+    "no drift given": ({"drift_bps": None}, "drift_bps = None: must be a finite number"),
+    "no session": ({"session": None}, "session = None: must be two times of day"),
+    "four days": ({"session": ("09:30", "99:59")}, "session = 09:30 to 99:59: must be at most a day long"),
     "no shares given": ({"shares": None}, "shares = None: must be finite and > 0"),
     "before the open": (
         {"start": "09:00"},
@@ -292,6 +297,15 @@ def test_a_ticket_that_makes_no_sense_is_refused_by_name(case: str) -> None:
     fields, message = BAD[case]
     with pytest.raises(OrderError, match=message):
         ticket(**fields)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert ticket(shares=np.int64(1000), illiquidity=np.float32(2)).shares == 1000
+
+
+def test_paths_are_enough_for_a_deviation() -> None:
+    with pytest.raises(OrderError, match="n_paths = 1: must be at least 2"):
+        plan(daily(), ticket(), TRAINED, n_paths=1)
 
 
 def test_far_from_training_is_refused_and_near_it_flagged() -> None:

@@ -22,7 +22,7 @@ from flowoe_lib.reproduce import (
     notebooks_in_order,
     plan,
     published,
-    sweep,
+    remove_strays,
     update_readme,
 )
 from flowoe_lib.workspace import Workspace
@@ -294,7 +294,7 @@ def test_workspace_is_found_from_below_and_refused_elsewhere(
     with pytest.raises(ValueError, match="'slow': must be one of full, quick"):
         Workspace.open("slow")
     (project / "pyproject.toml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no pyproject\.toml"):
+    with pytest.raises(FileNotFoundError, match=r"no folder with pyproject\.toml"):
         Workspace.open("full")
 
 
@@ -303,7 +303,7 @@ def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
     for path in (old, young):
         atomic_write(path, b"half")
     os.utime(old, (0, 0))
-    sweep([tmp_path])
+    remove_strays([tmp_path])
     assert (old.exists(), young.exists()) == (False, True)
 
 

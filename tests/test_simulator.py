@@ -743,7 +743,8 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Regimes, {}, "enter", 0.0, "> 0"),
         (Regimes, {}, "leave", -0.5, "> 0"),
         (Order, ORDER, "size", 0.0, "finite and > 0"),
-        (Order, ORDER, "risk_aversion", -1e-4, ">= 0"),
+        (Order, ORDER, "risk_aversion", -1e-4, "finite and >= 0"),
+        (Order, ORDER, "risk_aversion", float("inf"), "finite and >= 0"),
         (Order, ORDER, "side", 0.5, "+1 (sell) or -1 (buy)"),
     ],
 )
@@ -761,6 +762,8 @@ def test_bad_field_is_named_with_its_value_and_what_is_allowed(
         dataclasses.replace(good, **{name: many})
 
 
-def test_spread_of_the_hidden_drift_may_not_be_negative() -> None:
-    with pytest.raises(ValueError, match=r"^Market\.drift_sd = -2: must be >= 0$"):
+def test_drift_is_finite_and_the_spread_of_a_hidden_one_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"^Market\.drift = nan: must be finite$"):
+        dataclasses.replace(market(), drift=scalar(float("nan")))
+    with pytest.raises(ValueError, match=r"^Market\.drift_sd = -2: must be finite and >= 0$"):
         dataclasses.replace(market(), drift_sd=torch.tensor([0.0, 3.0, -2.0]))

@@ -1,4 +1,4 @@
-"""Training of reinforcement-learning experts, one per condition: PPO on thousands of orders at once.
+"""Training of reinforcement-learning experts, one per condition: PPO on hundreds of orders at once.
 
 Source: Schulman et al. (2017), arXiv 1707.06347; Raffin et al. (2021), JMLR 22, for stable-baselines3. What
 made it work is the reward, :func:`flowoe_lib.gym.advantage_over_twap`, which has no noise and is zero for
@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from flowoe_lib.experts.rl import RLExpert
 from flowoe_lib.gym import ExecutionVecEnv, Reward, advantage_over_twap
-from flowoe_lib.market import Condition, expected_depth_cost, urgency
+from flowoe_lib.market import Condition, PreTrade
 
 __all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
 
@@ -38,10 +38,9 @@ class Snapshot:
 
 def reward_unit(condition: Condition) -> float:
     """Reward of one, in bps: a fiftieth of Almgren and Chriss's cost C kappa coth kappa."""
-    market, order = condition.market, condition.order
-    root = urgency(market, order).sqrt()
-    cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
-    return float(0.02 * cost * root / torch.tanh(root))
+    plan = PreTrade.of(condition.market, condition.order)
+    root = plan.urgency.sqrt().clamp_min(1e-3)
+    return float(0.02 * plan.cost_bps * root / torch.tanh(root))
 
 
 def train_ppo(
