@@ -103,7 +103,7 @@ class Ticket:
             raise OrderError(f"beta = {self.beta:g}: must be within (0, 1]")
         if self.drift_sd_bps < 0:
             raise OrderError(f"drift_sd_bps = {self.drift_sd_bps:g}: must be >= 0")
-        if not isinstance(self.session, tuple) or len(self.session) != 2:
+        if not isinstance(self.session, tuple | list) or len(self.session) != 2:
             raise OrderError(f"session = {self.session}: must be two times of day, open and close")
         opens, closes = (_minutes("session", clock) for clock in self.session)
         if opens >= closes:

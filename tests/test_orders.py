@@ -299,8 +299,9 @@ def test_a_ticket_that_makes_no_sense_is_refused_by_name(case: str) -> None:
         ticket(**fields)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numbers_of_numpy_and_lists_of_times_will_do() -> None:
     assert ticket(shares=np.int64(1000), illiquidity=np.float32(2)).shares == 1000
+    assert ticket(session=["09:30", "16:00"]).n_buckets == 39
 
 
 def test_paths_are_enough_for_a_deviation() -> None:

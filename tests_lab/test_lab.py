@@ -51,7 +51,7 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with the notebook alone, its outputs cleared: what is shown was run."""
+    """A checkout with the notebook alone, its outputs cleared: what is shown was run."""
     notebook = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
@@ -59,7 +59,8 @@ def checkout(tmp_path: Path) -> Path:
     copy = tmp_path / "checkout" / NOTEBOOK
     copy.parent.mkdir(parents=True)
     copy.write_text(json.dumps(notebook), encoding="utf-8")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path / "checkout")
+    for mark in ("pyproject.toml", "flowoe_lib"):
+        (tmp_path / "checkout" / mark).symlink_to(ROOT / mark)
     return tmp_path / "checkout"
 
 
