@@ -47,6 +47,8 @@ T = TypeVar("T")
 ALL_STEPS = (1, 2, 4, 8)
 COPIES, SPREAD, GENTLE_RATE = 6, 0.1, 1e-3
 """Of advantage weighting: how often a decision is tried, how differently, and the learning rate."""
+ADAM_RATE = 2e-2
+"""Of Adam in the place of Muon."""
 
 
 class VelocityField(EndpointField):
@@ -255,6 +257,10 @@ def _chunked(every: int) -> Callable[[Setting, EndpointField], dict[str, Policy]
     return train
 
 
+def _adam(field: EndpointField, learning_rate: float) -> list[torch.optim.Optimizer]:
+    return [torch.optim.Adam(field.parameters(), learning_rate)]
+
+
 def _width(width: int) -> Callable[[Setting], dict[str, Policy]]:
     return lambda s: _flow(s.refined(s.imitated(make=partial(EndpointField, width=width))))
 
@@ -265,10 +271,13 @@ AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]
     "one-step pathwise": lambda s, start: _flow(s.refined(start, acting=_one_step), ALL_STEPS),
     "one-step pathwise, then distilled": _distilled,
     "advantage-weighted, no simulator gradient": lambda s, start: _flow(
-        advantage_weighted(start, s.conditions, s.n_buckets, 2 * s.refinements, s.seed).field
+        advantage_weighted(start, s.conditions, s.n_buckets, 3 * s.refinements, s.seed).field
     ),
     "raw P&L instead of the control variate": lambda s, start: _flow(
         s.refined(start, earned=Execution.realised_utility_bps)
+    ),
+    "refined by Adam instead of Muon": lambda s, start: _flow(
+        s.refined(start, optimisers=_adam, learning_rate=ADAM_RATE)
     ),
     "looks every 4 buckets": _chunked(4),
     "looks every 8 buckets": _chunked(8),

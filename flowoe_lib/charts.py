@@ -224,7 +224,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set_xticklabels(["1", "2", "4", "8"])
         axes.set_ylabel("utility over the best expert,\nshare of its cost")
         axes.yaxis.set_major_formatter("{x:+.2%}")
-        axes.legend()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Policy",
     "Venue",
     "execute",
+    "follow",
     "fraction_of_score",
     "score_of_fraction",
 ]
@@ -158,10 +159,10 @@ class Venue:
             pre_trade=self.pre_trade,
         )
 
-    def fill(self, k: int, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trade ``traded`` of ``inventory`` in bucket ``k``.
+    def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Trade ``traded`` of ``inventory`` in bucket ``k``, or in each of several.
 
-        Returns what is left, the temporary and the permanent cost in bps, each [paths].
+        Returns what is left, the temporary and the permanent cost in bps, each [paths] or [buckets, paths].
         """
         left = inventory - traded
         temporary = self.slope[k] * traded ** (1 + self.market.impact.beta)
@@ -214,3 +215,11 @@ def execute(
     if not bool(((path[1:] >= 0) & (path[1:] <= path[:-1])).all()):
         raise ValueError("policy: answered a fraction outside [0, 1] or NaN")
     return venue.book(0, path, temporary, permanent)
+
+
+def follow(inventory: Tensor, paths: MarketPaths, market: Market, order: Order) -> Execution:
+    """Work ``order`` by a schedule, [N + 1], from one to zero, whatever happens: all buckets at once."""
+    venue = Venue(paths, market, order)
+    held = inventory[:, None].expand(-1, paths.n_paths)
+    _, temporary, permanent = venue.fill(slice(None), held[:-1], held[:-1] - held[1:])
+    return venue.book(0, held, temporary.sum(0), permanent.sum(0))

@@ -27,6 +27,7 @@ __all__ = [
     "filtered_state",
     "realised_variance",
     "regimes_as_depth",
+    "regimes_by_signals",
     "with_errors",
 ]
 
@@ -36,6 +37,8 @@ CELLS = 30
 """Of the filter's grid of variance."""
 DEPTH_NOISE = 0.4
 """Standard deviation of the logarithm of the depth on display around what there is."""
+SIGNALS = (0.2, 2.0)
+"""Standard deviations of signals of the regime, calm being zero and stressed one: from plain to vague."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,32 @@ def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Genera
     """Everything but the future, with regimes told as variance and depth around their averages."""
     believed = averaged(market)
     return Perception(believed, paths.variance, paths.log_depth + _relative_depth(market, believed))
+
+
+def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+    """Everything but the future and the regime, of which a signal comes at the start of each bucket.
+
+    Signals are the regime in noise, whose standard deviation is drawn for each path, log-uniform within
+    ``SIGNALS``: so beliefs are met as sure and as vague as they may be. They are turned into variance and
+    depth as in :func:`blind_to_regimes`. Fields of the market may differ between paths. Source: Hamilton
+    (1989), Econometrica 57, for the forward algorithm.
+    """
+    if not market.regimes.present:
+        return regimes_as_depth(paths, market, generator)
+    believed, regimes = averaged(market), market.regimes
+    spread = torch.empty_like(paths.variance[0]).uniform_(*map(math.log, SIGNALS), generator=generator).exp()
+    signals = paths.stressed + spread * torch.empty_like(paths.variance).normal_(generator=generator)
+    from_calm, from_stressed = regimes.jump(paths.dt)
+    belief, told = regimes.stressed_share, []
+    for evidence in (signals - 0.5) / spread.square():
+        told.append(torch.sigmoid(torch.logit(belief, 1e-6) + evidence))
+        belief = from_calm + (from_stressed - from_calm) * told[-1]
+    risen, dearer = (
+        (1 + torch.stack(told) * (factor - 1)) / torch.where(paths.stressed, factor, 1)
+        for factor in (regimes.volatility.square(), regimes.cost)
+    )
+    depth = paths.log_depth - dearer.log() / market.impact.beta
+    return Perception(believed, paths.variance * risen, depth + _relative_depth(market, believed))
 
 
 def _relative_depth(market: Market, believed: Market) -> Tensor:

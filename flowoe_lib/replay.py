@@ -157,6 +157,7 @@ def replay(
         log_depth=_tensor(log_volume.to_numpy()[at] - volume),
         volume=volume_profile(liquidity, n_buckets),
         day_drift_bps=torch.zeros(len(starts)),
+        stressed=torch.zeros(n_buckets, 1, dtype=torch.bool),
     )
     return Replay(tape.times[starts], paths, Perception(market, seen, _tensor(now[1][at] - volume)), order)
 

@@ -35,7 +35,7 @@ __all__ = [
     "score_condition",
 ]
 
-CHUNK = 2_500
+CHUNK = 5_000
 """Paths simulated at a time, few enough to stay in cache. It is part of what defines a set of paths, as
 each chunk has a stream of its own."""
 Z95 = 1.959964

@@ -43,6 +43,8 @@ class MarketPaths:
     """Volume profile u_k, mean one over the day, broadcastable to [N, paths]."""
     day_drift_bps: Tensor
     """The day's actual drift, bps per day, [paths]."""
+    stressed: Tensor
+    """Whether the stressed regime prevails in each bucket, broadcastable to [N, paths]."""
 
     @property
     def n_buckets(self) -> int:
@@ -162,6 +164,7 @@ def simulate(
             torch.mul(level, liquidity.depth_sd, out=row)
             level.mul_(decay).addcmul_(normal.normal_(generator=generator), renewal)
     raised = torch.ones((), device=device)
+    stressed = torch.zeros(n_buckets, 1, device=device, dtype=torch.bool)
     if market.regimes.present:
         stressed = _regime_paths(market.regimes, n_paths, n_buckets, generator)
         raised = torch.where(stressed, market.regimes.volatility, 1)
@@ -193,6 +196,7 @@ def simulate(
         log_depth=depth,
         volume=profile.reshape(n_buckets, -1),
         day_drift_bps=drift,
+        stressed=stressed,
     )
 
 

@@ -21,7 +21,7 @@ from flowoe_lib.refinement import refine
 
 __all__ = ["design", "train_universal", "universal_range"]
 
-PATHS, FINE_RATE = 1152, 1e-2
+PATHS, FINE_RATE = 1152, 2e-2
 """Days an iteration, and the learning rate of the last stage."""
 COARSE = 3
 """The first refinement has a third of the buckets, which costs a third."""
@@ -38,7 +38,7 @@ def universal_range(rho: float) -> TrainingRange:
         depth_reversion=(0.5, 12.0),
         profile_amplitude=(0.0, 1.2),
         drift=0.4,
-        regimes=0.15,
+        regimes=0.12,
         beta=(0.45, 0.75),
         window=0.2,
     )

@@ -17,6 +17,7 @@ from flowoe_lib.execution import (
     Observation,
     Policy,
     execute,
+    follow,
     fraction_of_score,
     score_of_fraction,
 )
@@ -65,7 +66,10 @@ def still(n_buckets: int) -> MarketPaths:
     """One day on which nothing happens."""
     quiet = torch.zeros(n_buckets, 1)
     flat = quiet + THETA / n_buckets
-    return MarketPaths(1 / n_buckets, quiet, quiet, quiet + THETA, flat, flat, quiet, quiet + 1, quiet[0])
+    calm = torch.zeros_like(quiet, dtype=torch.bool)
+    return MarketPaths(
+        1 / n_buckets, quiet, quiet, quiet + THETA, flat, flat, quiet, quiet + 1, quiet[0], calm
+    )
 
 
 def scattered(seen: Observation, noise: Tensor) -> Tensor:
@@ -447,3 +451,23 @@ def test_round_trip_agrees_with_two_executions(delta: float, buy: int, sell: int
     paid = bought.temporary_bps + bought.permanent_bps + sold.temporary_bps + sold.permanent_bps
     predicted = round_trip_cost(market, ORDER.size, scalar(buy / n), scalar(sell / n))
     torch.testing.assert_close((paid - left_behind)[0], predicted, rtol=1e-4, atol=1e-4)
+
+
+def test_following_a_schedule_is_executing_it() -> None:
+    market = Market(
+        Heston(scalar(THETA), scalar(5.0), scalar(1.2), scalar(-0.6)),
+        liquidity=Liquidity(depth_sd=scalar(0.4), profile_amplitude=scalar(0.8)),
+        drift=scalar(30.0),
+        drift_sd=scalar(20.0),
+    )
+    paths = simulate(market, 200, 13, generator(3, "test"))
+    left = torch.rand(12, generator=generator(3, "plan")).sort(descending=True).values
+    inventory = torch.cat((torch.ones(1), left, torch.zeros(1)))
+
+    def scheduled(seen: Observation, noise: Tensor) -> Tensor:
+        return 1 - inventory[seen.k + 1] / inventory[seen.k] + torch.zeros_like(noise)
+
+    one = follow(inventory, paths, market, ORDER)
+    other = execute(scheduled, paths, market, ORDER, generator(3, "policy"))
+    for name in vars(one):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-4)

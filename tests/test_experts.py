@@ -72,7 +72,8 @@ def paths_with(variance: float | Tensor, log_depth: float = 0.0) -> MarketPaths:
     """One day on which the price stands still and variance and depth are as given."""
     quiet = torch.zeros(N, 1)
     held = quiet + variance
-    return MarketPaths(1 / N, quiet, quiet, held, held / N, held / N, quiet + log_depth, quiet + 1, quiet[0])
+    depth, calm = quiet + log_depth, torch.zeros_like(quiet, dtype=torch.bool)
+    return MarketPaths(1 / N, quiet, quiet, held, held / N, held / N, depth, quiet + 1, quiet[0], calm)
 
 
 def inventory_of(policy: Policy, paths: MarketPaths, m: Market, o: Order) -> Tensor:

@@ -31,12 +31,14 @@ from flowoe_lib.perception import (
     DEPTH_NOISE,
     Errors,
     Perceive,
+    Perception,
     blind_to_regimes,
     exact,
     filtered_depth,
     filtered_state,
     realised_variance,
     regimes_as_depth,
+    regimes_by_signals,
     with_errors,
 )
 from flowoe_lib.randomness import generator
@@ -94,6 +96,7 @@ VIEWS: dict[str, tuple[Perceive, Market]] = {
     "exact": (exact, market(liquidity=LIQUID)),
     "blind to regimes": (blind_to_regimes, market(regimes=STRESS)),
     "regimes as depth": (regimes_as_depth, market(liquidity=LIQUID, regimes=STRESS)),
+    "regimes by signals": (regimes_by_signals, market(liquidity=LIQUID, regimes=STRESS)),
     "with errors": (with_errors, market(liquidity=LIQUID)),
 }
 
@@ -114,6 +117,7 @@ def other_future(paths: MarketPaths, m: Market, k: int) -> MarketPaths:
         variance=splice("variance", k + 1),
         expected_variance=splice("expected_variance", k + 1),
         log_depth=splice("log_depth", k + 1),
+        stressed=splice("stressed", k + 1),
     )
 
 
@@ -175,6 +179,55 @@ def test_regimes_told_as_depth_charge_what_they_cost() -> None:
     paths = days(plain, 10)
     known = regimes_as_depth(paths, plain, generator(0, "unused"))
     torch.testing.assert_close(known.log_depth, paths.log_depth, rtol=0, atol=1e-6)
+
+
+def believed_stress(known: Perception, paths: MarketPaths, m: Market) -> Tensor:
+    """The belief that perceived variance was made of, [N, paths]."""
+    factor = m.regimes.volatility.square()
+    calm = paths.variance / torch.where(paths.stressed, factor, 1)
+    return (known.variance / calm - 1) / (factor - 1)
+
+
+def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
+    m = market(liquidity=LIQUID, regimes=STRESS)
+    paths = days(m, 20_000)
+    known = regimes_by_signals(paths, m, generator(0, "signals"))
+    assert same(known.market, averaged(m))
+    belief = believed_stress(known, paths, m)
+    # From sure to as vague as before the day.
+    assert float((belief < 0.01).double().mean()) > 0.1
+    assert float((belief > 0.99).double().mean()) > 0.02
+    share = float(m.regimes.stressed_share)
+    assert float(((belief - share).abs() < 0.1).double().mean()) > 0.1
+    # Of the buckets in which stress was given a chance of p, a share of p is stressed, early and late.
+    for k in (0, N // 2, N - 1):
+        order = belief[k].argsort()
+        for part in order.tensor_split(8):
+            happened = paths.stressed[k, part].double()
+            expected = belief[k, part].double().mean().item()
+            error = (expected * (1 - expected) / len(part)) ** 0.5
+            assert happened.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
+    # Depth is what temporary impact is expected to cost.
+    cost = 1 + belief * (m.regimes.cost - 1)
+    informed = regimes_as_depth(paths, m, generator(0, "unused"))
+    true_cost = torch.where(paths.stressed, m.regimes.cost, 1)
+    shift = -(cost / true_cost).log() / m.impact.beta
+    torch.testing.assert_close(known.log_depth - informed.log_depth, shift, rtol=0, atol=1e-4)
+
+
+def test_plain_signals_tell_the_regime_and_without_regimes_there_is_nothing_to_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(perception, "SIGNALS", (0.02, 0.03))
+    m = market(liquidity=LIQUID, regimes=STRESS)
+    paths = days(m, 2_000)
+    known, informed = (f(paths, m, generator(0, "s")) for f in (regimes_by_signals, regimes_as_depth))
+    torch.testing.assert_close(known.variance, informed.variance, rtol=1e-3, atol=0)
+    torch.testing.assert_close(known.log_depth, informed.log_depth, rtol=0, atol=1e-3)
+    plain = market(liquidity=LIQUID)
+    paths = days(plain, 10)
+    known = regimes_by_signals(paths, plain, generator(0, "unused"))
+    assert torch.equal(known.variance, paths.variance)
 
 
 # --- realised variance ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowoe_lib import perception
 from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
 from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.experts.schedules import twap
@@ -29,7 +30,7 @@ from flowoe_lib.market import (
 )
 from flowoe_lib.randomness import generator
 from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.refinement import RefiningPolicy, refine, utility_scale
+from flowoe_lib.refinement import RefiningPolicy, muon_and_adam, refine, utility_scale
 from flowoe_lib.simulator import simulate
 
 N, PATHS = 13, 2000
@@ -169,6 +170,30 @@ def test_the_curve_counts_from_twap() -> None:
     torch.testing.assert_close(curve, torch.zeros(3), atol=1e-3, rtol=0)
 
 
+def test_every_weight_is_moved_once_and_inner_matrices_alike_in_all_directions() -> None:
+    field = EndpointField(generator(1, "init"))
+    movers = muon_and_adam(field, 0.1)
+    moved = [id(p) for mover in movers for group in mover.param_groups for p in group["params"]]
+    assert sorted(moved) == sorted(id(p) for p in field.parameters())
+    before = copy.deepcopy(field.state_dict())
+    gradients = {}
+    for name, weight in field.named_parameters():
+        gradient = torch.randn(weight.shape, generator=generator(2, name))
+        if name.startswith("hidden") and gradient.dim() == 2:
+            left, _, right = torch.linalg.svd(gradient)
+            gradient = left @ torch.logspace(0, -1.5, len(left)).diag() @ right
+        gradients[name] = weight.grad = gradient
+    for mover in movers:
+        mover.step()
+    steps = {name: (before[name] - weight) / 0.1 for name, weight in field.state_dict().items()}
+    for name in ("hidden.0.weight", "hidden.1.weight"):
+        lengths = torch.linalg.svdvals(steps[name])
+        assert lengths.min() > 0.5
+        assert lengths.max() < 1.5
+    # Elsewhere a step has the sign of the gradient and the same length in every weight.
+    torch.testing.assert_close(steps["out.weight"], gradients["out.weight"].sign(), rtol=1e-4, atol=0)
+
+
 def test_training_is_determined_by_its_seed() -> None:
     start = EndpointField(generator(4, "init"))
     first, again, other = (refine(start, training((0.4, 1.2)), 6, 3, seed, paths=16) for seed in (1, 1, 2))
@@ -247,7 +272,11 @@ def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
     assert times.max() <= 1
 
 
-def test_regimes_are_told_as_depth_around_the_averages_that_were_drawn() -> None:
+def test_regimes_are_told_as_depth_around_the_averages_that_were_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Where signals are plain.
+    monkeypatch.setattr(perception, "SIGNALS", (0.02, 0.03))
     met: list[Observation] = []
 
     def act(field: EndpointField, times: Tensor) -> Policy:
