@@ -149,14 +149,14 @@ def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPat
     # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
     monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: replanned)
     restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))
-    table = error_costs(field(), restless, 4000, N, 1).set_index("healed")
+    table = error_costs(field(), restless, 20_000, N, 1).set_index("healed")
     assert table.index.tolist() == ["parameters", "variance", "depth", "all"]
     regained = table["regained_bps"]
     assert regained["depth"] == 0
     assert (table.loc[["parameters", "variance", "all"], "ci_low"] > 0).all()
     assert regained["parameters"] + regained["variance"] == pytest.approx(regained["all"], rel=0.4)
     blurred, sharp = (
-        evaluate({"r": (replanned, 4000)}, restless, N, 1, "test", perceive)["r"].utility.double()
+        evaluate({"r": (replanned, 20_000)}, restless, N, 1, "test", perceive)["r"].utility.double()
         for perceive in (with_errors, exact)
     )
     assert regained["all"] == pytest.approx(float((sharp - blurred).mean()), rel=1e-6)
