@@ -62,12 +62,13 @@ test: lint ## lint, the tests, and the committed notebooks run again and compare
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
 order: $(INSTALLED) ## plan an order of yours: make order DATA=bars.parquet SIDE=buy SHARES=250000
-	@$(BIN)/python -m flowoe_lib.order_report $(ORDER)
+	@$(BIN)/python -m flowoe_lib.desk.report $(ORDER)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lab: $(WITH_ENGINE) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks

@@ -14,8 +14,8 @@ import torch
 from _report import report
 from matplotlib.figure import Figure
 
-from flowoe_lib.explore_page import Page
-from flowoe_lib.trained import load
+from flowoe_lib.desk.explorer_page import Page
+from flowoe_lib.training.pretrained import load_pretrained
 
 REPETITIONS = 30
 PAGE, EMPTY = "redraw of the page", "three empty panels"
@@ -29,7 +29,7 @@ def empty_figure() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    page = Page(load(), 2025)
+    page = Page(load_pretrained(), 2025)
     betas = cycle([0.5, 0.55, 0.6, 0.65, 0.7])
 
     def move() -> None:

@@ -27,11 +27,11 @@ def run(n_paths: int) -> None:
     # Imported here alone: a process starts out with the peak of the one that made it.
     import torch
 
-    from flowoe_lib.execution import execute
-    from flowoe_lib.experts.schedules import static_optimal
-    from flowoe_lib.market import Condition, Heston, Market, Order, scalar
+    from flowoe_lib.evaluation.scorecard import market_days
+    from flowoe_lib.execution.execution import execute
+    from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+    from flowoe_lib.policies.schedules import static_optimal
     from flowoe_lib.randomness import generator
-    from flowoe_lib.scorecard import market_days
 
     torch.set_num_threads(1)
     market = Market(Heston(scalar(4e-4), scalar(5.0), scalar(0.8), scalar(-0.6)))

@@ -19,8 +19,8 @@ import QuantLib as ql
 import torch
 from _report import report
 
-from flowoe_lib.market import Heston, Market, scalar
-from flowoe_lib.simulator import simulate
+from flowoe_lib.market.model import Heston, Market, scalar
+from flowoe_lib.market.simulator import simulate
 
 PATHS, STEPS, QUANTLIB_PATHS, REPETITIONS = 32_768, 39, 2_048, 60
 THETA, KAPPA, RHO = 4e-4, 5.0, -0.6

@@ -14,18 +14,18 @@ import torch
 from _report import by_turns, report
 from torch import Tensor
 
-from flowoe_lib.execution import Policy
-from flowoe_lib.experts.almgren_chriss import replanned
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.experts.schedules import static_optimal
-from flowoe_lib.features import FEATURES
-from flowoe_lib.flow import EndpointField, FlowPolicy
-from flowoe_lib.imitation import demonstrate, imitate
-from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.evaluation.scorecard import CHUNK, evaluate
+from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import static_optimal
 from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.refinement import refine
-from flowoe_lib.scorecard import CHUNK, evaluate
+from flowoe_lib.training.imitation import demonstrate, imitate
+from flowoe_lib.training.refinement import refine
 
 N, KAPPA, RHO = 39, 5.0, -0.6
 DEMONSTRATED, IMITATIONS, MINIBATCH, REFINEMENTS, BATCH = 64, 1000, 1024, 120, 576

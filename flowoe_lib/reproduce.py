@@ -20,8 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowoe_lib.artifacts import SOURCES, atomic_write, sha256
-from flowoe_lib.workspace import PROFILES, Workspace
+from flowoe_lib.store import PROFILES, SOURCES, Workspace, atomic_write, sha256
 
 __all__ = [
     "AHEAD",
@@ -40,12 +39,19 @@ __all__ = [
     "update_readme",
 ]
 
+
 AHEAD = {"07_dynamic_markets": "05"}
 """The result tables sum up the worlds too, so these are run right before them."""
+
+
 TRADERS = ("00_explore", "08_your_order", "09_market_replay")
 """They trade with the policy that comes with the library, so what is trained here comes before."""
-POLICY = Path("flowoe_lib", "weights", "universal.json")
+
+
+POLICY = Path("flowoe_lib", "training", "weights", "universal.json")
 """Card of the policy that comes with the library."""
+
+
 PROGRESS = "application/vnd.jupyter.widget-view+json"
 """Kind of output that a progress bar leaves, and that nobody can read later."""
 
@@ -263,8 +269,8 @@ def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
 
 def ship_trained(workspace: Workspace) -> None:
     """Put the policy that was trained in the place of the one that comes with the library."""
-    from flowoe_lib.artifacts import MissingArtifact
-    from flowoe_lib.trained import ship_from
+    from flowoe_lib.store import MissingArtifact
+    from flowoe_lib.training.pretrained import ship_from
 
     try:
         ship_from(workspace.store, workspace.figures / "scorecard.csv", workspace.root / POLICY.parent)
@@ -274,15 +280,15 @@ def ship_trained(workspace: Workspace) -> None:
 
 def compared(workspace: Workspace) -> str:
     """Whether the policy that comes with the library is the one that was trained here, in words."""
-    from flowoe_lib.flow import unpack
-    from flowoe_lib.trained import TrainedPolicyError, agreement, load
+    from flowoe_lib.policies.flow import unpack
+    from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained, max_weight_difference
 
     try:
-        shipped = load(workspace.root / POLICY.parent).field
+        shipped = load_pretrained(workspace.root / POLICY.parent).field
     except TrainedPolicyError as error:
         raise ReproductionError(str(error)) from error
     runs = unpack(workspace.store.read_tensors("universal"))
-    apart = agreement(shipped, runs[min(runs)].field)
+    apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
     return f"the policy that comes with the library is {same} that was trained here"
 

@@ -16,12 +16,13 @@ import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from flowoe_lib.artifacts import digest
+from flowoe_lib.store import digest
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 __all__ = ["sweep"]
+
 
 T = TypeVar("T")
 

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from flowoe_lib.ablations import (
+from flowoe_lib.evaluation.intervals import paired_interval
+from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.execution.execution import Observation, execute
+from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.schedules import twap
+from flowoe_lib.randomness import generator
+from flowoe_lib.studies.ablations import (
     AFTER_IMITATION,
     VARIANTS,
     GaussianPolicy,
@@ -17,17 +28,7 @@ from flowoe_lib.ablations import (
     train_variant,
     velocity_matching,
 )
-from flowoe_lib.execution import Observation, execute
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.experts.schedules import twap
-from flowoe_lib.features import FEATURES
-from flowoe_lib.flow import EndpointField, FlowPolicy
-from flowoe_lib.imitation import demonstrate
-from flowoe_lib.market import Condition, Heston, Market, Order, scalar
-from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.scorecard import evaluate, paired_interval
-from flowoe_lib.simulator import simulate
+from flowoe_lib.training.imitation import demonstrate
 
 N_BUCKETS = 8
 CONDITION = Condition(
@@ -92,9 +93,9 @@ def test_gaussian_policy_without_spread_is_one_action() -> None:
 def test_a_stale_policy_sees_old_variance_only() -> None:
     looked: list[tuple[int, torch.Tensor]] = []
 
-    def watching(seen: Observation, noise: torch.Tensor) -> torch.Tensor:
-        looked.append((seen.k, seen.variance))
-        return twap(seen, noise)
+    def watching(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        looked.append((obs.k, obs.variance))
+        return twap(obs, noise)
 
     days = simulate(CONDITION.market, 5, N_BUCKETS, generator(2, "days"))
     execute(StalePolicy(watching, 3), days, CONDITION.market, CONDITION.order, generator(2, "n"))
@@ -122,8 +123,15 @@ def setting() -> Setting:
         "static_optimal": SCHEDULE_EXPERTS["static_optimal"],
         "replanned": SCHEDULE_EXPERTS["replanned"],
     }
-    shown = demonstrate(experts, [CONDITION], 20, N_BUCKETS, 1)
-    return Setting({"all": shown, "four": shown, "two": shown, "one": shown}, RANGE, N_BUCKETS, 3, 2, 0)
+    demonstrations = demonstrate(experts, [CONDITION], 20, N_BUCKETS, 1)
+    return Setting(
+        {"all": demonstrations, "four": demonstrations, "two": demonstrations, "one": demonstrations},
+        RANGE,
+        N_BUCKETS,
+        3,
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

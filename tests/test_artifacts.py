@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowoe_lib import artifacts
-from flowoe_lib.artifacts import MissingArtifact, Store, atomic_write, digest, sources_digest
-from flowoe_lib.market import Impact, scalar
+from flowoe_lib import store as artifacts
+from flowoe_lib.market.model import Impact, scalar
+from flowoe_lib.store import MissingArtifact, Store, atomic_write, digest, sources_digest
 
 TABLE = pd.DataFrame({"policy": ["TWAP", "AC"], "cost_bps": [10.4, 10.1]}, index=pd.Index([3, 5], name="row"))
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flowoe_lib.belief import BeliefOptimum, solve_belief
-from flowoe_lib.execution import execute
-from flowoe_lib.market import BPS, Heston, Liquidity, Market, Order, Regimes, scalar
-from flowoe_lib.oracle import solve
+from flowoe_lib.execution.execution import execute
+from flowoe_lib.market.model import BPS, Heston, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.oracle import BeliefOptimum, solve_belief, solve_oracle
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
 
 Array = NDArray[np.float64]
 
@@ -89,14 +88,14 @@ def test_four_buckets_match_quadrature_over_returns(drift_sd: float, drift: floa
     coarse, fine = (by_quadrature(market, order, actions, 48) for actions in (20, 40))
     # What coarse trades lose falls with the square of their spacing.
     best = fine + (fine - coarse) / 3
-    learning = value - solve(blind(market), order, 4).value_bps
+    learning = value - solve_oracle(blind(market), order, 4).value_bps
     assert value == pytest.approx(best, abs=3e-3 * learning)
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.2, -0.2])
 def test_drift_that_hardly_varies_is_known_drift(drift: float) -> None:
     market, order = condition(1e-4, drift)
-    known = solve(blind(market), order, 39).value_bps
+    known = solve_oracle(blind(market), order, 39).value_bps
     assert solve_belief(market, order, 39).value_bps == pytest.approx(known, rel=2e-4)
 
 
@@ -109,7 +108,7 @@ def test_value_is_its_simulated_utility_and_above_that_without_learning(
 ) -> None:
     market, order = condition(drift_sd, drift, risk_aversion, side)
     n_buckets, n_paths = 39, 20_000
-    optimum, unlearned = solve_belief(market, order, n_buckets), solve(blind(market), order, n_buckets)
+    optimum, unlearned = solve_belief(market, order, n_buckets), solve_oracle(blind(market), order, n_buckets)
     paths = simulate(market, n_paths, n_buckets, generator(4, "belief"))
     ours, rival = (execute(p, paths, market, order, generator(4, "policy")) for p in (optimum, unlearned))
     # Moments of the day's return are known, and take part of the sampling error away.
@@ -167,7 +166,7 @@ def test_other_markets_days_and_empty_grids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Liquidity.depth_sd = 0\.5"):
         solve_belief(*condition(0.3, depth_sd=0.5), 5)
     with pytest.raises(ValueError, match=r"Market\.regimes"):
-        solve_belief(dataclasses.replace(market, regimes=Regimes(cost=scalar(2.0))), order, 5)
+        solve_belief(dataclasses.replace(market, regimes=Regimes(cost_multiplier=scalar(2.0))), order, 5)
     optimum: BeliefOptimum = solve_belief(market, order, 5)
     with pytest.raises(ValueError, match="optimum of 5 buckets met a day of 6"):
         execute(optimum, simulate(market, 2, 6, generator(0)), market, order, generator(0))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from flowoe_lib.calibration import (
+from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.data.calibration import (
     FIRST_LAG,
     GK_NOISE,
     LAST_LAG,
@@ -22,25 +23,24 @@ from flowoe_lib.calibration import (
     calibration_table,
     session_autocovariance,
 )
-from flowoe_lib.conditions import (
+from flowoe_lib.data.conditions import (
     base_condition,
     conditions_from_records,
     conditions_to_records,
     heston_grid,
 )
-from flowoe_lib.data import Bars, BarsError, load_bars
-from flowoe_lib.estimators import (
+from flowoe_lib.data.estimators import (
     decay_curve,
     fit_decay,
     garman_klass,
     log_to_profile,
     profile_amplitude,
     relative_to_profile,
-    session_clock,
     volatility_level,
     yang_zhang,
 )
-from flowoe_lib.market import Condition
+from flowoe_lib.data.sessions import session_clock
+from flowoe_lib.market.model import Condition
 
 Array = NDArray[np.float64]
 BUCKETS = 39
@@ -125,12 +125,12 @@ def test_decay_curve_is_the_bucket_average_of_an_exponential() -> None:
 @pytest.mark.parametrize(("kappa", "cv"), [(2.0, 0.5), (5.0, 0.8), (5.0, 1.6)])
 def test_kappa_and_cv_are_recovered_through_the_noise(kappa: float, cv: float) -> None:
     rng = np.random.default_rng(3)
-    seen = cir_days(3000, kappa, cv, rng) * u_shape(0.8) * rng.gamma(2, 0.5, (3000, BUCKETS))
-    found_cv, found_kappa = fit_decay(relative_to_profile(seen), FIRST_LAG, LAST_LAG)
+    obs = cir_days(3000, kappa, cv, rng) * u_shape(0.8) * rng.gamma(2, 0.5, (3000, BUCKETS))
+    found_cv, found_kappa = fit_decay(relative_to_profile(obs), FIRST_LAG, LAST_LAG)
     assert found_cv == pytest.approx(cv, rel=0.07)
     assert found_kappa == pytest.approx(kappa, rel=0.12)
     # What is seen spreads far more than what is behind it.
-    assert relative_to_profile(seen).std() > 1.15 * cv
+    assert relative_to_profile(obs).std() > 1.15 * cv
 
 
 def test_depth_is_recovered_through_the_noise() -> None:

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.patches import StepPatch
 
-from flowoe_lib import charts
+from flowoe_lib.plotting import LOOKS
+from flowoe_lib.studies import policy_figures as charts
 
 CONDITIONS = ["calm", "stressed"]
 
@@ -22,7 +23,7 @@ def test_inventory_lines_are_the_plans() -> None:
     line = figure.axes[0].lines[0]
     np.testing.assert_array_equal(line.get_ydata(), plan)
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [0, 0.5, 1])
-    assert line.get_color() == charts.LOOKS["twap"].colour
+    assert line.get_color() == LOOKS["twap"].colour
 
 
 def test_advantage_markers_carry_their_intervals() -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from flowoe_lib.claims import across_worlds, judge, judge_worlds, pooled, verdict, wins
+from flowoe_lib.studies.claims import across_worlds, judge, judge_worlds, pooled, verdict, wins
 
 
 def comparison(

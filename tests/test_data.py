@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowoe_lib.data import BarsError, load_bars, resample_trades
-from flowoe_lib.sources import (
+from flowoe_lib.data.bars import BarsError, load_bars, resample_trades
+from flowoe_lib.data.records import (
     EMINI,
     FetchError,
     emini_bars,

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from flowoe_lib import refinement
-from flowoe_lib.execution import Execution, execute
-from flowoe_lib.experts.almgren_chriss import replanned
-from flowoe_lib.experts.schedules import twap, vwap
-from flowoe_lib.flow import EndpointField, FlowPolicy
-from flowoe_lib.market import Heston, Liquidity, Market, Order, Regimes, map_tensors, scalar
-from flowoe_lib.perception import exact
+from flowoe_lib.execution.execution import Execution, execute
+from flowoe_lib.execution.information import exact
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Heston, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import twap, vwap
 from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.refinement import refine
-from flowoe_lib.simulator import MarketPaths, simulate
+from flowoe_lib.training import refinement
+from flowoe_lib.training.refinement import refine
 
 N, PATHS = 6, 12
 EVERYTHING = TrainingRange(

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from flowoe_lib.evidence import blocks, evidence, first_run
+from flowoe_lib.studies.claims import blocks, evidence, first_run
 
 EXPERTS = ("twap", "vwap", "almgren_chriss", "static_optimal")
 

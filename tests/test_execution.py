@@ -11,33 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowoe_lib.execution import (
+from flowoe_lib.execution.execution import (
     SCORE_LIMIT,
     Execution,
     Observation,
     Policy,
     execute,
-    follow,
+    execute_schedule,
     fraction_of_score,
     score_of_fraction,
 )
-from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
-from flowoe_lib.experts.schedules import Schedule, static_optimal, twap, vwap
-from flowoe_lib.flow import EndpointField, FlowPolicy
-from flowoe_lib.market import (
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    map_tensors,
-    permanent_shift,
-    round_trip_cost,
-    scalar,
-)
-from flowoe_lib.perception import Perception
+from flowoe_lib.execution.information import Perception
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.impact import permanent_shift, round_trip_cost
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.almgren_chriss import almgren_chriss
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, simulate
 
 THETA, N, ETA, GAMMA = 4e-4, 39, 0.142, 0.314
 HESTON = Heston(scalar(THETA), scalar(5.0), scalar(0.8), scalar(-0.6))
@@ -72,13 +65,13 @@ def still(n_buckets: int) -> MarketPaths:
     )
 
 
-def scattered(seen: Observation, noise: Tensor) -> Tensor:
+def scattered(obs: Observation, noise: Tensor) -> Tensor:
     """Trades at random, and faster when the price has moved."""
-    return torch.sigmoid(noise - 2 + seen.return_bps / 100)
+    return torch.sigmoid(noise - 2 + obs.return_bps / 100)
 
 
 def fractions(plan: list[float]) -> Policy:
-    return lambda seen, noise: torch.full_like(noise, plan[seen.k])
+    return lambda obs, noise: torch.full_like(noise, plan[obs.k])
 
 
 plans = st.lists(st.floats(0, 1), min_size=N - 1, max_size=N - 1)
@@ -178,9 +171,9 @@ def test_inventory_falls_from_one_to_zero(plan: list[float]) -> None:
 @pytest.mark.parametrize("answer", [float("nan"), 1.2, -0.1, float("inf")])
 @pytest.mark.parametrize("bucket", [0, N - 2])
 def test_impossible_answers_are_refused(answer: float, bucket: int) -> None:
-    def wrong(seen: Observation, noise: Tensor) -> Tensor:
+    def wrong(obs: Observation, noise: Tensor) -> Tensor:
         fraction = torch.full_like(noise, 0.1)
-        if seen.k == bucket:
+        if obs.k == bucket:
             fraction[3] = answer
         return fraction
 
@@ -193,12 +186,12 @@ class Recorded:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.seen: list[Observation] = []
+        self.obs: list[Observation] = []
         self.answers: list[Tensor] = []
 
-    def __call__(self, seen: Observation, noise: Tensor) -> Tensor:
-        answer = self.policy(seen, noise)
-        self.seen.append(seen)
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        answer = self.policy(obs, noise)
+        self.obs.append(obs)
         self.answers.append(answer)
         return answer
 
@@ -207,15 +200,15 @@ def test_observation_is_the_past_of_the_path() -> None:
     watch, paths = Recorded(scattered), simulate(RICH, 64, N, generator(1, "test"))
     done = execute(watch, paths, RICH, ORDER, generator(1, "policy"))
     moves = paths.martingale_bps + paths.drift_bps
-    assert [s.k for s in watch.seen] == list(range(N - 1))
-    for k, seen in enumerate(watch.seen):
-        assert seen.n_buckets == N
-        torch.testing.assert_close(seen.return_bps, moves[:k].sum(0), rtol=1e-4, atol=1e-3)
+    assert [s.k for s in watch.obs] == list(range(N - 1))
+    for k, obs in enumerate(watch.obs):
+        assert obs.n_buckets == N
+        torch.testing.assert_close(obs.return_bps, moves[:k].sum(0), rtol=1e-4, atol=1e-3)
         recent = torch.cat((torch.zeros(2, 64), moves[:k]))[-2:].flip(0)
-        torch.testing.assert_close(seen.recent_bps, recent)
-        assert torch.equal(seen.variance, paths.variance[k])
-        assert torch.equal(seen.log_depth, paths.log_depth[k])
-        assert torch.equal(seen.inventory, done.inventory[k])
+        torch.testing.assert_close(obs.recent_bps, recent)
+        assert torch.equal(obs.variance, paths.variance[k])
+        assert torch.equal(obs.log_depth, paths.log_depth[k])
+        assert torch.equal(obs.inventory, done.inventory[k])
 
 
 def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
@@ -223,9 +216,9 @@ def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
     watch, paths = Recorded(twap), simulate(RICH, 8, N, generator(1, "test"))
     known = Perception(believed, 2 * paths.variance, paths.log_depth + 1)
     done = execute(watch, paths, RICH, ORDER, generator(1, "policy"), known)
-    assert all(seen.market is believed for seen in watch.seen)
-    assert all(torch.equal(seen.variance, known.variance[seen.k]) for seen in watch.seen)
-    assert all(torch.equal(seen.log_depth, known.log_depth[seen.k]) for seen in watch.seen)
+    assert all(obs.market is believed for obs in watch.obs)
+    assert all(torch.equal(obs.variance, known.variance[obs.k]) for obs in watch.obs)
+    assert all(torch.equal(obs.log_depth, known.log_depth[obs.k]) for obs in watch.obs)
     truth = execute(twap, paths, RICH, ORDER, generator(1, "policy"))
     assert torch.equal(done.temporary_bps, truth.temporary_bps)
 
@@ -292,9 +285,9 @@ def test_no_policy_looks_ahead(name: str, market: Market) -> None:
 def peeking(paths: MarketPaths) -> Policy:
     """Sells faster ahead of a fall that it cannot know of."""
 
-    def policy(seen: Observation, noise: Tensor) -> Tensor:
-        coming = paths.martingale_bps[seen.k]
-        return torch.where(coming < 0, 2.0, 0.5) / (seen.n_buckets - seen.k + 1)
+    def policy(obs: Observation, noise: Tensor) -> Tensor:
+        coming = paths.martingale_bps[obs.k]
+        return torch.where(coming < 0, 2.0, 0.5) / (obs.n_buckets - obs.k + 1)
 
     return policy
 
@@ -332,7 +325,7 @@ def test_control_variate_keeps_the_mean_of_who_learns_a_hidden_drift_from_the_pr
 def test_martingale_term_betrays_who_is_told_a_hidden_drift() -> None:
     paths = simulate(LEARNING, 20_000, N, generator(3, "test"))
 
-    def insider(seen: Observation, noise: Tensor) -> Tensor:
+    def insider(obs: Observation, noise: Tensor) -> Tensor:
         return torch.where(paths.day_drift_bps > LEARNING.drift, 0.0, 0.5)
 
     done = execute(insider, paths, LEARNING, ORDER, generator(3, "policy"))
@@ -358,7 +351,7 @@ def test_gradient_with_respect_to_the_decisions(delta: float) -> None:
 
     def outcomes(scores: Tensor) -> tuple[Tensor, Tensor]:
         done = execute(
-            lambda seen, noise: fraction_of_score(scores[seen.k], 6 - seen.k),
+            lambda obs, noise: fraction_of_score(scores[obs.k], 6 - obs.k),
             paths,
             market,
             order,
@@ -373,7 +366,7 @@ def test_gradient_with_respect_to_the_decisions(delta: float) -> None:
 
 def test_gradient_is_finite_where_nothing_is_traded() -> None:
     fraction = torch.zeros(N - 1, 1, requires_grad=True)
-    done = execute(lambda seen, noise: fraction[seen.k], still(N), RICH, ORDER, generator(1, "test"))
+    done = execute(lambda obs, noise: fraction[obs.k], still(N), RICH, ORDER, generator(1, "test"))
     done.utility_bps(ORDER).sum().backward()
     assert fraction.grad is not None
     assert torch.isfinite(fraction.grad).all()
@@ -464,10 +457,10 @@ def test_following_a_schedule_is_executing_it() -> None:
     left = torch.rand(12, generator=generator(3, "plan")).sort(descending=True).values
     inventory = torch.cat((torch.ones(1), left, torch.zeros(1)))
 
-    def scheduled(seen: Observation, noise: Tensor) -> Tensor:
-        return 1 - inventory[seen.k + 1] / inventory[seen.k] + torch.zeros_like(noise)
+    def scheduled(obs: Observation, noise: Tensor) -> Tensor:
+        return 1 - inventory[obs.k + 1] / inventory[obs.k] + torch.zeros_like(noise)
 
-    one = follow(inventory, paths, market, ORDER)
+    one = execute_schedule(inventory, paths, market, ORDER)
     other = execute(scheduled, paths, market, ORDER, generator(3, "policy"))
     for name in vars(one):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-4)

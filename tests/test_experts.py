@@ -15,10 +15,16 @@ from scipy.linalg import solve_banded
 from scipy.optimize import Bounds, LinearConstraint, brentq, minimize
 from torch import Tensor
 
-from flowoe_lib.execution import Execution, Observation, Policy, execute
-from flowoe_lib.experts.almgren_chriss import almgren_chriss, replanned
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS, from_estimates
-from flowoe_lib.experts.schedules import (
+from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
+from flowoe_lib.execution.information import Perception
+from flowoe_lib.market.batching import batch, map_tensors
+from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.almgren_chriss import almgren_chriss
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import (
     EstimatedSchedule,
     Schedule,
     expected_cost,
@@ -28,21 +34,7 @@ from flowoe_lib.experts.schedules import (
     twap,
     vwap,
 )
-from flowoe_lib.market import (
-    Condition,
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    batch,
-    map_tensors,
-    scalar,
-    urgency,
-)
-from flowoe_lib.perception import Perception
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, simulate
 
 N, ETA, GAMMA = 39, 0.142, 0.314
 
@@ -254,10 +246,10 @@ def test_no_close_schedule_beats_it_with_concave_permanent_impact(
 def test_conditions_are_solved_as_if_alone() -> None:
     conditions = [Condition("test", name, m, o) for name, (m, o) in CASES.items()]
     side_by_side = batch(conditions, 1)
-    for solve in (static_optimal, almgren_chriss):
-        together = solve(*side_by_side, N).inventory
+    for solver in (static_optimal, almgren_chriss):
+        together = solver(*side_by_side, N).inventory
         for i, c in enumerate(conditions):
-            alone = solve(c.market, c.order, N).inventory
+            alone = solver(c.market, c.order, N).inventory
             u = [float(expected_utility(c.market, c.order, q)) for q in (together[:, i], alone)]
             assert u[0] == pytest.approx(u[1], rel=1e-6)
             assert (together[:, i] - alone).abs().max() < 2e-3
@@ -317,8 +309,8 @@ def test_almgren_chriss_is_optimal_where_impact_is_linear() -> None:
 
 def test_risk_neutral_orders_are_spread_evenly() -> None:
     even = torch.linspace(1, 0, N + 1, dtype=torch.float64)
-    for solve in (almgren_chriss, static_optimal):
-        torch.testing.assert_close(solve(market(), order(0.0), N).inventory, even, rtol=0, atol=1e-6)
+    for solver in (almgren_chriss, static_optimal):
+        torch.testing.assert_close(solver(market(), order(0.0), N).inventory, even, rtol=0, atol=1e-6)
     done = inventory_of(replanned, paths_with(4e-4), market(), order(0.0))
     torch.testing.assert_close(done, even, rtol=0, atol=1e-5)
 
@@ -492,9 +484,9 @@ def test_conditions_of_one_urgency_have_one_schedule(
     o1, o2 = with_urgency(first, 0.1), with_urgency(second, size)
     assert float(urgency(first, o1)) == pytest.approx(ratio, rel=1e-5)
     assert float(urgency(second, o2)) == pytest.approx(ratio, rel=1e-5)
-    for solve in (almgren_chriss, static_optimal):
+    for solver in (almgren_chriss, static_optimal):
         torch.testing.assert_close(
-            solve(first, o1, N).inventory, solve(second, o2, N).inventory, rtol=1e-4, atol=1e-6
+            solver(first, o1, N).inventory, solver(second, o2, N).inventory, rtol=1e-4, atol=1e-6
         )
     wave = torch.linspace(0.2, 3, N)[:, None]
     plans = [
@@ -508,8 +500,8 @@ def test_schedule_joined_midway_keeps_its_shape() -> None:
     m, o = market(), order(1e-3)
     plan = static_optimal(m, o, N).inventory
 
-    def late(seen: Observation, noise: Tensor) -> Tensor:
-        return torch.zeros_like(noise) if seen.k < 10 else Schedule(plan)(seen, noise)
+    def late(obs: Observation, noise: Tensor) -> Tensor:
+        return torch.zeros_like(noise) if obs.k < 10 else Schedule(plan)(obs, noise)
 
     done = inventory_of(late, paths_with(4e-4), m, o)
     assert (done[:11] == 1).all()

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from flowoe_lib.charts import LOOKS
-from flowoe_lib.execution import execute
-from flowoe_lib.experts.schedules import expected_cost, expected_risk
-from flowoe_lib.explore import SCHEDULES, Settings, View, explore
-from flowoe_lib.explore_page import DIALS, Page, explore_figure, newest_only
-from flowoe_lib.market import scalar
+from flowoe_lib.desk.explorer import SCHEDULES, Settings, View, explore
+from flowoe_lib.desk.explorer_page import DIALS, Page, explore_figure, newest_only
+from flowoe_lib.execution.execution import execute
+from flowoe_lib.market.model import scalar
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.plotting import LOOKS
+from flowoe_lib.policies.schedules import expected_cost, expected_risk
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
-from flowoe_lib.trained import Trained, load
+from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
 SEED = 7
 ELSEWHERE = Settings(
@@ -26,12 +26,12 @@ ELSEWHERE = Settings(
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
-    return load()
+def trained() -> PretrainedPolicy:
+    return load_pretrained()
 
 
 @pytest.fixture(scope="module")
-def view(trained: Trained) -> View:
+def view(trained: PretrainedPolicy) -> View:
     return explore(Settings(), trained, SEED)
 
 
@@ -53,19 +53,21 @@ def test_schedules_run_from_the_whole_order_to_nothing(view: View) -> None:
 
 
 @pytest.mark.parametrize("settings", [Settings(), ELSEWHERE, Settings(drift=-0.3)], ids=["0", "1", "2"])
-def test_frontiers_of_schedules_are_exact(settings: Settings, trained: Trained) -> None:
+def test_frontiers_of_schedules_are_exact(settings: Settings, trained: PretrainedPolicy) -> None:
     market, order = settings.condition(trained)
     frontier = explore(settings, trained, SEED).frontier
-    for policy, solve in SCHEDULES.items():
+    for policy, solver in SCHEDULES.items():
         for row in rows(frontier, policy).to_dict("records"):
             turned = replace(order, risk_aversion=scalar(row["risk_aversion"]))
-            plan = solve(market, turned, trained.n_buckets).inventory
+            plan = solver(market, turned, trained.n_buckets).inventory
             assert row["cost_bps"] == pytest.approx(expected_cost(market, turned, plan).item(), rel=1e-6)
             assert row["risk_bps"] == pytest.approx(expected_risk(market, plan).sqrt().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("settings", [Settings(), ELSEWHERE], ids=["0", "1"])
-def test_frontier_of_the_policy_is_that_of_many_other_days(settings: Settings, trained: Trained) -> None:
+def test_frontier_of_the_policy_is_that_of_many_other_days(
+    settings: Settings, trained: PretrainedPolicy
+) -> None:
     market, order = settings.condition(trained)
     # A view has few days, so that it is drawn at once; four of them together are near to what many say.
     views = [rows(explore(settings, trained, SEED + i).frontier, "flow_refined") for i in range(4)]
@@ -86,12 +88,14 @@ def test_risk_aversion_buys_less_risk_at_a_higher_cost(view: View) -> None:
         assert curve["cost_bps"].is_monotonic_increasing
 
 
-def test_the_settings_own_risk_aversion_comes_first(trained: Trained) -> None:
+def test_the_settings_own_risk_aversion_comes_first(trained: PretrainedPolicy) -> None:
     frontier = explore(ELSEWHERE, trained, SEED).frontier
     assert frontier.groupby("policy")["risk_aversion"].first().to_numpy() == pytest.approx(2e-4)
 
 
-def test_same_settings_give_the_same_bits_and_another_seed_another_day(view: View, trained: Trained) -> None:
+def test_same_settings_give_the_same_bits_and_another_seed_another_day(
+    view: View, trained: PretrainedPolicy
+) -> None:
     again, other = (explore(Settings(), trained, seed) for seed in (SEED, SEED + 1))
     for table in ("schedule", "frontier", "day"):
         pd.testing.assert_frame_equal(getattr(view, table), getattr(again, table), check_exact=True)
@@ -103,7 +107,7 @@ def test_same_settings_give_the_same_bits_and_another_seed_another_day(view: Vie
     "change", [{"size": 0.2}, {"beta": 0.7}, {"illiquidity": 3.0}, {"risk_aversion": 1e-3}]
 )
 def test_what_the_market_does_not_know_of_leaves_its_day_alone(
-    change: dict[str, float], view: View, trained: Trained
+    change: dict[str, float], view: View, trained: PretrainedPolicy
 ) -> None:
     day = explore(replace(Settings(), **change), trained, SEED).day
     unmoved = ["variance", "liquidity"]
@@ -111,7 +115,7 @@ def test_what_the_market_does_not_know_of_leaves_its_day_alone(
     assert (day["traded"] != view.day["traded"]).any()
 
 
-def test_vol_of_vol_changes_the_day_smoothly(view: View, trained: Trained) -> None:
+def test_vol_of_vol_changes_the_day_smoothly(view: View, trained: PretrainedPolicy) -> None:
     near, far = (explore(Settings(cv=cv), trained, SEED).day for cv in (1.301, 0.02))
     np.testing.assert_allclose(near["variance"], view.day["variance"], atol=0.01)
     np.testing.assert_allclose(far["variance"], 1, atol=0.1)
@@ -123,7 +127,7 @@ def test_the_day_trades_the_order(view: View) -> None:
     assert view.day["twap"].sum() == pytest.approx(1)
 
 
-def test_what_was_not_trained_for_is_refused_by_name(trained: Trained) -> None:
+def test_what_was_not_trained_for_is_refused_by_name(trained: PretrainedPolicy) -> None:
     with pytest.raises(ValueError, match=r"volatility = 0\.3: trained on .*; beta = 0\.9: trained on"):
         explore(Settings(volatility=0.3, beta=0.9), trained, SEED)
 
@@ -141,7 +145,7 @@ def test_figure_marks_the_settings_own_points(view: View) -> None:
     assert bars.get_data().values.sum() == pytest.approx(100, abs=1e-3)  # type: ignore[attr-defined]
 
 
-def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: Trained) -> None:
+def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: PretrainedPolicy) -> None:
     assert [dial.setting for dial in DIALS] == [field.name for field in fields(Settings)]
     for dial in DIALS:
         slider = dial.slider(trained)
@@ -156,7 +160,7 @@ def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: 
                 replace(Settings(), **{dial.setting: outside / dial.scale}).condition(trained)
 
 
-def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: Trained) -> None:
+def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: PretrainedPolicy) -> None:
     page = Page(trained, SEED)
     first = bytes(page.picture.value)
     assert first.startswith(b"\x89PNG")
@@ -167,7 +171,7 @@ def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: Trained)
     assert bytes(page.picture.value) == first
 
 
-def test_an_error_is_a_message_in_the_page(trained: Trained) -> None:
+def test_an_error_is_a_message_in_the_page(trained: PretrainedPolicy) -> None:
     page = Page(trained, SEED)
     page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": 99.0})
     page.draw()

@@ -11,29 +11,22 @@ from hypothesis import strategies as st
 from scipy.linalg import solve_banded
 from torch import Tensor
 
-from flowoe_lib.execution import SCORE_LIMIT, Observation, Venue
-from flowoe_lib.experts.schedules import expected_utility, static_optimal
-from flowoe_lib.features import (
+from flowoe_lib.execution.execution import SCORE_LIMIT, Observation, OrderSimulation
+from flowoe_lib.execution.features import (
     FEATURES,
     action_of_fraction,
     action_unit,
     features,
     fraction_of_action,
 )
-from flowoe_lib.market import (
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    PreTrade,
-    map_tensors,
-    scalar,
-)
-from flowoe_lib.oracle import solve
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.schedules import expected_utility, static_optimal
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
-from flowoe_lib.universal import universal_range
+from flowoe_lib.training.universal import universal_range
 
 N = 39
 RICH = Market(
@@ -50,11 +43,11 @@ def met(market: Market, order: Order, k: int, n_paths: int = 40, n_buckets: int 
     """States of days that began differently, with different inventories left."""
     paths = simulate(market, n_paths, n_buckets, generator(1, "test"))
     left = torch.rand(n_paths, generator=generator(2, "test"))
-    return Venue(paths, market, order).observe(k, left)
+    return OrderSimulation(paths, market, order).observe(k, left)
 
 
-def columns(seen: Observation) -> dict[str, Tensor]:
-    return dict(zip(FEATURES, features(seen).unbind(-1), strict=True))
+def columns(obs: Observation) -> dict[str, Tensor]:
+    return dict(zip(FEATURES, features(obs).unbind(-1), strict=True))
 
 
 def first_pace(urgency: float, drift: float, cells: int = 4000) -> float:
@@ -70,8 +63,8 @@ def first_pace(urgency: float, drift: float, cells: int = 4000) -> float:
 @pytest.mark.parametrize("order", [SELL, BUY], ids=["sell", "buy"])
 @pytest.mark.parametrize("k", [0, 17, N - 1])
 def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
-    seen = met(RICH, order, k)
-    found = columns(seen)
+    obs = met(RICH, order, k)
+    found = columns(obs)
     left, elapsed = 1 - k / N, k / N
     cost = 1e4 * 0.142 * 2 * 0.02 * 0.1**0.6 * math.exp(0.6**2 * 0.4**2 / 2)
     urgent = 5e-4 * 1e8 * 4e-4 / cost
@@ -84,8 +77,8 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
     ahead = math.log(volume[k] / (sum(volume[k:]) / (N - k)))
     side = float(order.side)
     for i in range(5):
-        ratio, depth = float(seen.variance[i]) / 4e-4, float(seen.log_depth[i])
-        inventory, price = float(seen.inventory[i]), float(seen.return_bps[i])
+        ratio, depth = float(obs.variance[i]) / 4e-4, float(obs.log_depth[i])
+        inventory, price = float(obs.inventory[i]), float(obs.return_bps[i])
         # The normal drift of mean -12 and sd 50 given a normal return of 200 bps a day.
         weight = 50**2 / (50**2 * elapsed + 200**2)
         believed = -12 * side + weight * (price + 12 * side * elapsed)
@@ -154,17 +147,17 @@ EXTREMES: dict[str, tuple[Market, Order]] = {
 def test_every_column_is_finite_in_extreme_conditions(name: str, n_buckets: int) -> None:
     market, order = EXTREMES[name]
     for k in {0, n_buckets // 2, n_buckets - 1}:
-        seen = met(market, order, k, n_buckets=n_buckets)
+        obs = met(market, order, k, n_buckets=n_buckets)
         ends = torch.tensor([0.0, 1e-30, 1e-3, 1.0])
-        seen = dataclasses.replace(
-            seen,
-            inventory=torch.cat((ends, seen.inventory[4:])),
-            variance=torch.cat((torch.tensor([0.0, 1e-30]), seen.variance[2:])),
+        obs = dataclasses.replace(
+            obs,
+            inventory=torch.cat((ends, obs.inventory[4:])),
+            variance=torch.cat((torch.tensor([0.0, 1e-30]), obs.variance[2:])),
         )
-        assert torch.isfinite(features(seen)).all()
+        assert torch.isfinite(features(obs)).all()
         if k < n_buckets - 1:
             for action in (-1e3, 0.0, 1e3):
-                fraction = fraction_of_action(seen, torch.full((40,), action))
+                fraction = fraction_of_action(obs, torch.full((40,), action))
                 assert ((fraction >= 0) & (fraction <= 1)).all()
 
 
@@ -173,11 +166,11 @@ def test_every_column_is_of_order_one_where_policies_are_trained() -> None:
     for k in (0, 20, N - 2):
         paths = simulate(market, 400, N, generator(4, "test"))
         inventory = (1 - k / N) * torch.rand(400, generator=generator(5, "test"))
-        seen = features(Venue(paths, market, order).observe(k, inventory))
-        assert seen.square().mean(0).sqrt().max() < 6
-        assert seen.abs().max() < 40
+        obs = features(OrderSimulation(paths, market, order).observe(k, inventory))
+        assert obs.square().mean(0).sqrt().max() < 6
+        assert obs.abs().max() < 40
     # Everything but the time differs between paths.
-    constant = {name for name, x in zip(FEATURES, seen.unbind(-1), strict=True) if x.std() < 1e-3}
+    constant = {name for name, x in zip(FEATURES, obs.unbind(-1), strict=True) if x.std() < 1e-3}
     assert constant == {"time left", "log time left"}
 
 
@@ -190,20 +183,20 @@ def test_volatility_and_risk_aversion_of_one_urgency_look_alike(
     other = dataclasses.replace(
         RICH, heston=heston, drift=scalar(factor * drift), drift_sd=scalar(factor * drift_sd)
     )
-    seen = met(market, SELL, k, n_paths=8)
+    obs = met(market, SELL, k, n_paths=8)
     scaled = dataclasses.replace(
-        seen,
+        obs,
         market=other,
         order=dataclasses.replace(SELL, risk_aversion=SELL.risk_aversion / factor),
         pre_trade=PreTrade.of(other, dataclasses.replace(SELL, risk_aversion=SELL.risk_aversion / factor)),
-        variance=seen.variance * factor**2,
-        return_bps=seen.return_bps * factor,
-        recent_bps=seen.recent_bps * factor,
+        variance=obs.variance * factor**2,
+        return_bps=obs.return_bps * factor,
+        recent_bps=obs.recent_bps * factor,
     )
-    torch.testing.assert_close(features(scaled), features(seen), rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(features(scaled), features(obs), rtol=2e-4, atol=2e-4)
     action = torch.linspace(-3, 3, 8)
     torch.testing.assert_close(
-        fraction_of_action(scaled, action), fraction_of_action(seen, action), rtol=1e-4, atol=1e-7
+        fraction_of_action(scaled, action), fraction_of_action(obs, action), rtol=1e-4, atol=1e-7
     )
 
 
@@ -215,19 +208,19 @@ def test_illiquidity_and_size_of_one_cost_look_alike(factor: float, k: int) -> N
         dataclasses.replace(RICH, liquidity=liquidity),
         dataclasses.replace(SELL, size=SELL.size * factor ** (-1 / 0.6)),
     )
-    seen = met(RICH, SELL, k, n_paths=8)
-    scaled = dataclasses.replace(seen, market=other, order=order, pre_trade=PreTrade.of(other, order))
-    torch.testing.assert_close(features(scaled), features(seen), rtol=2e-4, atol=2e-4)
+    obs = met(RICH, SELL, k, n_paths=8)
+    scaled = dataclasses.replace(obs, market=other, order=order, pre_trade=PreTrade.of(other, order))
+    torch.testing.assert_close(features(scaled), features(obs), rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("k", [1, 20, N - 2])
 def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
     for market, told in ((dataclasses.replace(RICH, drift_sd=scalar(0.0)), False), (RICH, True)):
-        seen = met(market, SELL, k)
+        obs = met(market, SELL, k)
         moved = dataclasses.replace(
-            seen, return_bps=seen.return_bps + 37, recent_bps=torch.randn_like(seen.recent_bps)
+            obs, return_bps=obs.return_bps + 37, recent_bps=torch.randn_like(obs.recent_bps)
         )
-        before, after = columns(seen), columns(moved)
+        before, after = columns(obs), columns(moved)
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
         drifts = {"drift over cost", "log pace of Almgren and Chriss's schedule, in units of actions"}
         assert changed == (drifts if told else set())
@@ -254,23 +247,21 @@ def test_actions_and_fractions_are_inverse(
     )
     order = dataclasses.replace(SELL, risk_aversion=scalar(risk_aversion))
     market, order = map_tensors(Tensor.double, market), map_tensors(Tensor.double, order)
-    seen = met(market, order, N - n_left, n_paths=1)
-    unit = float(action_unit(seen.pre_trade))
+    obs = met(market, order, N - n_left, n_paths=1)
+    unit = float(action_unit(obs.pre_trade))
     # Scores are clamped, fractions beyond 1e-7 too.
     action = torch.tensor([share * SCORE_LIMIT / unit], dtype=torch.float64)
-    fraction = fraction_of_action(seen, action)
+    fraction = fraction_of_action(obs, action)
     assert float(fraction) == pytest.approx(1 / (1 + (n_left - 1) * math.exp(-share * SCORE_LIMIT)), rel=1e-5)
-    assert float(action_of_fraction(seen, fraction)) == pytest.approx(
-        float(action), rel=1e-5, abs=1e-5 / unit
-    )
+    assert float(action_of_fraction(obs, fraction)) == pytest.approx(float(action), rel=1e-5, abs=1e-5 / unit)
     # No action is TWAP's.
-    even = fraction_of_action(seen, torch.zeros(1, dtype=torch.float64))
+    even = fraction_of_action(obs, torch.zeros(1, dtype=torch.float64))
     assert float(even) == pytest.approx(1 / n_left)
 
 
 def test_unit_grows_with_the_root_of_the_stakes_and_ends_where_scores_do() -> None:
-    def unit(stakes: float) -> float:
-        return float(action_unit(PreTrade(scalar(1.0), scalar(1.0), scalar(stakes))))
+    def unit(attainable_gain: float) -> float:
+        return float(action_unit(PreTrade(scalar(1.0), scalar(1.0), scalar(attainable_gain))))
 
     assert unit(0.0) == unit(1e-7) > 0
     assert unit(4e-5) / unit(1e-5) == pytest.approx(2, rel=0.01)
@@ -283,7 +274,7 @@ def gain(market: Market, order: Order) -> float:
     """Of the best policy over TWAP, as a multiple of the cost; the best schedule where nothing moves."""
     even = expected_utility(market, order, torch.linspace(1, 0, N + 1, dtype=torch.float64))
     if float(market.heston.cv) > 0.1 or float(market.liquidity.depth_sd):
-        best = solve(market, order, N).value_bps
+        best = solve_oracle(market, order, N).value_bps
     else:
         best = float(expected_utility(market, order, static_optimal(market, order, N).inventory))
     return (best - float(even)) / float(PreTrade.of(market, order).cost_bps)
@@ -310,9 +301,9 @@ def test_stakes_are_about_what_can_be_gained(
         drift=scalar(drift),
     )
     order = Order(scalar(0.1), scalar(risk_aversion), scalar(side))
-    stakes, exact = float(PreTrade.of(market, order).stakes), gain(market, order)
+    attainable_gain, exact = float(PreTrade.of(market, order).attainable_gain), gain(market, order)
     # The optimum on a grid is off by a millionth or so.
     if exact < 1e-5:
-        assert stakes < 1e-5
+        assert attainable_gain < 1e-5
     else:
-        assert 0.4 < stakes / exact < 1.6
+        assert 0.4 < attainable_gain / exact < 1.6

@@ -5,13 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from flowoe_lib.figures import (
-    autocovariance_figure,
-    profile_figure,
-    save,
-    save_table,
-    volatility_figure,
-)
+from flowoe_lib.plotting import save, save_table
+from flowoe_lib.studies.calibration_figures import autocovariance_figure, profile_figure, volatility_figure
 
 
 def history(seed: int) -> pd.DataFrame:

@@ -9,21 +9,22 @@ from scipy.integrate import quad
 from torch import Tensor
 from torchdiffeq import odeint
 
-from flowoe_lib.execution import Observation
-from flowoe_lib.features import FEATURES, action_unit, features
-from flowoe_lib.flow import (
+from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.features import FEATURES, action_unit, features
+from flowoe_lib.market.model import Heston, Market, Order, scalar
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.policies.flow import (
     EndpointField,
     FlowPolicy,
-    Learned,
+    TrainingRun,
     interpolate,
     matching_loss,
     pack,
     sample,
     unpack,
 )
-from flowoe_lib.imitation import Demonstrations, imitate
-from flowoe_lib.market import Heston, Market, Order, PreTrade, scalar
 from flowoe_lib.randomness import generator
+from flowoe_lib.training.imitation import Demonstrations, imitate
 
 WEIGHTS, MEANS, SPREADS = (0.35, 0.65), (-1.0, 1.0), (0.4, 0.4)
 
@@ -146,10 +147,10 @@ def test_imitation_recovers_both_modes_of_either_mixture() -> None:
     learned = imitate(shown, 1000, 4, learning_rate=1e-2)
     noise = torch.special.ndtri(ranks(4000)).float()
     for mirror in (False, True):
-        seen = torch.zeros(4000, len(FEATURES))
-        seen[:, 3] = float(mirror)
+        obs = torch.zeros(4000, len(FEATURES))
+        obs[:, 3] = float(mirror)
         with torch.no_grad():
-            x = sample(learned.field, learned.field.encode(seen), noise, 100) * (-1 if mirror else 1)
+            x = sample(learned.field, learned.field.encode(obs), noise, 100) * (-1 if mirror else 1)
         distance = (mixture_cdf(x.double().sort().values) - ranks(4000)).abs()
         assert distance.max() < 0.08
         assert distance.mean() < 0.035
@@ -183,13 +184,13 @@ def test_matching_loss_is_least_at_the_conditional_mean() -> None:
     variance = quad(lambda u: (spread * (1 - u)) ** 2 / ((1 - u) ** 2 + (u * spread) ** 2), 0, 1)[0]
     assert abs(float((least.mean() - variance) / least.std())) * math.sqrt(n) < 4.5
     # Any departure h adds exactly E[h^2]: the error at the minimum is orthogonal to everything seen.
-    departures: list[Callable[[Tensor, Tensor], Tensor]] = [
+    violations: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda x, t: 0.3 * torch.ones_like(x),
         lambda x, t: 0.3 * x,
         lambda x, t: 0.3 * torch.sin(3 * x) * t,
         lambda x, t: 0.3 * observed[:, 0] * (1 - t),
     ]
-    for h in departures:
+    for h in violations:
         added = loss(lambda x, t, h=h: conditional_mean(x, t) + h(x, t)) - least  # type: ignore[misc]
         excess = added - h(interpolate(x0, x1, t), t).double().square()
         assert abs(float(excess.mean() / excess.std())) * math.sqrt(n) < 4.5
@@ -247,7 +248,7 @@ def observation(n_paths: int) -> Observation:
 def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, seen = field(), observation(30)
+    made, obs = field(), observation(30)
     noise = torch.randn(30, generator=generator(9, "test"))
     calls: list[Tensor] = []
     encode = made.encode
@@ -258,22 +259,22 @@ def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
 
     monkeypatch.setattr(made, "encode", counted)
     with torch.no_grad():
-        fraction = FlowPolicy(made, 4)(seen, noise)
+        fraction = FlowPolicy(made, 4)(obs, noise)
         assert len(calls) == 1
         x = noise
         for i in range(4):
-            x = x + (made(x, torch.full((30,), i / 4), encode(features(seen))) - x) / (4 - i)
+            x = x + (made(x, torch.full((30,), i / 4), encode(features(obs))) - x) / (4 - i)
     # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z = unit x, with n = 32 buckets left.
-    score = (action_unit(seen.pre_trade) * x).clamp(-7, 7)
+    score = (action_unit(obs.pre_trade) * x).clamp(-7, 7)
     torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-score)))
 
 
 def test_policy_is_a_function_of_what_it_sees_and_its_noise() -> None:
-    policy, seen = FlowPolicy(field(), 3), observation(30)
+    policy, obs = FlowPolicy(field(), 3), observation(30)
     noise = torch.randn(30, generator=generator(9, "test"))
     with torch.no_grad():
-        first, second = policy(seen, noise), policy(seen, noise)
-        other = policy(seen, -noise)
+        first, second = policy(obs, noise), policy(obs, noise)
+        other = policy(obs, -noise)
     assert torch.equal(first, second)
     assert (first != other).all()
     assert ((first > 0) & (first < 1)).all()
@@ -319,7 +320,10 @@ def test_weights_come_from_the_generator_alone() -> None:
 
 
 def test_runs_are_packed_into_tensors_and_back() -> None:
-    runs = {3: Learned(field(3), {"loss": torch.rand(5)}), 11: Learned(field(11), {"loss": torch.rand(4)})}
+    runs = {
+        3: TrainingRun(field(3), {"loss": torch.rand(5)}),
+        11: TrainingRun(field(11), {"loss": torch.rand(4)}),
+    }
     back = unpack(pack(runs))
     assert list(back) == [3, 11]
     for seed, run in runs.items():

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution import Observation, Policy
-from flowoe_lib.experts.schedules import Schedule, expected_cost, expected_risk, static_optimal, twap
-from flowoe_lib.frontier import dominance, frontier, turned
-from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, scalar
-from flowoe_lib.scorecard import evaluate
+from flowoe_lib.evaluation.frontier import dominance, frontier, with_risk_aversion
+from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.execution.execution import Observation, Policy
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal, twap
 
 N = 13
 MARKET = Market(
@@ -18,15 +18,15 @@ MARKET = Market(
 CONDITION = Condition("test", "deep and thin", MARKET, Order(scalar(0.1), scalar(5e-4)))
 
 
-def patient(seen: Observation, noise: Tensor) -> Tensor:
+def patient(obs: Observation, noise: Tensor) -> Tensor:
     """Sells faster than TWAP by the risk aversion, and more while the book is deep."""
-    urgency = 0.6 * (seen.order.risk_aversion / 5e-4 - 1).clamp_min(-0.9)
-    pace = torch.exp(seen.log_depth.clamp(-1.5, 1.5) + urgency) / (seen.n_buckets - seen.k)
+    urgency = 0.6 * (obs.order.risk_aversion / 5e-4 - 1).clamp_min(-0.9)
+    pace = torch.exp(obs.log_depth.clamp(-1.5, 1.5) + urgency) / (obs.n_buckets - obs.k)
     return pace.clamp(0, 1).expand_as(noise)
 
 
 def test_turning_the_dial_changes_the_order_alone() -> None:
-    other = turned(CONDITION, 1e-4)
+    other = with_risk_aversion(CONDITION, 1e-4)
     assert (other.market, other.name, other.world) == (MARKET, CONDITION.name, CONDITION.world)
     assert other.order.risk_aversion.item() == pytest.approx(1e-4)
     runs: dict[str, tuple[Policy, int]] = {"twap": (twap, 200)}
@@ -40,7 +40,7 @@ def test_frontier_of_a_schedule_is_its_exact_one() -> None:
         lambda c: {"s": static_optimal(c.market, c.order, N)}, CONDITION, aversions, 20_000, N, 1
     )
     for row, aversion in zip(table.itertuples(), aversions, strict=True):
-        c = turned(CONDITION, aversion)
+        c = with_risk_aversion(CONDITION, aversion)
         plan = static_optimal(c.market, c.order, N).inventory
         cost, risk = (
             f.item() for f in (expected_cost(c.market, c.order, plan), expected_risk(c.market, plan))
@@ -59,7 +59,9 @@ def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validati
     assert row["mean_ci_low"] > 0
     assert row["std_ci_high"] < 0
     # The test paths, at the chosen risk aversion, by hand.
-    ours = evaluate({"p": (patient, 8000)}, turned(CONDITION, row["risk_aversion"]), N, 3, "test")["p"]
+    ours = evaluate(
+        {"p": (patient, 8000)}, with_risk_aversion(CONDITION, row["risk_aversion"]), N, 3, "test"
+    )["p"]
     theirs = evaluate({"s": (slow, 8000)}, CONDITION, N, 3, "test")["s"]
     gain = (ours.controlled_pnl - theirs.controlled_pnl).double().mean().item()
     assert row["mean"] == pytest.approx(gain, abs=1e-6)

@@ -10,18 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from flowoe_lib.execution import (
-    ACTION_LIMIT,
-    Execution,
-    Observation,
-    Policy,
-    Venue,
-    execute,
-    fraction_of_score,
-)
-from flowoe_lib.experts.schedules import twap
-from flowoe_lib.features import FEATURES
-from flowoe_lib.gym import (
+from flowoe_lib.execution.environment import (
     ExecutionEnv,
     ExecutionVecEnv,
     Reward,
@@ -31,9 +20,21 @@ from flowoe_lib.gym import (
     realised_utility,
     twap_value,
 )
-from flowoe_lib.market import Heston, Impact, Liquidity, Market, Order, map_tensors, scalar
+from flowoe_lib.execution.execution import (
+    ACTION_LIMIT,
+    Execution,
+    Observation,
+    OrderSimulation,
+    Policy,
+    execute,
+    fraction_of_score,
+)
+from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, simulate
 
 N = 9
 PLAIN = Market(Heston(scalar(4e-4), scalar(5.0), scalar(1.2), scalar(-0.5)))
@@ -66,13 +67,13 @@ def random_scores(n: int) -> Tensor:
 
 
 def replay(scores: Tensor) -> Policy:
-    def policy(seen: Observation, noise: Tensor) -> Tensor:
-        return fraction_of_score(scores[seen.k], N - seen.k)
+    def policy(obs: Observation, noise: Tensor) -> Tensor:
+        return fraction_of_score(scores[obs.k], N - obs.k)
 
     return policy
 
 
-def rewards_of(venue: Venue, scores: Tensor, reward: Reward) -> tuple[Tensor, Tensor]:
+def rewards_of(venue: OrderSimulation, scores: Tensor, reward: Reward) -> tuple[Tensor, Tensor]:
     """Rewards [N - 1, paths] of a sequence of scores, and the inventory before each [N, paths]."""
     inventory = torch.ones_like(scores[0])
     held, earned = [inventory], []
@@ -87,7 +88,7 @@ def rewards_of(venue: Venue, scores: Tensor, reward: Reward) -> tuple[Tensor, Te
 @pytest.mark.filterwarnings("ignore:.*normalized space:UserWarning")
 @pytest.mark.parametrize(("market", "order"), CASES)
 def test_gymnasium_finds_nothing_wrong(market: Market, order: Order) -> None:
-    env = gymnasium.make("flowoe_lib.gym:flowoe/Execution-v0", market=market, order=order)
+    env = gymnasium.make("flowoe_lib.execution.environment:flowoe/Execution-v0", market=market, order=order)
     check_env(env.unwrapped, skip_render_check=True)
 
 
@@ -127,11 +128,11 @@ def test_one_order_and_many_earn_the_same(market: Market, order: Order, reward: 
         np.testing.assert_allclose(observed, first[i], atol=1e-5)
         for k in range(N - 1):
             observed, earned, terminated, truncated, _ = env.step(scores[k, i : i + 1].numpy())
-            seen, rewards, dones, infos = batched[k]
-            assert isinstance(seen, np.ndarray)
+            obs, rewards, dones, infos = batched[k]
+            assert isinstance(obs, np.ndarray)
             assert earned / unit == pytest.approx(float(rewards[i]), abs=2e-4)
             assert (terminated, truncated) == (bool(dones[i]), False) == (k == N - 2, False)
-            ending = infos[i]["terminal_observation"] if terminated else seen[i]
+            ending = infos[i]["terminal_observation"] if terminated else obs[i]
             np.testing.assert_allclose(observed, ending, atol=1e-5)
 
 
@@ -144,7 +145,7 @@ def test_rewards_sum_to_what_execute_accounts_for(market: Market, order: Order) 
         realised_utility: done.pnl_bps - order.risk_aversion * done.risk,
     }
     for reward, expected in totals.items():
-        earned, held = rewards_of(Venue(paths, market, order), scores, reward)
+        earned, held = rewards_of(OrderSimulation(paths, market, order), scores, reward)
         torch.testing.assert_close(earned.sum(0), expected, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(held[:-1], done.inventory[:-2])
 
@@ -153,7 +154,7 @@ def test_rewards_sum_to_what_execute_accounts_for(market: Market, order: Order) 
 def test_advantages_telescope_on_every_path(market: Market, order: Order) -> None:
     market, order = map_tensors(Tensor.double, market), map_tensors(Tensor.double, order)
     scores, paths = random_scores(200).double(), days(market, 200)
-    venue = Venue(paths, market, order)
+    venue = OrderSimulation(paths, market, order)
     earned, _ = rewards_of(venue, scores, advantage_over_twap)
     done = execute(replay(scores), paths, market, order, generator(0, "unused"))
     held = done.inventory
@@ -168,14 +169,14 @@ def test_advantages_telescope_on_every_path(market: Market, order: Order) -> Non
 def test_advantages_sum_to_the_gain_over_twap_in_expectation(market: Market, order: Order) -> None:
     paths = days(market, 20_000)
 
-    def reactive(seen: Observation, noise: Tensor) -> Tensor:
-        surprise = (seen.variance / market.heston.theta).clamp_min(1e-3).log() + seen.log_depth
-        return fraction_of_score(0.5 * surprise.expand_as(noise), N - seen.k)
+    def reactive(obs: Observation, noise: Tensor) -> Tensor:
+        surprise = (obs.variance / market.heston.theta).clamp_min(1e-3).log() + obs.log_depth
+        return fraction_of_score(0.5 * surprise.expand_as(noise), N - obs.k)
 
     done, even = (
         execute(p, paths, market, order, generator(0, "unused")).utility_bps(order) for p in (reactive, twap)
     )
-    venue, inventory, total = Venue(paths, market, order), torch.ones(20_000), torch.zeros(20_000)
+    venue, inventory, total = OrderSimulation(paths, market, order), torch.ones(20_000), torch.zeros(20_000)
     for k in range(N - 1):
         fraction = reactive(venue.observe(k, inventory), inventory)
         score = torch.logit(fraction) + torch.log(torch.tensor(N - k - 1.0))
@@ -189,7 +190,7 @@ def test_advantages_sum_to_the_gain_over_twap_in_expectation(market: Market, ord
 @pytest.mark.parametrize(("market", "order"), CASES)
 def test_the_twap_trade_earns_nothing_over_twap(market: Market, order: Order) -> None:
     earned, _ = rewards_of(
-        Venue(days(market, 100), market, order), torch.zeros(N - 1, 100), advantage_over_twap
+        OrderSimulation(days(market, 100), market, order), torch.zeros(N - 1, 100), advantage_over_twap
     )
     assert earned.abs().max() < 1e-4
 
@@ -202,7 +203,7 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
 ) -> None:
     n = 40_000
     paths = days(market, n, seed=11)
-    venue = Venue(paths, market, order)
+    venue = OrderSimulation(paths, market, order)
     q = torch.rand(n, generator=generator(1, "inventory"))
     start, left = k + ahead, q
     simulated = torch.zeros(n)
@@ -219,7 +220,7 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
 
 
 def test_value_of_twap_in_the_last_bucket_is_exact() -> None:
-    venue, q = Venue(days(RICH, 50), RICH, BUY), torch.rand(50)
+    venue, q = OrderSimulation(days(RICH, 50), RICH, BUY), torch.rand(50)
     left, *costs = venue.fill(N - 1, q, q)
     sold = venue.book(N - 1, torch.stack((q, left)), *costs).utility_bps(BUY)
     torch.testing.assert_close(twap_value(venue, N - 1, N - 1, q), sold)
@@ -244,7 +245,9 @@ def test_advantages_do_not_depend_on_what_comes_later() -> None:
         log_depth=spliced("log_depth"),
     )
     scores = random_scores(50)
-    mine, theirs = (rewards_of(Venue(p, RICH, SELL), scores, advantage_over_twap)[0] for p in (now, changed))
+    mine, theirs = (
+        rewards_of(OrderSimulation(p, RICH, SELL), scores, advantage_over_twap)[0] for p in (now, changed)
+    )
     torch.testing.assert_close(mine[: k + 1], theirs[: k + 1], rtol=0, atol=0)
     assert not torch.allclose(mine[k + 1 :], theirs[k + 1 :])
 
@@ -253,10 +256,10 @@ def test_orders_of_different_conditions_share_a_tensor() -> None:
     levels = torch.tensor([1e-4, 4e-4, 2e-3])
     mixed = dataclasses.replace(PLAIN, heston=dataclasses.replace(PLAIN.heston, theta=levels))
     paths, scores = days(mixed, 3), random_scores(3)
-    together = rewards_of(Venue(paths, mixed, SELL), scores, advantage_over_twap)[0]
+    together = rewards_of(OrderSimulation(paths, mixed, SELL), scores, advantage_over_twap)[0]
     for i, theta in enumerate(levels):
         alone = dataclasses.replace(PLAIN, heston=dataclasses.replace(PLAIN.heston, theta=theta))
-        venue = Venue(only(paths, i), alone, SELL)
+        venue = OrderSimulation(only(paths, i), alone, SELL)
         earned = rewards_of(venue, scores[:, i : i + 1], advantage_over_twap)[0]
         torch.testing.assert_close(earned[:, 0], together[:, i], rtol=1e-4, atol=1e-4)
     env = ExecutionVecEnv(mixed, SELL, 3, N, 3)
@@ -297,7 +300,7 @@ def test_an_order_is_sold_when_it_ends_and_then_needs_a_reset() -> None:
 
 
 def test_scores_beyond_the_limit_count_as_at_the_limit() -> None:
-    venue = Venue(days(PLAIN, 2), PLAIN, SELL)
+    venue = OrderSimulation(days(PLAIN, 2), PLAIN, SELL)
     pair = [
         advance(venue, 0, torch.ones(2), s * torch.tensor([1.0, -1.0]), controlled_utility)
         for s in (1e6, ACTION_LIMIT)
@@ -344,13 +347,13 @@ def test_observations_stay_in_their_space_whatever_the_type_of_an_action() -> No
     env = ExecutionEnv(n_buckets=N)
     env.reset(seed=0)
     for _ in range(2):
-        seen, *_ = env.step(np.array([0.5]))
-        assert env.observation_space.contains(seen)
+        obs, *_ = env.step(np.array([0.5]))
+        assert env.observation_space.contains(obs)
 
 
 def test_a_reward_of_ones_own_is_a_function() -> None:
-    def sold(venue: Venue, k: int, booked: Execution) -> Tensor:
+    def sold(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
         return booked.inventory[0] - booked.inventory[1]
 
-    earned, _ = rewards_of(Venue(days(PLAIN, 4), PLAIN, SELL), random_scores(4), sold)
+    earned, _ = rewards_of(OrderSimulation(days(PLAIN, 4), PLAIN, SELL), random_scores(4), sold)
     torch.testing.assert_close(earned.sum(0), torch.ones(4))

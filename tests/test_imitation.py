@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowoe_lib.execution import Observation, Policy, execute, score_of_fraction
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS, Experts
-from flowoe_lib.experts.schedules import Schedule, expected_utility, static_optimal, twap
-from flowoe_lib.features import FEATURES, action_unit
-from flowoe_lib.flow import FlowPolicy
-from flowoe_lib.imitation import demonstrate, expert_weights, imitate, nearest_expert
-from flowoe_lib.market import Condition, Heston, Market, Order, PreTrade, batch, scalar
+from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
+from flowoe_lib.execution.features import FEATURES, action_unit
+from flowoe_lib.market.batching import batch
+from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, Experts
+from flowoe_lib.policies.flow import FlowPolicy
+from flowoe_lib.policies.schedules import Schedule, expected_utility, static_optimal, twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
+from flowoe_lib.training.imitation import demonstrate, expert_weights, imitate, nearest_expert
 
 N = 13
 
@@ -66,11 +68,11 @@ def planned_scores(c: Condition) -> Tensor:
 
 @pytest.mark.parametrize("spread", [0.0, 0.7])
 def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: float) -> None:
-    shown = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, spread=spread)
+    demonstrations = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, spread=spread)
     shape = (2, N - 1, len(CONDITIONS), 20)
     # Actions are scores in units of what is at stake in the condition.
     units = torch.stack([action_unit(PreTrade.of(c.market, c.order)) for c in CONDITIONS])
-    scores = shown.actions.reshape(shape) * units[:, None]
+    scores = demonstrations.actions.reshape(shape) * units[:, None]
     for i, c in enumerate(CONDITIONS):
         torch.testing.assert_close(
             scores[0, :, i], planned_scores(c)[:, None].expand(-1, 20), rtol=0, atol=1e-4
@@ -78,7 +80,7 @@ def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: floa
     torch.testing.assert_close(scores[1], torch.zeros(shape[1:]), rtol=0, atol=1e-4)
     # The states are those the expert meets, on its own course or scattered around it.
     column = FEATURES.index("inventory")
-    inventory = (shown.observed.reshape(*shape, -1)[..., column] + 1) / 2
+    inventory = (demonstrations.observed.reshape(*shape, -1)[..., column] + 1) / 2
     even = torch.linspace(1, 1 / N, N)[:-1]
     assert (inventory[:, 0] == 1).all()
     if spread == 0:
@@ -89,9 +91,9 @@ def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: floa
 
 def test_samples_weigh_by_the_expert_s_utility_in_their_condition() -> None:
     names = ("twap", "almgren_chriss", "static_optimal")
-    shown = demonstrate(some(*names), CONDITIONS, 4000, N, seed=2, sharpness=2.0)
-    assert float(shown.weights.mean()) == pytest.approx(1, abs=1e-5)
-    weights = shown.weights.reshape(3, N - 1, len(CONDITIONS), 4000)
+    demonstrations = demonstrate(some(*names), CONDITIONS, 4000, N, seed=2, sharpness=2.0)
+    assert float(demonstrations.weights.mean()) == pytest.approx(1, abs=1e-5)
+    weights = demonstrations.weights.reshape(3, N - 1, len(CONDITIONS), 4000)
     even = torch.linspace(1, 0, N + 1, dtype=torch.float64)
     for i, c in enumerate(CONDITIONS):
         plans = [even, *(SCHEDULE_EXPERTS[name]([c], 1, N) for name in names[1:])]
@@ -110,8 +112,8 @@ def test_samples_weigh_by_the_expert_s_utility_in_their_condition() -> None:
 
 
 def test_one_expert_is_reproduced() -> None:
-    shown = demonstrate(some("static_optimal"), CONDITIONS, 300, N, seed=3)
-    learned = imitate(shown, 800, 3, learning_rate=1e-2)
+    demonstrations = demonstrate(some("static_optimal"), CONDITIONS, 300, N, seed=3)
+    learned = imitate(demonstrations, 800, 3, learning_rate=1e-2)
     market, order = batch(CONDITIONS, 1000)
     paths = simulate(market, 3000, N, generator(4, "test"))
     expert = SCHEDULE_EXPERTS["static_optimal"](CONDITIONS, 1000, N)
@@ -142,8 +144,8 @@ def test_shares_count_the_decisions_near_each_expert() -> None:
     experts = some("twap", "static_optimal")
     optimal = experts["static_optimal"](CONDITIONS, 50, N)
 
-    def changing(seen: Observation, noise: Tensor) -> Tensor:
-        return (twap if seen.k < 3 else optimal)(seen, noise)
+    def changing(obs: Observation, noise: Tensor) -> Tensor:
+        return (twap if obs.k < 3 else optimal)(obs, noise)
 
     share = nearest_expert(changing, experts, CONDITIONS, 50, N, seed=5)
     torch.testing.assert_close(share[:, 0], torch.full((3,), 3 / (N - 1)))
@@ -152,10 +154,10 @@ def test_shares_count_the_decisions_near_each_expert() -> None:
 
 def test_training_is_determined_by_its_seeds() -> None:
     def weights(seed: int, shown_seed: int) -> Sequence[Tensor]:
-        shown = demonstrate(some("twap", "replanned"), CONDITIONS[:1], 20, N, seed=shown_seed)
-        learned = imitate(shown, 5, seed)
+        demonstrations = demonstrate(some("twap", "replanned"), CONDITIONS[:1], 20, N, seed=shown_seed)
+        learned = imitate(demonstrations, 5, seed)
         assert len(learned.curves["loss"]) == 5
-        return [*learned.field.parameters(), shown.observed]
+        return [*learned.field.parameters(), demonstrations.observed]
 
     first, again, other, elsewhere = weights(1, 1), weights(1, 1), weights(2, 1), weights(1, 2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -9,17 +9,18 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from flowoe_lib.claims import wins
-from flowoe_lib.inference import (
+from flowoe_lib.evaluation.intervals import Z95
+from flowoe_lib.evaluation.scorecard import PathResults, compare
+from flowoe_lib.evaluation.statistics import (
     RESOLUTION,
-    best_set,
     block_intervals,
     bootstrap_intervals,
     holm,
+    model_confidence_set,
     required_paths,
-    superior,
+    spa_pvalue,
 )
-from flowoe_lib.scorecard import Z95, Outcome, compare
+from flowoe_lib.studies.claims import wins
 
 
 def normals(*shape: int, seed: int) -> Tensor:
@@ -43,8 +44,8 @@ def of_p_values(*p: float) -> pd.DataFrame:
     return comparisons("utility", [float(norm.isf(x)) for x in p])
 
 
-def outcome(pnl: Tensor) -> Outcome:
-    return Outcome(pnl, pnl, pnl, pnl, 0.0)
+def outcome(pnl: Tensor) -> PathResults:
+    return PathResults(pnl, pnl, pnl, pnl, 0.0)
 
 
 def test_holm_by_hand() -> None:
@@ -208,32 +209,36 @@ def test_two_policies_get_the_p_value_of_the_paired_test() -> None:
     a = normals(1000, seed=9)
     for z in (0.5, 1.5, 2.5):
         b = a + (noise - noise.mean()) / noise.std() + z / 1000**0.5
-        table = best_set({"a": a, "b": b}, 2000, 1).set_index("policy")
+        table = model_confidence_set({"a": a, "b": b}, 2000, 1).set_index("policy")
         # The standard deviation of a share p of 2000 draws is below .012.
         assert table["p"]["a"] == pytest.approx(2 * norm.sf(z), abs=0.03)
         assert table["p"]["b"] == 1
-        assert superior(a, {"b": b}, 2000, 1) == pytest.approx(norm.sf(z), abs=0.03)
-        assert superior(b, {"a": a}, 2000, 1) == 1
+        assert spa_pvalue(a, {"b": b}, 2000, 1) == pytest.approx(norm.sf(z), abs=0.03)
+        assert spa_pvalue(b, {"a": a}, 2000, 1) == 1
 
 
 def test_the_set_keeps_the_best_and_drops_the_clearly_worse() -> None:
     day = 20 * normals(1000, seed=10)
     best, close, worse = (day + shift + normals(1000, seed=s) for shift, s in ((0, 1), (-0.01, 2), (-1, 3)))
-    table = best_set({"worse": worse, "best": best, "close": close}, 300, 1)
+    table = model_confidence_set({"worse": worse, "best": best, "close": close}, 300, 1)
     assert list(table.columns) == ["policy", "p", "in_set"]
     assert list(table["policy"]) == ["worse", "best", "close"]
     assert list(table["in_set"]) == [False, True, True]
     assert table["p"].max() == 1
-    pd.testing.assert_frame_equal(table, best_set({"worse": worse, "best": best, "close": close}, 300, 1))
+    pd.testing.assert_frame_equal(
+        table, model_confidence_set({"worse": worse, "best": best, "close": close}, 300, 1)
+    )
     p = table["p"][2]
-    assert not best_set({"worse": worse, "best": best, "close": close}, 300, 1, level=p)["in_set"][2]
+    assert not model_confidence_set({"worse": worse, "best": best, "close": close}, 300, 1, level=p)[
+        "in_set"
+    ][2]
 
 
 def test_the_best_stays_in_the_set_as_often_as_promised() -> None:
     kept = []
     for i in range(100):
         x = normals(3, 300, seed=i)
-        kept.append(best_set(dict(zip("abc", x, strict=True)), 100, i, level=0.2)["in_set"][0])
+        kept.append(model_confidence_set(dict(zip("abc", x, strict=True)), 100, i, level=0.2)["in_set"][0])
     # All are best here. Binomial(100, .8) has a standard deviation of .04.
     assert np.mean(kept) > 0.7
 
@@ -242,23 +247,25 @@ def test_the_best_stays_in_the_set_as_often_as_promised() -> None:
 def test_identical_policies_share_their_place(apart: float) -> None:
     a = normals(1000, seed=11)
     twin = a + apart * normals(1000, seed=12)
-    assert list(best_set({"a": a, "twin": twin}, 100, 1)["p"]) == [1, 1]
+    assert list(model_confidence_set({"a": a, "twin": twin}, 100, 1)["p"]) == [1, 1]
     worse = a - 1 + normals(1000, seed=13)
-    table = best_set({"worse": worse, "a": a, "twin": twin, "again": worse + apart}, 100, 1)
+    table = model_confidence_set({"worse": worse, "a": a, "twin": twin, "again": worse + apart}, 100, 1)
     assert list(table["in_set"]) == [False, True, True, False]
-    assert superior(a, {"twin": twin}, 100, 1) == 1
+    assert spa_pvalue(a, {"twin": twin}, 100, 1) == 1
     better = normals(1000, seed=14) + 1
-    assert superior(a, {"twin": twin, "better": better}, 200, 1) == superior(a, {"better": better}, 200, 1)
+    assert spa_pvalue(a, {"twin": twin, "better": better}, 200, 1) == spa_pvalue(
+        a, {"better": better}, 200, 1
+    )
 
 
 def test_constant_differences_are_certain() -> None:
     flat = torch.full((50,), -3.0)
     ladder = {"low": flat - 2, "high": flat, "middle": flat - 1, "twin": flat.clone()}
-    assert list(best_set(ladder, 100, 1)["p"]) == [0, 1, 0, 1]
-    assert superior(flat, {"middle": flat - 1}, 100, 1) == 1
-    assert superior(flat - 1, {"high": flat, "low": flat - 2}, 100, 1) == 0
+    assert list(model_confidence_set(ladder, 100, 1)["p"]) == [0, 1, 0, 1]
+    assert spa_pvalue(flat, {"middle": flat - 1}, 100, 1) == 1
+    assert spa_pvalue(flat - 1, {"high": flat, "low": flat - 2}, 100, 1) == 0
     a = normals(500, seed=15)
-    assert list(best_set({"a": a, "less": a - 1, "other": -a + 0.01}, 100, 1)["in_set"]) == [
+    assert list(model_confidence_set({"a": a, "less": a - 1, "other": -a + 0.01}, 100, 1)["in_set"]) == [
         True,
         False,
         True,
@@ -268,8 +275,8 @@ def test_constant_differences_are_certain() -> None:
 def test_superior_is_small_where_the_benchmark_is_clearly_beaten() -> None:
     day = 20 * normals(1000, seed=16)
     rivals = {str(i): day + normals(1000, seed=i) for i in range(3)}
-    assert superior(day - 0.5 + normals(1000, seed=17), rivals, 200, 1) < 0.01
-    assert superior(day + 0.5 + normals(1000, seed=17), rivals, 200, 1) == 1
+    assert spa_pvalue(day - 0.5 + normals(1000, seed=17), rivals, 200, 1) < 0.01
+    assert spa_pvalue(day + 0.5 + normals(1000, seed=17), rivals, 200, 1) == 1
 
 
 def test_superior_allows_for_the_number_of_policies() -> None:
@@ -279,7 +286,7 @@ def test_superior_allows_for_the_number_of_policies() -> None:
     # The first has the largest z-score but the smallest mean: only a studentised test sees it.
     scale = torch.tensor([0.01, 1.0, 10.0, 100.0])
     gains = scale * ((x - x.mean(0)) / x.std(0) + z / 2000**0.5)
-    p = superior(nothing, {str(i): gain for i, gain in enumerate(gains.T)}, 3000, 1)
+    p = spa_pvalue(nothing, {str(i): gain for i, gain in enumerate(gains.T)}, 3000, 1)
     assert p == pytest.approx(1 - norm.cdf(1.9) ** 4, abs=0.02)
 
 
@@ -297,22 +304,22 @@ def test_resampling_refuses(a: Tensor, b: Tensor, reps: int, message: str) -> No
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals(a, b, reps, 1)
     with pytest.raises(ValueError, match=message):
-        best_set({"a": a, "b": b}, reps, 1)
+        model_confidence_set({"a": a, "b": b}, reps, 1)
     with pytest.raises(ValueError, match=message):
-        superior(a, {"b": b}, reps, 1)
+        spa_pvalue(a, {"b": b}, reps, 1)
 
 
 def test_one_policy_is_no_comparison() -> None:
     with pytest.raises(ValueError, match="must be two or more"):
-        best_set({"a": torch.ones(5)}, 100, 1)
+        model_confidence_set({"a": torch.ones(5)}, 100, 1)
     with pytest.raises(ValueError, match="must be two or more"):
-        superior(torch.ones(5), {}, 100, 1)
+        spa_pvalue(torch.ones(5), {}, 100, 1)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
 def test_the_set_needs_a_level(level: float) -> None:
     with pytest.raises(ValueError, match=rf"level = {level}: must be in \(0, 1\)"):
-        best_set({"a": torch.ones(5), "b": torch.zeros(5)}, 100, 1, level)
+        model_confidence_set({"a": torch.ones(5), "b": torch.zeros(5)}, 100, 1, level)
 
 
 def overlapping(seed: int, n: int = 4000, span: int = 6) -> pd.DataFrame:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROOF = "01_environment_calibration"
 """The notebook that the mutation proof runs: cheap, with a checked table of estimates."""
-CONSTANT = ("calibration.py", "QUANTILES = (0.5, 0.975, 0.999)", "QUANTILES = (0.5, 0.95, 0.999)")
+CONSTANT = ("data/calibration.py", "QUANTILES = (0.5, 0.975, 0.999)", "QUANTILES = (0.5, 0.95, 0.999)")
 """The library constant that the proof alters: how rare a stressed day is."""
 CHECKED, CHECKED_TAG = "# NBVAL_CHECK_OUTPUT", "nbval-check-output"
 
@@ -110,7 +110,7 @@ def sample() -> Json:
     """A notebook without problems; its one checked cell prints a constant of the library."""
     cells = [
         cell(1, 'PROFILE = "full"', tag="parameters"),
-        cell(2, "%time from flowoe_lib.calibration import QUANTILES"),
+        cell(2, "%time from flowoe_lib.data.calibration import QUANTILES"),
         cell(3, f"{CHECKED}\nprint(QUANTILES)", printed("(0.5, 0.975, 0.999)\n")),
     ]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}

@@ -11,24 +11,16 @@ from numpy.typing import NDArray
 from scipy.linalg import expm
 from scipy.stats import gamma, norm
 
-from flowoe_lib.execution import Policy, Venue, execute
-from flowoe_lib.experts.almgren_chriss import replanned
-from flowoe_lib.experts.schedules import Schedule, expected_utility, static_optimal
-from flowoe_lib.market import (
-    BPS,
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    Regimes,
-    averaged,
-    map_tensors,
-    scalar,
-)
-from flowoe_lib.oracle import Oracle, capture_interval, solve
+from flowoe_lib.evaluation.intervals import capture_interval
+from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.oracle import Oracle, solve_oracle
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import Schedule, expected_utility, static_optimal
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, simulate
 
 Array = NDArray[np.float64]
 
@@ -75,7 +67,7 @@ def mean_and_error(
 
     Schedules, whose expected utility is known exactly, take most of the sampling error away.
     """
-    plain = averaged(market)
+    plain = moment_matched(market)
     best = static_optimal(plain, order, paths.n_buckets).inventory
     schedules = [best, best**2, torch.linspace(1, 0, paths.n_buckets + 1).double()]
     errors = torch.stack(
@@ -166,7 +158,7 @@ def enumerated(market: Market, order: Order, actions: int, draws: tuple[int, int
 )
 def test_three_buckets_match_exhaustive_enumeration(changes: Any, draws: tuple[int, int, int]) -> None:
     market, order = condition(**changes)
-    value = solve(market, order, 3).value_bps
+    value = solve_oracle(market, order, 3).value_bps
     coarse, fine = (enumerated(market, order, actions, draws) for actions in (20, 60))
     # What coarse trades lose falls with the square of their spacing.
     assert value == pytest.approx(fine + (fine - coarse) / 8, rel=3e-4)
@@ -188,7 +180,7 @@ def test_three_buckets_match_exhaustive_enumeration(changes: Any, draws: tuple[i
 )
 def test_constant_variance_gives_the_static_optimum(changes: Any) -> None:
     market, order = condition(cv=0.01, **changes)
-    oracle, static = solve(market, order, 20), static_optimal(market, order, 20)
+    oracle, static = solve_oracle(market, order, 20), static_optimal(market, order, 20)
     best = exact_utility(market, order, static.inventory)
     assert oracle.value_bps == pytest.approx(best, rel=2e-5)
     paths = simulate(market, 50, 20, generator(0, "constant"))
@@ -198,7 +190,7 @@ def test_constant_variance_gives_the_static_optimum(changes: Any) -> None:
 
 def test_a_risk_neutral_order_in_a_flat_market_is_twap() -> None:
     market, order = condition(risk_aversion=0.0)
-    oracle = solve(market, order, 13)
+    oracle = solve_oracle(market, order, 13)
     even = torch.linspace(1, 0, 14)
     assert oracle.value_bps == pytest.approx(exact_utility(market, order, even), rel=1e-6)
     share = 1 / torch.arange(13, 1, -1, dtype=torch.float64)
@@ -209,7 +201,9 @@ def test_value_converges_at_order_four_as_every_grid_doubles() -> None:
     """The error of cubic splines: each step towards the limit is a sixteenth of the one before."""
     market, order = condition(depth_sd=0.5)
     coarse, middle, fine = (
-        solve(market, order, 7, inventory_nodes=10 * m + 1, variance_nodes=6 * m + 1, depth_nodes=6 * m + 1)
+        solve_oracle(
+            market, order, 7, inventory_nodes=10 * m + 1, variance_nodes=6 * m + 1, depth_nodes=6 * m + 1
+        )
         for m in (1, 2, 4)
     )
     steps = middle.value_bps - coarse.value_bps, fine.value_bps - middle.value_bps
@@ -229,7 +223,7 @@ def test_value_converges_at_order_four_as_every_grid_doubles() -> None:
 )
 def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_buckets: int) -> None:
     market, order = condition(**changes)
-    oracle, static = solve(market, order, n_buckets), static_optimal(market, order, n_buckets)
+    oracle, static = solve_oracle(market, order, n_buckets), static_optimal(market, order, n_buckets)
     paths = simulate(market, 8000, n_buckets, generator(1, "oracle"))
     ours = utility(oracle, paths, market, order)
     for rival in (static, replanned):
@@ -241,7 +235,7 @@ def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_
 
 
 def test_trades_faster_when_variance_or_depth_is_high() -> None:
-    table = solve(*condition(depth_sd=0.5), 13).fraction[:, 1:]
+    table = solve_oracle(*condition(depth_sd=0.5), 13).fraction[:, 1:]
     assert bool((table.diff(dim=2) > -1e-3).all())
     assert bool((table[:, -1].diff(dim=1) >= 0).all())
     # The depth axis runs from the deepest node to the thinnest.
@@ -251,17 +245,17 @@ def test_trades_faster_when_variance_or_depth_is_high() -> None:
 
 def test_value_keeps_the_symmetries_of_the_problem() -> None:
     market, order = condition(cv=1.6, drift=0.3)
-    value = solve(market, order, 13).value_bps
-    bought = solve(
+    value = solve_oracle(market, order, 13).value_bps
+    bought = solve_oracle(
         dataclasses.replace(market, drift=-market.drift), dataclasses.replace(order, side=-order.side), 13
     )
     assert bought.value_bps == pytest.approx(value)
     # Twice the volatility at half the risk aversion is the same problem in doubled units.
-    doubled = solve(*condition(vol=0.04, risk_aversion=2.5e-4, cv=1.6, drift=0.3), 13)
+    doubled = solve_oracle(*condition(vol=0.04, risk_aversion=2.5e-4, cv=1.6, drift=0.3), 13)
     assert doubled.value_bps == pytest.approx(2 * value, rel=1e-6)
     # Linear permanent impact costs half its total whatever is done.
     free = dataclasses.replace(market, impact=dataclasses.replace(market.impact, gamma=scalar(0.0)))
-    assert solve(free, order, 13).value_bps - value == pytest.approx(
+    assert solve_oracle(free, order, 13).value_bps - value == pytest.approx(
         market.permanent_cost_bps(order.size).item() / 2, rel=1e-6
     )
 
@@ -269,28 +263,28 @@ def test_value_keeps_the_symmetries_of_the_problem() -> None:
 @pytest.mark.parametrize("drift", [0.05, -0.03])
 def test_what_is_left_of_an_order_is_worked_like_a_smaller_order(drift: float) -> None:
     """J(q; size, lambda) = q J(1; q size, q lambda) when permanent impact is linear."""
-    whole = solve(*condition(drift=drift), 13).fraction
+    whole = solve_oracle(*condition(drift=drift), 13).fraction
     for node in (2, 4, 8, 16, 32):
         left = (node / 40) ** 2
-        rest = solve(*condition(drift=drift, size=0.1 * left, risk_aversion=5e-4 * left), 13).fraction
+        rest = solve_oracle(*condition(drift=drift, size=0.1 * left, risk_aversion=5e-4 * left), 13).fraction
         assert torch.allclose(whole[:, node], rest[:, -1], atol=1e-2)
 
 
 def test_one_bucket_sells_everything_at_once() -> None:
     market, order = condition(depth_sd=0.5)
-    oracle = solve(market, order, 1)
+    oracle = solve_oracle(market, order, 1)
     assert oracle.value_bps == pytest.approx(exact_utility(market, order, torch.tensor([1.0, 0.0])), rel=1e-6)
 
 
 def test_a_batch_a_day_of_other_buckets_and_empty_grids_are_refused() -> None:
     market, order = condition()
     with pytest.raises(ValueError, match=r"shape \[2\]"):
-        solve(market, Order(order.size.expand(2), order.risk_aversion), 5)
+        solve_oracle(market, Order(order.size.expand(2), order.risk_aversion), 5)
     with pytest.raises(ValueError, match="0 buckets"):
-        solve(market, order, 0)
+        solve_oracle(market, order, 0)
     with pytest.raises(ValueError, match="3 nodes"):
-        solve(market, order, 5, depth_nodes=3)
-    oracle: Oracle = solve(market, order, 5)
+        solve_oracle(market, order, 5, depth_nodes=3)
+    oracle: Oracle = solve_oracle(market, order, 5)
     with pytest.raises(ValueError, match="oracle of 5 buckets met a day of 6"):
         execute(oracle, simulate(market, 2, 6, generator(0)), market, order, generator(0))
 
@@ -310,13 +304,13 @@ def on_a_grid(market: Market, order: Order, actions: int) -> float:
     permanent = 1e4 * gamma_ * math.sqrt(theta) * phi * sold * (kept + sold / 2)
     risk = float(order.risk_aversion) * 1e8 * theta * dt * kept**2
     drift = float(order.side * market.drift) * dt * kept
-    value = np.stack([-cost * temporary[:, 0] - permanent[:, 0] for cost in (1, float(r.cost))])
+    value = np.stack([-cost * temporary[:, 0] - permanent[:, 0] for cost in (1, float(r.cost_multiplier))])
     for _ in range(3):
         ahead = chain @ value
         worth = [
             np.where(q[:, None] >= q, drift - cost * temporary - permanent - raised * risk + later, -np.inf)
             for cost, raised, later in zip(
-                (1, float(r.cost)), (1, float(r.volatility) ** 2), ahead, strict=True
+                (1, float(r.cost_multiplier)), (1, float(r.volatility_multiplier) ** 2), ahead, strict=True
             )
         ]
         value = np.max(worth, axis=2)
@@ -330,7 +324,7 @@ def test_four_buckets_of_regimes_match_dynamic_programming_on_a_grid(
 ) -> None:
     calm, order = condition(cv=0.01, drift=drift)
     market = with_regimes(calm, *regimes)
-    value, best = solve(market, order, 4).value_bps, on_a_grid(market, order, 400)
+    value, best = solve_oracle(market, order, 4).value_bps, on_a_grid(market, order, 400)
     assert value == pytest.approx(best, rel=1e-4)
 
 
@@ -347,7 +341,7 @@ def test_value_in_regimes_is_its_simulated_utility_and_above_that_of_who_sees_no
 ) -> None:
     calm, order = condition(**changes)
     market = with_regimes(calm, *regimes)
-    oracle, blind = solve(market, order, 39), solve(averaged(market), order, 39)
+    oracle, blind = solve_oracle(market, order, 39), solve_oracle(moment_matched(market), order, 39)
     paths = simulate(market, 8000, 39, generator(2, "regimes"))
     ours = utility(oracle, paths, market, order)
     gap = ours - utility(blind, paths, market, order)
@@ -359,9 +353,9 @@ def test_value_in_regimes_is_its_simulated_utility_and_above_that_of_who_sees_no
 
 def test_regimes_that_are_alike_or_never_come_change_nothing() -> None:
     market, order = condition(drift=0.1)
-    plain = solve(market, order, 13)
-    alike = solve(with_regimes(market, 1.0, 1 + 1e-6, 2.0, 6.0), order, 13)
-    never = solve(with_regimes(market, 2.0, 3.0, 1e-7, 6.0), order, 13)
+    plain = solve_oracle(market, order, 13)
+    alike = solve_oracle(with_regimes(market, 1.0, 1 + 1e-6, 2.0, 6.0), order, 13)
+    never = solve_oracle(with_regimes(market, 2.0, 3.0, 1e-7, 6.0), order, 13)
     assert alike.value_bps == pytest.approx(plain.value_bps, rel=1e-5)
     assert torch.allclose(alike.fraction, plain.fraction.expand_as(alike.fraction), atol=1e-3)
     assert never.value_bps == pytest.approx(plain.value_bps, rel=1e-5)
@@ -372,24 +366,24 @@ def test_regimes_that_are_alike_or_never_come_change_nothing() -> None:
 def test_the_regime_is_read_off_depth_and_its_volatility_taken_out_of_variance(cost: float) -> None:
     market, order = condition()
     market = with_regimes(market, 2.0, cost, 2.0, 6.0)
-    oracle = solve(market, order, 5)
+    oracle = solve_oracle(market, order, 5)
     node = torch.tensor([4, 9, 14, 4, 9, 14])
     stressed = torch.tensor([0, 0, 0, 1, 1, 1])
-    seen = dataclasses.replace(
-        Venue(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
+    obs = dataclasses.replace(
+        OrderSimulation(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
         variance=oracle.variance_max * (node / 24).square() * (1 + 3 * stressed),
         log_depth=-math.log(cost) / market.impact.beta * stressed,
     )
-    answer = oracle(seen, torch.zeros(6)).double()
+    answer = oracle(obs, torch.zeros(6)).double()
     assert torch.allclose(answer, oracle.fraction[2, -1, node, stressed], atol=1e-5)
 
 
 def test_regimes_beside_random_depth_or_of_one_cost_are_refused() -> None:
     market, order = condition(depth_sd=0.5)
     with pytest.raises(ValueError, match=r"Liquidity\.depth_sd .* Market\.regimes"):
-        solve(with_regimes(market, 2.0, 3.0, 2.0, 6.0), order, 5)
-    with pytest.raises(ValueError, match=r"Regimes\.cost = 1"):
-        solve(with_regimes(condition()[0], 2.0, 1.0, 2.0, 6.0), order, 5)
+        solve_oracle(with_regimes(market, 2.0, 3.0, 2.0, 6.0), order, 5)
+    with pytest.raises(ValueError, match=r"Regimes\.cost_multiplier = 1"):
+        solve_oracle(with_regimes(condition()[0], 2.0, 1.0, 2.0, 6.0), order, 5)
 
 
 def test_capture_by_hand() -> None:

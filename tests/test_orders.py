@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowoe_lib import order_report
-from flowoe_lib.data import Bars, BarsError, load_bars
-from flowoe_lib.estimates import Estimated, estimate
-from flowoe_lib.execution import Observation, execute
-from flowoe_lib.market import Heston, Liquidity, Market, Order, scalar
-from flowoe_lib.order_charts import day_figure, order_frontier_figure, schedule_figure
-from flowoe_lib.orders import Capped, OrderError, Ticket, plan
+from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.desk import report as order_report
+from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
+from flowoe_lib.desk.market_estimates import Estimated, estimate
+from flowoe_lib.desk.planner import OrderError, ParticipationCap, Ticket, plan_order
+from flowoe_lib.execution.execution import Observation, execute
+from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
+from flowoe_lib.market.simulator import simulate
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import simulate
-from flowoe_lib.trained import load
-from flowoe_lib.workspace import Workspace
-from flowoe_lib.worlds import BUCKETS_REACH, REACH
+from flowoe_lib.store import Workspace
+from flowoe_lib.training.pretrained import load_pretrained
 
-TRAINED = load()
+TRAINED = load_pretrained()
 SESSION = ("09:30", "16:00")
 SIGMA, ADV = 0.02, 4e6
 
@@ -137,14 +137,14 @@ def test_long_bars_tell_nothing_of_the_motion_within_the_day() -> None:
 
 
 def test_a_volume_given_is_the_one_used_and_shown() -> None:
-    made = plan(daily(volume=0.0), Ticket("buy", 1e5, adv=1e6), n_paths=200)
+    made = plan_order(daily(volume=0.0), Ticket("buy", 1e5, adv=1e6), n_paths=200)
     assert float(made.condition.order.size) == pytest.approx(0.1)
     assert made.estimates.adv == Estimated(1e6, "ticket")
 
 
 def test_a_hidden_drift_is_flagged_where_training_never_met_it() -> None:
     unsure = Ticket("buy", 3e5, drift_bps=20, drift_sd_bps=30)
-    assert [str(d) for d in plan(daily(), unsure, n_paths=200).flags] == [
+    assert [str(d) for d in plan_order(daily(), unsure, n_paths=200).flags] == [
         "cv beside a hidden drift = 1.303: trained on 0.02 to 0.02",
         "drift beside a hidden one = 0.1: trained on 0 to 0",
     ]
@@ -154,7 +154,7 @@ def test_a_hidden_drift_is_flagged_where_training_never_met_it() -> None:
 def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | None) -> None:
     """Cost and risk of TWAP, in units of the day, from the formulas of the impact model."""
     ticket = Ticket("sell", 2e5, start=start, end=end, illiquidity=1.5, beta=0.5)
-    made = plan(daily(), ticket, n_paths=4000)
+    made = plan_order(daily(), ticket, n_paths=4000)
     opens, closes = (0.0, 1.0) if start is None else (30 / 390, 225 / 390)
     n = 39 if start is None else 20
     assert ticket.n_buckets == len(made.schedule) == n
@@ -177,7 +177,7 @@ def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | Non
 
 
 def test_the_plan_is_worked_to_the_end_and_beats_its_benchmarks() -> None:
-    made = plan(daily(), Ticket("buy", 3e5), n_paths=4000)
+    made = plan_order(daily(), Ticket("buy", 3e5), n_paths=4000)
     shares = made.schedule
     assert shares[["low", "median", "high", "twap", "static_optimal"]].iloc[-1].tolist() == [0.0] * 5
     assert (shares["low"] <= shares["median"]).all()
@@ -202,36 +202,38 @@ def test_the_plan_is_worked_to_the_end_and_beats_its_benchmarks() -> None:
 
 
 def test_a_buyer_is_a_mirrored_seller_until_prices_drift() -> None:
-    bought, sold = (plan(daily(), Ticket(side, 3e5), n_paths=1000) for side in ("buy", "sell"))
+    bought, sold = (plan_order(daily(), Ticket(side, 3e5), n_paths=1000) for side in ("buy", "sell"))
     pd.testing.assert_frame_equal(bought.schedule, sold.schedule)
     assert bought.costs["cost_bps"]["twap"] == pytest.approx(sold.costs["cost_bps"]["twap"], rel=1e-6)
-    rising = {side: plan(daily(), Ticket(side, 3e5, drift_bps=60), n_paths=1000) for side in ("buy", "sell")}
+    rising = {
+        side: plan_order(daily(), Ticket(side, 3e5, drift_bps=60), n_paths=1000) for side in ("buy", "sell")
+    }
     halfway = {side: made.schedule["median"].iloc[19] for side, made in rising.items()}
     assert halfway["buy"] < bought.schedule["median"].iloc[19] < halfway["sell"]
 
 
 def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> None:
-    free = plan(daily(), Ticket("sell", 3e5, risk_aversion=4e-5), n_paths=4000).costs
+    free = plan_order(daily(), Ticket("sell", 3e5, risk_aversion=4e-5), n_paths=4000).costs
     limit = 0.7 * free["cost95_bps"]["flow_refined"]
-    made = plan(daily(), Ticket("sell", 3e5, cost_limit_bps=limit), n_paths=8000)
+    made = plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=limit), n_paths=8000)
     assert made.costs.loc["flow_refined", "cost95_bps"] == pytest.approx(limit, rel=0.06)
     assert 4e-5 < float(made.condition.order.risk_aversion) < 4e-3
     assert made.costs.loc["flow_refined", "cost_bps"] > free["cost_bps"]["flow_refined"]
     # A limit that every risk aversion keeps asks for no more than the least.
-    loose = plan(daily(), Ticket("sell", 3e5, cost_limit_bps=1e4), n_paths=500)
+    loose = plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1e4), n_paths=500)
     assert float(loose.condition.order.risk_aversion) == pytest.approx(4e-5, rel=1e-5)
     with pytest.raises(OrderError, match=r"cost_limit_bps = 1: must be at least \d+\.\d, the lowest cost"):
-        plan(daily(), Ticket("sell", 3e5, cost_limit_bps=1), n_paths=500)
+        plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1), n_paths=500)
 
 
 def test_a_cap_is_kept_in_every_bucket_of_every_day() -> None:
-    made = plan(daily(), Ticket("buy", 3e5, participation_cap=0.09), n_paths=1000)
+    made = plan_order(daily(), Ticket("buy", 3e5, participation_cap=0.09), n_paths=1000)
     assert made.schedule["participation_max"].max() <= 0.09 * (1 + 1e-4)
     assert made.schedule["high"].iloc[-1] == 0
-    free = plan(daily(), Ticket("buy", 3e5), n_paths=1000)
+    free = plan_order(daily(), Ticket("buy", 3e5), n_paths=1000)
     assert free.schedule["participation_max"].max() > 0.2
     with pytest.raises(OrderError, match=r"participation_cap = 0\.05: must be at least 0\.075"):
-        plan(daily(), Ticket("buy", 3e5, participation_cap=0.05))
+        plan_order(daily(), Ticket("buy", 3e5, participation_cap=0.05))
 
 
 @given(
@@ -246,11 +248,11 @@ def test_whatever_a_policy_wishes_its_cap_is_kept_and_the_order_is_done(
     market = Market(heston, liquidity=Liquidity(profile_amplitude=scalar(amplitude)))
     order, n = Order(scalar(0.1), scalar(5e-4)), 13
 
-    def wishing(seen: Observation, noise: Tensor) -> Tensor:
+    def wishing(obs: Observation, noise: Tensor) -> Tensor:
         return torch.full_like(noise, wish)
 
     paths = simulate(market, 3, n, generator(1, "test"))
-    held = execute(Capped(wishing, cap), paths, market, order, generator(2, "test")).inventory
+    held = execute(ParticipationCap(wishing, cap), paths, market, order, generator(2, "test")).inventory
     share = -held.diff(dim=0) * 0.1 * n / paths.volume
     assert float(share.max()) <= cap * (1 + 1e-4)
     assert float(held[-1].abs().max()) == 0
@@ -306,30 +308,30 @@ def test_numbers_of_numpy_and_lists_of_times_will_do() -> None:
 
 def test_paths_are_enough_for_a_deviation() -> None:
     with pytest.raises(OrderError, match="n_paths = 1: must be at least 2"):
-        plan(daily(), ticket(), TRAINED, n_paths=1)
+        plan_order(daily(), ticket(), TRAINED, n_paths=1)
 
 
 def test_far_from_training_is_refused_and_near_it_flagged() -> None:
     tried = r"size = 0\.5: trained on 0\.01 to 0\.25, and tried alone from 0\.002 to 0\.4"
     with pytest.raises(OrderError, match=tried):
-        plan(daily(), Ticket("buy", 2e6))
+        plan_order(daily(), Ticket("buy", 2e6))
     with pytest.raises(OrderError, match=r"the order cannot be worked in this market: Order\.size = inf"):
-        plan(daily(), Ticket("buy", 1e300))
+        plan_order(daily(), Ticket("buy", 1e300))
     with pytest.raises(OrderError, match="drift = 1: trained on"):
-        plan(daily(), Ticket("buy", 2e5, drift_bps=200))
+        plan_order(daily(), Ticket("buy", 2e5, drift_bps=200))
     with pytest.raises(OrderError, match=r"volatility = 0\.1: trained on"):
-        plan(daily(sigma=0.1), Ticket("buy", 2e5))
-    made = plan(daily(), Ticket("buy", 1e6, start="10:00", end="15:30"), n_paths=200)
+        plan_order(daily(sigma=0.1), Ticket("buy", 2e5))
+    made = plan_order(daily(), Ticket("buy", 1e6, start="10:00", end="15:30"), n_paths=200)
     size = float(made.condition.order.size)
     assert [str(d) for d in made.flags] == [f"size = {size:.4g}: trained on 0.01 to 0.25"]
     short = Ticket("buy", 2e4, start="10:00", end="10:30")
-    assert short.n_buckets == BUCKETS_REACH[0]
+    assert short.n_buckets == TESTED_BUCKETS[0]
     with pytest.raises(OrderError, match=r"window = 0\.07692: trained on 0\.2 to 1; further"):
-        plan(daily(), short)
+        plan_order(daily(), short)
 
 
 def test_what_is_tried_reaches_beyond_training() -> None:
-    for name, (low, high) in REACH.items():
+    for name, (low, high) in TESTED_LIMITS.items():
         trained_low, trained_high = getattr(TRAINED.conditions, name)
         assert low < trained_low
         assert high > trained_high
@@ -346,7 +348,7 @@ def test_the_report_holds_what_the_call_gives(tmp_path: Path, monkeypatch: pytes
     assert "Your order" in page
     assert "sell 300,000 in the market of" in page
     assert "import pandas" not in page
-    direct = plan(load_bars(bars), Ticket("sell", 3e5), n_paths=500)
+    direct = plan_order(load_bars(bars), Ticket("sell", 3e5), n_paths=500)
     written = pd.read_csv(tmp_path / "report" / "order_costs.csv", index_col=0)
     pd.testing.assert_frame_equal(written, direct.costs, check_names=False, rtol=1e-4)
     with pytest.raises(OrderError, match="cost_limit_bps = 1: must be at least"):
@@ -373,5 +375,5 @@ def test_the_command_line_refuses_before_anything_runs(
 
 def test_tickets_are_read_as_they_are() -> None:
     names = {field.name for field in dataclasses.fields(Ticket)} - {"session"}
-    told = (Path(order_report.__file__).parents[1] / "docs" / "order.md").read_text()
+    told = (Path(order_report.__file__).parents[2] / "docs" / "order.md").read_text()
     assert [name for name in names if f"`{name}`" not in told] == []

@@ -13,21 +13,9 @@ from scipy import stats
 from scipy.linalg import expm
 from torch import Tensor
 
-from flowoe_lib import perception
-from flowoe_lib.execution import Venue
-from flowoe_lib.market import (
-    BPS,
-    Heston,
-    Liquidity,
-    Market,
-    Order,
-    Regimes,
-    averaged,
-    map_tensors,
-    posterior_drift,
-    scalar,
-)
-from flowoe_lib.perception import (
+from flowoe_lib.execution import information as perception
+from flowoe_lib.execution.execution import OrderSimulation
+from flowoe_lib.execution.information import (
     DEPTH_NOISE,
     Errors,
     Perceive,
@@ -41,8 +29,11 @@ from flowoe_lib.perception import (
     regimes_by_signals,
     with_errors,
 )
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import BPS, Heston, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.pre_trade import moment_matched, posterior_drift
+from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, simulate
 
 Array = NDArray[np.float64]
 
@@ -165,11 +156,11 @@ def test_regimes_told_as_depth_charge_what_they_cost() -> None:
     m, order = market(liquidity=LIQUID, regimes=STRESS), Order(scalar(0.1), scalar(5e-4))
     paths = days(m, 2_000)
     known = regimes_as_depth(paths, m, generator(0, "unused"))
-    assert same(known.market, averaged(m))
+    assert same(known.market, moment_matched(m))
     assert torch.equal(known.variance, paths.variance)
     # Who believes in an average market of that depth expects to pay what the true one charges.
-    believed = Venue(dataclasses.replace(paths, log_depth=known.log_depth), known.market, order)
-    torch.testing.assert_close(believed.slope, Venue(paths, m, order).slope, rtol=1e-4, atol=0)
+    believed = OrderSimulation(dataclasses.replace(paths, log_depth=known.log_depth), known.market, order)
+    torch.testing.assert_close(believed.slope, OrderSimulation(paths, m, order).slope, rtol=1e-4, atol=0)
     # Around an average of about nothing, as wide as the average market has it.
     spread = float(known.market.liquidity.depth_sd)
     assert float(known.log_depth.std()) == pytest.approx(spread, rel=0.05)
@@ -183,7 +174,7 @@ def test_regimes_told_as_depth_charge_what_they_cost() -> None:
 
 def believed_stress(known: Perception, paths: MarketPaths, m: Market) -> Tensor:
     """The belief that perceived variance was made of, [N, paths]."""
-    factor = m.regimes.volatility.square()
+    factor = m.regimes.volatility_multiplier.square()
     calm = paths.variance / torch.where(paths.stressed, factor, 1)
     return (known.variance / calm - 1) / (factor - 1)
 
@@ -192,7 +183,7 @@ def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
     m = market(liquidity=LIQUID, regimes=STRESS)
     paths = days(m, 20_000)
     known = regimes_by_signals(paths, m, generator(0, "signals"))
-    assert same(known.market, averaged(m))
+    assert same(known.market, moment_matched(m))
     belief = believed_stress(known, paths, m)
     # From sure to as vague as before the day.
     assert float((belief < 0.01).double().mean()) > 0.1
@@ -208,9 +199,9 @@ def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
             error = (expected * (1 - expected) / len(part)) ** 0.5
             assert happened.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
     # Depth is what temporary impact is expected to cost.
-    cost = 1 + belief * (m.regimes.cost - 1)
+    cost = 1 + belief * (m.regimes.cost_multiplier - 1)
     informed = regimes_as_depth(paths, m, generator(0, "unused"))
-    true_cost = torch.where(paths.stressed, m.regimes.cost, 1)
+    true_cost = torch.where(paths.stressed, m.regimes.cost_multiplier, 1)
     shift = -(cost / true_cost).log() / m.impact.beta
     torch.testing.assert_close(known.log_depth - informed.log_depth, shift, rtol=0, atol=1e-4)
 
@@ -264,7 +255,7 @@ def fine_filter(realised: Array, m: Market, dt: float, cells: int = 200) -> tupl
     step = np.diff(np.hstack((np.zeros((cells, 1)), below, np.ones((cells, 1)))))
     enter, leave = float(m.regimes.enter), float(m.regimes.leave)
     jump = expm(dt * np.array([[-enter, enter], [leave, -leave]]))
-    factor = np.array([1.0, float(m.regimes.volatility) ** 2])
+    factor = np.array([1.0, float(m.regimes.volatility_multiplier) ** 2])
     belief = np.outer([leave, enter], np.ones(cells)) / (enter + leave) / cells
     variance, stressed = [], []
     for measured in realised:
@@ -287,7 +278,7 @@ def test_filter_is_the_law_of_variance_and_regimes_given_the_measured_past(
     # On grids fine enough to agree, whatever lies between their nodes.
     monkeypatch.setattr(perception, "CELLS", 200)
     variance, stressed = filtered_state(realised, m, 1 / N)
-    assert float(variance[0, 0]) == pytest.approx(float(averaged(m).heston.theta), rel=1e-4)
+    assert float(variance[0, 0]) == pytest.approx(float(moment_matched(m).heston.theta), rel=1e-4)
     for i in range(8):
         best, chance = fine_filter(realised[:, i].double().numpy(), m, 1 / N)
         np.testing.assert_allclose(variance[:, i], best, rtol=0.08)
@@ -305,7 +296,7 @@ def test_filtered_variance_is_unbiased_and_better_than_simple_estimates(cv: floa
     n_buckets, n = 39, 20_000
     m = market(cv, regimes=regimes)
     m = dataclasses.replace(m, heston=dataclasses.replace(m.heston, kappa=scalar(2.0)))
-    paths, theta = days(m, n, n_buckets), float(averaged(m).heston.theta)
+    paths, theta = days(m, n, n_buckets), float(moment_matched(m).heston.theta)
     variance, _ = filtered_state(realised_variance(paths, generator(5, "errors")), m, 1 / n_buckets)
     returns = torch.randn(10, n_buckets, n, generator=generator(6, "returns"))
     realised = returns.square().mean(0) * paths.integrated_variance * n_buckets
@@ -363,9 +354,11 @@ def test_who_does_not_see_regimes_expects_to_pay_the_average_over_them() -> None
     m, n, order = market(regimes=STRESS), 20_000, Order(scalar(0.1), scalar(5e-4))
     paths = days(m, n)
     known = blind_to_regimes(paths, m, generator(9, "errors"))
-    assert same(known.market, averaged(m))
-    paid = Venue(paths, m, order).slope
-    expected = Venue(dataclasses.replace(paths, log_depth=known.log_depth), known.market, order).slope
+    assert same(known.market, moment_matched(m))
+    paid = OrderSimulation(paths, m, order).slope
+    expected = OrderSimulation(
+        dataclasses.replace(paths, log_depth=known.log_depth), known.market, order
+    ).slope
     for k in (0, 5, N - 1):
         ratio = (paid[k] / paid.mean()).double(), (expected[k] / paid.mean()).double()
         assert abs(z_score(ratio[0] - ratio[1], 0)) < 4.5
@@ -402,8 +395,8 @@ def conditioning(depth_sd: float, reversion: float) -> Array:
     covariance = depth_sd**2 * np.exp(-reversion * apart)
     weights = np.zeros((N, N))
     for k in range(N):
-        seen = covariance[: k + 1, : k + 1] + 0.4**2 * np.eye(k + 1)
-        weights[k, : k + 1] = np.linalg.solve(seen, covariance[: k + 1, k])
+        obs = covariance[: k + 1, : k + 1] + 0.4**2 * np.eye(k + 1)
+        weights[k, : k + 1] = np.linalg.solve(obs, covariance[: k + 1, k])
     return weights
 
 
@@ -554,12 +547,12 @@ def test_without_errors_the_blurred_view_is_the_exact_one() -> None:
     m = market(liquidity=LIQUID)
     paths = days(m, 20)
     healed = Errors(volatility=0.0, illiquidity=0.0, returns=None, depth=0.0)
-    seen, truth = (see(paths, m, generator(16, "errors")) for see in (healed, exact))
+    obs, truth = (see(paths, m, generator(16, "errors")) for see in (healed, exact))
     for name in ("theta", "cv"):
         torch.testing.assert_close(
-            getattr(seen.market.heston, name).expand(20), getattr(truth.market.heston, name).expand(20)
+            getattr(obs.market.heston, name).expand(20), getattr(truth.market.heston, name).expand(20)
         )
-    torch.testing.assert_close(seen.variance, truth.variance, rtol=0, atol=0)
-    torch.testing.assert_close(seen.log_depth, truth.log_depth)
+    torch.testing.assert_close(obs.variance, truth.variance, rtol=0, atol=0)
+    torch.testing.assert_close(obs.log_depth, truth.log_depth)
     flat = market()
     assert healed(days(flat, 5), flat, generator(17, "errors")).log_depth.count_nonzero() == 0

@@ -8,9 +8,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowoe_lib.market import Market, Order, averaged, expected_depth_cost, map_tensors, scalar
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.model import Market, Order, scalar
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
 
 N = 20_000
 EVERYTHING = TrainingRange(
@@ -37,7 +40,7 @@ def z_share(found: Tensor, share: float) -> float:
 def test_each_quantity_has_its_law_and_its_bounds() -> None:
     market, order = draw()
     heston, liquidity, c = market.heston, market.liquidity, EVERYTHING
-    cut = 1 - (liquidity.closes - liquidity.opens)
+    cut = 1 - (liquidity.window_end - liquidity.window_start)
     logarithmic = {
         "volatility": (heston.theta.sqrt(), c.volatility),
         "kappa": (heston.kappa, c.kappa),
@@ -55,7 +58,7 @@ def test_each_quantity_has_its_law_and_its_bounds() -> None:
         "depth": (liquidity.depth_sd[liquidity.depth_sd > 0.1], c.depth_sd),
         "beta": (market.impact.beta, c.beta),
         "part cut off": (cut[cut > 1e-6], (0.0, 0.7)),
-        "share of it cut off the start": ((liquidity.opens / cut)[cut > 1e-2], (0.0, 1.0)),
+        "share of it cut off the start": ((liquidity.window_start / cut)[cut > 1e-2], (0.0, 1.0)),
         "profile": (liquidity.profile_amplitude[liquidity.profile_amplitude > -0.2], c.profile_amplitude),
     }
     for name, (value, (low, high)) in uniform.items():
@@ -91,9 +94,9 @@ def test_quantities_are_drawn_independently() -> None:
 
 def test_half_of_the_days_are_whole() -> None:
     liquidity = draw()[0].liquidity
-    assert abs(z_share((liquidity.opens == 0) & (liquidity.closes == 1), 0.5)) < 4.5
+    assert abs(z_share((liquidity.window_start == 0) & (liquidity.window_end == 1), 0.5)) < 4.5
     whole = draw(dataclasses.replace(EVERYTHING, window=1.0))[0].liquidity
-    assert bool(((whole.opens == 0) & (whole.closes == 1)).all())
+    assert bool(((whole.window_start == 0) & (whole.window_end == 1)).all())
 
 
 def test_depth_and_profile_are_at_their_lower_bound_half_of_the_time() -> None:
@@ -133,18 +136,18 @@ def test_regimes_keep_the_averages_that_were_drawn() -> None:
     assert not plain.regimes.present
     map_tensors(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0) or a, order, same)
     regimes = market.regimes
-    here = regimes.volatility != 1
+    here = regimes.volatility_multiplier != 1
     # A hidden drift is filtered from prices of one regime.
     hidden = market.drift_sd != 0
     assert not (here & hidden).any()
     assert abs(z_share(here[~hidden], 0.3)) < 4.5
-    assert (here == (regimes.cost != 1)).all()
-    for value, (low, high) in ((regimes.volatility, (1, 3)), (regimes.cost, (1, 7))):
+    assert (here == (regimes.cost_multiplier != 1)).all()
+    for value, (low, high) in ((regimes.volatility_multiplier, (1, 3)), (regimes.cost_multiplier, (1, 7))):
         law = stats.uniform(low, high - low)
         assert stats.kstest(value[here].numpy(), law.cdf).pvalue > 1e-4
     for rate in (regimes.enter, regimes.leave):
         assert stats.kstest(rate.log().numpy() / math.log(8), stats.uniform().cdf).pvalue > 1e-4
-    believed = averaged(market)
+    believed = moment_matched(market)
     torch.testing.assert_close(believed.heston.theta, plain.heston.theta, rtol=1e-4, atol=0)
     paid, meant = (m.temporary_cost_bps(order.size) * expected_depth_cost(m) for m in (believed, plain))
     torch.testing.assert_close(paid, meant, rtol=1e-4, atol=0)
@@ -157,13 +160,13 @@ def test_what_is_drawn_is_inside_and_each_departure_is_named() -> None:
     market, order = draw(n=200)
     for i in range(200):
         one = [map_tensors(lambda x, i=i: x[i] if x.dim() else x, part) for part in (market, order)]
-        assert EVERYTHING.departures(*one) == []
+        assert EVERYTHING.violations(*one) == []
     market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in (market, order))
     heston = dataclasses.replace(market.heston, theta=scalar(0.08**2), cv=scalar(2.5))
     daily = 800.0
     far = dataclasses.replace(market, heston=heston, drift=scalar(-0.5 * daily), drift_sd=scalar(0.0))
     big = dataclasses.replace(order, size=scalar(0.6))
-    named = [str(d) for d in EVERYTHING.departures(far, big)]
+    named = [str(d) for d in EVERYTHING.violations(far, big)]
     assert named == [
         "volatility = 0.08: trained on 0.005 to 0.05",
         "cv = 2.5: trained on 0.4 to 1.8",
@@ -176,7 +179,7 @@ def test_depth_that_does_not_move_has_no_pace_to_depart_from() -> None:
     market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in draw(n=1))
     for sd, named in ((0.0, ["depth_sd"]), (0.3, ["depth_reversion"])):
         liquidity = dataclasses.replace(market.liquidity, depth_sd=scalar(sd), depth_reversion=scalar(50.0))
-        found = EVERYTHING.departures(dataclasses.replace(market, liquidity=liquidity), order)
+        found = EVERYTHING.violations(dataclasses.replace(market, liquidity=liquidity), order)
         assert [d.quantity for d in found] == named
 
 

@@ -10,28 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowoe_lib import perception
-from flowoe_lib.execution import Execution, Observation, Policy, execute, fraction_of_score
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.experts.schedules import twap
-from flowoe_lib.features import FEATURES, action_unit, features
-from flowoe_lib.flow import EndpointField, FlowPolicy, Learned
-from flowoe_lib.imitation import demonstrate, imitate
-from flowoe_lib.market import (
-    Condition,
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    PreTrade,
-    batch,
-    scalar,
-)
+from flowoe_lib.execution import information as perception
+from flowoe_lib.execution.execution import Execution, Observation, Policy, execute, fraction_of_score
+from flowoe_lib.execution.features import FEATURES, action_unit, features
+from flowoe_lib.market.batching import batch
+from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.refinement import RefiningPolicy, muon_and_adam, refine, utility_scale
-from flowoe_lib.simulator import simulate
+from flowoe_lib.training.imitation import demonstrate, imitate
+from flowoe_lib.training.refinement import RefiningPolicy, muon_and_adam, refine, utility_scale
 
 N, PATHS = 13, 2000
 STEPS = (1, 2, 4, 8)
@@ -73,7 +65,7 @@ def lower_bound(difference: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def wild() -> Learned:
+def wild() -> TrainingRun:
     """Refined from scratch where variance is restless."""
     torch.set_num_threads(1)
     return refine(EndpointField(generator(1, "init")), training((0.8, 1.8)), N, 150, 1)
@@ -114,7 +106,7 @@ def test_refined_policy_finds_twap_where_only_temporary_cost_counts() -> None:
     assert excess.mean() < 2e-3
 
 
-def test_refinement_outgrows_the_experts_it_starts_from(wild: Learned) -> None:
+def test_refinement_outgrows_the_experts_it_starts_from(wild: TrainingRun) -> None:
     grid = conditions(cv=1.4)
     shown = demonstrate(SCHEDULE_EXPERTS, grid, 100, N, seed=3)
     imitated = imitate(shown, 300, 3, learning_rate=1e-2)
@@ -131,7 +123,7 @@ def test_refinement_outgrows_the_experts_it_starts_from(wild: Learned) -> None:
         assert (lower_bound(end - static) > 0).all()
 
 
-def test_result_is_the_same_for_every_number_of_solver_steps(wild: Learned) -> None:
+def test_result_is_the_same_for_every_number_of_solver_steps(wild: TrainingRun) -> None:
     grid = conditions(cv=1.4)
     even = utilities(twap, grid).mean(1)
     gain = torch.stack([utilities(FlowPolicy(wild.field, k), grid).mean(1) - even for k in STEPS])
@@ -221,28 +213,28 @@ def observation(n_paths: int) -> Observation:
 
 
 def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -> None:
-    field, seen = EndpointField(generator(5, "init")), observation(30)
-    unit = action_unit(seen.pre_trade)
+    field, obs = EndpointField(generator(5, "init")), observation(30)
+    unit = action_unit(obs.pre_trade)
     noise = torch.randn(30, generator=generator(6, "test"))
     t = torch.linspace(0, 1, 30)
     times = torch.full((N, 30), 0.3)
     times[3] = t
-    fraction = RefiningPolicy(field, times)(seen, noise)
+    fraction = RefiningPolicy(field, times)(obs, noise)
     with torch.no_grad():
-        encoded = field.encode(features(seen))
+        encoded = field.encode(features(obs))
         own = field(noise, torch.zeros(30), encoded)
         torch.testing.assert_close(
             fraction, fraction_of_score(unit * field((1 - t) * noise + t * own, t, encoded), N - 3)
         )
         # Uncorrupted it is the one-step sample.
-        uncorrupted = RefiningPolicy(field, torch.zeros(N, 30))(seen, noise)
-        torch.testing.assert_close(uncorrupted, FlowPolicy(field, 1)(seen, noise))
+        uncorrupted = RefiningPolicy(field, torch.zeros(N, 30))(obs, noise)
+        torch.testing.assert_close(uncorrupted, FlowPolicy(field, 1)(obs, noise))
     # The gradient is that of the answer alone: the corrupted action counts as given.
     fraction.sum().backward()
     corrupted = (1 - t) * noise + t * own
     twin = copy.deepcopy(field)
     twin.zero_grad()
-    fraction_of_score(unit * twin(corrupted, t, twin.encode(features(seen))), N - 3).sum().backward()
+    fraction_of_score(unit * twin(corrupted, t, twin.encode(features(obs))), N - 3).sum().backward()
     for a, b in zip(field.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -280,24 +272,24 @@ def test_regimes_are_told_as_depth_around_the_averages_that_were_drawn(
     met: list[Observation] = []
 
     def act(field: EndpointField, times: Tensor) -> Policy:
-        def policy(seen: Observation, noise: Tensor) -> Tensor:
-            met.append(seen)
-            return RefiningPolicy(field, times)(seen, noise)
+        def policy(obs: Observation, noise: Tensor) -> Tensor:
+            met.append(obs)
+            return RefiningPolicy(field, times)(obs, noise)
 
         return policy
 
     switching = dataclasses.replace(training((0.4, 1.2)), regimes=1.0)
     refine(EndpointField(generator(1, "init")), switching, N, 1, 1, paths=500, acting=act)
     assert len(met) == N - 1
-    for seen in met:
-        assert not seen.market.regimes.present
-        volatility = seen.market.heston.theta.sqrt()
+    for obs in met:
+        assert not obs.market.regimes.present
+        volatility = obs.market.heston.theta.sqrt()
         assert volatility.min() > 0.008 - 1e-6
         assert volatility.max() < 0.035 + 1e-6
         # Two levels on each path, about as far apart as the averages say.
-        spread = seen.market.liquidity.depth_sd
-        assert float((seen.log_depth / spread).square().mean()) == pytest.approx(1, abs=0.3)
-    levels = torch.stack([seen.log_depth for seen in met])
+        spread = obs.market.liquidity.depth_sd
+        assert float((obs.log_depth / spread).square().mean()) == pytest.approx(1, abs=0.3)
+    levels = torch.stack([obs.log_depth for obs in met])
     either = torch.minimum((levels - levels.amin(0)).abs(), (levels - levels.amax(0)).abs())
     assert either.max() < 1e-4
     assert (levels.amax(0) - levels.amin(0) > 0.1).float().mean() > 0.5
@@ -329,6 +321,6 @@ def test_utility_scale_is_positive_and_of_degree_one_in_cost(
 
 
 def test_field_reads_every_feature_of_the_observation() -> None:
-    field, seen = EndpointField(generator(5, "init")), observation(30)
-    assert field.observe.weight.shape[1] == len(FEATURES) == features(seen).shape[1]
-    assert torch.isfinite(features(seen)).all()
+    field, obs = EndpointField(generator(5, "init")), observation(30)
+    assert field.observe.weight.shape[1] == len(FEATURES) == features(obs).shape[1]
+    assert torch.isfinite(features(obs)).all()

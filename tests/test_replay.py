@@ -8,15 +8,23 @@ import pandas as pd
 import pytest
 import torch
 
-from flowoe_lib import trained
-from flowoe_lib.data import Bars, BarsError, load_bars, resample_trades
-from flowoe_lib.execution import Policy
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.experts.schedules import expected_utility, twap
-from flowoe_lib.market import Market, Order, scalar, volume_share
-from flowoe_lib.replay import Replay, outcome_table, promised, replay, run, session_market, versus
-from flowoe_lib.sources import emini_trades
-from flowoe_lib.tape import Array, Tape, arrivals, lay_out
+from flowoe_lib.data.bars import Bars, BarsError, load_bars, resample_trades
+from flowoe_lib.data.records import emini_trades
+from flowoe_lib.data.sessions import Array, Tape, arrivals, lay_out
+from flowoe_lib.execution.execution import Policy
+from flowoe_lib.market.model import Market, Order, scalar, volume_share
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.schedules import expected_utility, twap
+from flowoe_lib.studies.replay import (
+    Replay,
+    expected_under_model,
+    outcome_table,
+    paired_differences,
+    replay,
+    run,
+    session_market,
+)
+from flowoe_lib.training import pretrained as trained
 
 CACHE = Path(__file__).parents[1] / ".cache"
 ESTIMATES = {
@@ -47,7 +55,7 @@ def replayed(record: Tape, session: Market = SESSION) -> Replay:
 
 def policies(days: Replay) -> dict[str, Policy]:
     made = {name: make(days.conditions, 1, 6) for name, make in SCHEDULE_EXPERTS.items()}
-    return made | {"flow_refined": trained.load().policy()}
+    return made | {"flow_refined": trained.load_pretrained().policy()}
 
 
 def bars(minutes: int = 10) -> Bars:
@@ -126,8 +134,8 @@ def test_a_window_is_a_part_of_its_session() -> None:
     market = replayed(tape()).known.market
     np.testing.assert_allclose(market.heston.kappa, 1.0)
     np.testing.assert_allclose(market.liquidity.depth_reversion, 1.0)
-    np.testing.assert_allclose(market.liquidity.opens[:2], [4 / 12, 6 / 12], rtol=1e-6)
-    np.testing.assert_allclose(market.liquidity.closes[:2], [10 / 12, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(market.liquidity.window_start[:2], [4 / 12, 6 / 12], rtol=1e-6)
+    np.testing.assert_allclose(market.liquidity.window_end[:2], [10 / 12, 1.0], rtol=1e-6)
     # Windows that follow each other share out what their session has.
     halves = replay(tape(), np.array([12, 18]), 6, SESSION, ORDER, history=4, half_life=2.0)
     np.testing.assert_allclose(volume_share(halves.known.market.liquidity).sum(), 1.0, rtol=1e-6)
@@ -207,7 +215,7 @@ def test_the_promise_is_the_exact_utility_of_a_schedule() -> None:
     days = replayed(tape())
     held = torch.linspace(1, 0, 7, dtype=torch.float64)
     exact = [expected_utility(c.market, c.order, held).item() for c in days.conditions]
-    drawn = promised({"twap": twap}, days, each=4000, seed=1)["twap"]
+    drawn = expected_under_model({"twap": twap}, days, each=4000, seed=1)["twap"]
     np.testing.assert_allclose(drawn, exact, rtol=0.02)
     assert np.ptp(exact) > 0.2 * np.abs(exact).mean()
 
@@ -221,7 +229,7 @@ def test_comparisons_are_paired_order_by_order() -> None:
             pd.DataFrame({"time": times, "policy": "a", "utility": base, "without_price": 0.0}),
         ]
     )
-    rows = versus(table, "a", block=2, reps=100, seed=1).set_index("measure")
+    rows = paired_differences(table, "a", block=2, reps=100, seed=1).set_index("measure")
     assert list(rows.loc["utility", ["mean", "ci_low", "ci_high", "sd"]]) == [0.5, 0.5, 0.5, 0.0]
     assert rows.loc["without_price", "mean"] == -4
     assert (rows["policy"] == "b").all()
@@ -237,7 +245,7 @@ def test_a_recorded_session_passes_from_trades_to_outcomes() -> None:
     within = (trades.index >= start) & (trades.index < start + pd.Timedelta(minutes=5))
     assert laid.volume[0, 12] == trades["volume"][within].sum()
     assert laid.price[0, 12] == trades["price"][trades.index < start].iloc[-1]
-    session = session_market(ESTIMATES, 320 / 60, amplitude=0.75, closes=320 / 390)
+    session = session_market(ESTIMATES, 320 / 60, amplitude=0.75, window_end=320 / 390)
     days = replay(laid, arrivals(laid, 24, 8, 12), 24, session, ORDER, history=12, half_life=6.0)
     table = outcome_table(run({"twap": twap}, days, seed=1), days)
     assert len(table) == 4

@@ -14,7 +14,6 @@ from typing import Any
 import nbformat
 import pytest
 
-from flowoe_lib.artifacts import atomic_write
 from flowoe_lib.reproduce import (
     POLICY,
     TRADERS,
@@ -25,11 +24,11 @@ from flowoe_lib.reproduce import (
     remove_strays,
     update_readme,
 )
-from flowoe_lib.workspace import Workspace
+from flowoe_lib.store import Workspace, atomic_write
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "flowoe_lib"
-OPEN = "from flowoe_lib.workspace import Workspace\nws = Workspace.open(PROFILE)\n"
+OPEN = "from flowoe_lib.store import Workspace\nws = Workspace.open(PROFILE)\n"
 FIRST = OPEN + 'ws.store.json("seed", {"n": N}, lambda: N)\n(ws.figures / "one.csv").write_text(f"{N}")'
 SECOND = OPEN + '(ws.figures / "readme_headline.md").write_text(f"seed {ws.store.read_json(\'seed\')}")'
 FAILING = OPEN + 'raise ArithmeticError("the price went negative")'
@@ -186,8 +185,8 @@ TRAINS = (
     OPEN
     + """
 import torch
-from flowoe_lib.flow import EndpointField, Learned, pack
-from flowoe_lib.ranges import TrainingRange
+from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
+from flowoe_lib.market.ranges import TrainingRange
 from dataclasses import asdict
 field = EndpointField(torch.Generator().manual_seed(N), width=4)
 card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
@@ -198,7 +197,7 @@ ws.store.json("calibration", {}, lambda: {"kappa": {"value": 2.0}})
 (ws.figures / "readme_headline.md").write_text("told")
 """
 )
-TRADES = "from flowoe_lib.trained import load\nprint(load().n_buckets)"
+TRADES = "from flowoe_lib.training.pretrained import load_pretrained\nprint(load_pretrained().n_buckets)"
 
 
 def test_publishing_ships_what_was_trained_before_it_is_traded_with(project: Path) -> None:
@@ -323,7 +322,7 @@ def test_those_that_load_the_policy_are_made_again_when_it_changes(project: Path
     after = [task.digest for task in plan(workspace)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        loads = re.search(r"trained\.load\(|from flowoe_lib\.trained import", path.read_text()) is not None
+        loads = re.search(r"load_pretrained\(", path.read_text()) is not None
         assert loads == (path.stem in TRADERS), path.name
 
 

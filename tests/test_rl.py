@@ -12,16 +12,24 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from flowoe_lib.execution import ACTION_LIMIT, Observation, Policy, Venue, execute, fraction_of_score
-from flowoe_lib.experts import rl_training
-from flowoe_lib.experts.rl import RLExpert
-from flowoe_lib.experts.rl_training import Snapshot, reward_unit, train_ppo, train_sac
-from flowoe_lib.experts.schedules import twap
-from flowoe_lib.features import FEATURES, features
-from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, batch, scalar
+from flowoe_lib.evaluation.intervals import paired_interval
+from flowoe_lib.execution.execution import (
+    ACTION_LIMIT,
+    Observation,
+    OrderSimulation,
+    Policy,
+    execute,
+    fraction_of_score,
+)
+from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.market.batching import batch
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.scorecard import paired_interval
-from flowoe_lib.simulator import simulate
+from flowoe_lib.training import reinforcement as rl_training
+from flowoe_lib.training.reinforcement import Snapshot, reward_unit, train_ppo, train_sac
 
 N, ORDERS = 8, 128
 DAY = ORDERS * (N - 1)
@@ -34,12 +42,12 @@ DEEP = Condition(
 
 
 @dataclass(frozen=True)
-class Trained:
+class PretrainedPolicy:
     snapshots: list[Snapshot]
     model: BaseAlgorithm
 
 
-def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: int = 0) -> Trained:
+def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: int = 0) -> PretrainedPolicy:
     """Train, and keep the model that the library drops."""
     models: list[BaseAlgorithm] = []
     learner = {"PPO": PPO, "SAC": SAC}[algorithm]
@@ -51,17 +59,17 @@ def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl_training, algorithm, kept)
         run = {"PPO": train_ppo, "SAC": train_sac}[algorithm]
-        return Trained(run(condition, N, steps, seed, n_orders=orders, snapshots=4), models[0])
+        return PretrainedPolicy(run(condition, N, steps, seed, n_orders=orders, snapshots=4), models[0])
 
 
 @pytest.fixture(scope="module")
-def ppo() -> Trained:
+def ppo() -> PretrainedPolicy:
     torch.set_num_threads(1)
     return train("PPO", DEEP, 40 * DAY, ORDERS)
 
 
 @pytest.fixture(scope="module")
-def sac() -> Trained:
+def sac() -> PretrainedPolicy:
     torch.set_num_threads(1)
     return train("SAC", DEEP, 300, 16)
 
@@ -76,10 +84,10 @@ def met(condition: Condition, k: int) -> Observation:
     """A state after some days have begun differently."""
     paths = simulate(condition.market, 200, N, generator(2, "seen"))
     inventory = torch.rand(200, generator=generator(2, "inventory"))
-    return Venue(paths, condition.market, condition.order).observe(k, inventory)
+    return OrderSimulation(paths, condition.market, condition.order).observe(k, inventory)
 
 
-def test_training_pays(ppo: Trained) -> None:
+def test_training_pays(ppo: PretrainedPolicy) -> None:
     start, end = ppo.snapshots[0], ppo.snapshots[-1]
     after = utility(end.expert)
     for before in (utility(start.expert), utility(twap)):
@@ -87,7 +95,7 @@ def test_training_pays(ppo: Trained) -> None:
         assert low > 0
 
 
-def test_snapshots_count_steps_and_seconds(ppo: Trained) -> None:
+def test_snapshots_count_steps_and_seconds(ppo: PretrainedPolicy) -> None:
     steps, seconds = zip(*((s.steps, s.seconds) for s in ppo.snapshots), strict=True)
     assert len(steps) == 4
     assert list(steps) == sorted(set(steps))
@@ -100,11 +108,11 @@ def test_snapshots_count_steps_and_seconds(ppo: Trained) -> None:
 def test_expert_trades_what_the_trained_model_predicts(
     algorithm: str, k: int, request: pytest.FixtureRequest
 ) -> None:
-    trained: Trained = request.getfixturevalue(algorithm)
-    seen = met(DEEP, k)
-    scores, _ = trained.model.predict(features(seen).numpy(), deterministic=True)
+    trained: PretrainedPolicy = request.getfixturevalue(algorithm)
+    obs = met(DEEP, k)
+    scores, _ = trained.model.predict(features(obs).numpy(), deterministic=True)
     expected = fraction_of_score(torch.from_numpy(scores[:, 0]), N - k)
-    actual = trained.snapshots[-1].expert(seen, torch.randn(200))
+    actual = trained.snapshots[-1].expert(obs, torch.randn(200))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -118,48 +126,48 @@ def test_scores_of_an_expert_stay_within_the_limit(squashed: bool) -> None:
         torch.testing.assert_close(traded, fraction_of_score(torch.full((200,), ACTION_LIMIT * sign), N - 3))
 
 
-def test_value_at_the_close_is_the_reward_alone(ppo: Trained) -> None:
+def test_value_at_the_close_is_the_reward_alone(ppo: PretrainedPolicy) -> None:
     assert isinstance(ppo.model, OnPolicyAlgorithm)
-    seen = ppo.model.rollout_buffer
+    obs = ppo.model.rollout_buffer
     # One rollout is one day of every order, so its last row holds the last decisions. Sampling has laid
     # the returns out order by order.
-    assert seen.rewards.shape == (N - 1, ORDERS)
-    returns = seen.returns.reshape(ORDERS, N - 1).T
-    np.testing.assert_allclose(returns[-1], seen.rewards[-1], rtol=1e-4, atol=1e-4)
-    assert not np.allclose(returns[-2], seen.rewards[-2], rtol=1e-4, atol=1e-4)
-    assert seen.episode_starts[0].all()
-    assert not seen.episode_starts[1:].any()
+    assert obs.rewards.shape == (N - 1, ORDERS)
+    returns = obs.returns.reshape(ORDERS, N - 1).T
+    np.testing.assert_allclose(returns[-1], obs.rewards[-1], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(returns[-2], obs.rewards[-2], rtol=1e-4, atol=1e-4)
+    assert obs.episode_starts[0].all()
+    assert not obs.episode_starts[1:].any()
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_expert_survives_the_store(algorithm: str, request: pytest.FixtureRequest) -> None:
     expert = request.getfixturevalue(algorithm).snapshots[-1].expert
     again = RLExpert.of(load(save(expert.to_tensors())))
-    seen = met(DEEP, 2)
-    assert torch.equal(again(seen, torch.zeros(200)), expert(seen, torch.zeros(200)))
+    obs = met(DEEP, 2)
+    assert torch.equal(again(obs, torch.zeros(200)), expert(obs, torch.zeros(200)))
     assert again.squashed == expert.squashed == (algorithm == "sac")
 
 
-def test_experts_of_several_conditions_are_told_apart_by_name(ppo: Trained) -> None:
+def test_experts_of_several_conditions_are_told_apart_by_name(ppo: PretrainedPolicy) -> None:
     first, last = ppo.snapshots[0].expert, ppo.snapshots[-1].expert
     packed = {f"a/b:{k}": v for k, v in first.to_tensors().items()}
     packed |= {f"c:{k}": v for k, v in last.to_tensors().items()}
     found = RLExpert.unpack(packed)
-    seen = met(DEEP, 2)
+    obs = met(DEEP, 2)
     assert set(found) == {"a/b", "c"}
     for name, expert in {"a/b": first, "c": last}.items():
-        assert torch.equal(found[name](seen, torch.zeros(200)), expert(seen, torch.zeros(200)))
+        assert torch.equal(found[name](obs, torch.zeros(200)), expert(obs, torch.zeros(200)))
 
 
-def test_experts_side_by_side_trade_as_each_alone(ppo: Trained) -> None:
+def test_experts_side_by_side_trade_as_each_alone(ppo: PretrainedPolicy) -> None:
     experts = [ppo.snapshots[i].expert for i in (0, -1)]
     market, order = batch([FLAT, DEEP], 100)
     paths = simulate(market, 200, N, generator(2, "seen"))
-    seen = Venue(paths, market, order).observe(3, torch.rand(200))
-    together = RLExpert.beside(experts)(seen, torch.zeros(200))
+    obs = OrderSimulation(paths, market, order).observe(3, torch.rand(200))
+    together = RLExpert.beside(experts)(obs, torch.zeros(200))
     for i, expert in enumerate(experts):
         mine = slice(100 * i, 100 * (i + 1))
-        torch.testing.assert_close(together[mine], expert(seen, torch.zeros(200))[mine])
+        torch.testing.assert_close(together[mine], expert(obs, torch.zeros(200))[mine])
 
 
 def test_same_seed_same_expert() -> None:
@@ -180,7 +188,7 @@ def test_unit_of_reward_is_a_fiftieth_of_the_cost_of_almgren_and_chriss() -> Non
     assert reward_unit(FLAT) == pytest.approx(0.02 * flat_cost * kappa / math.tanh(kappa), rel=1e-5)
 
 
-def test_bad_arguments_are_named(ppo: Trained, sac: Trained) -> None:
+def test_bad_arguments_are_named(ppo: PretrainedPolicy, sac: PretrainedPolicy) -> None:
     for run in (train_ppo, train_sac):
         with pytest.raises(ValueError, match=f"total_steps = {DAY - 1}: must be at least {DAY}"):
             run(FLAT, N, DAY - 1, 0, n_orders=ORDERS)

@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from flowoe_lib.execution import execute
-from flowoe_lib.experts.ensemble import rl_experts
-from flowoe_lib.experts.rl import RLExpert
-from flowoe_lib.experts.rl_training import train_ppo, train_sac
-from flowoe_lib.market import Condition, Heston, Market, Order, batch, scalar
+from flowoe_lib.execution.execution import execute
+from flowoe_lib.market.batching import batch
+from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.ensemble import rl_experts
+from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.randomness import generator
-from flowoe_lib.rl_study import expert_tensors, grid_runs, progress, train_run
-from flowoe_lib.simulator import simulate
+from flowoe_lib.studies.rl_experts import expert_tensors, grid_runs, progress, train_run
+from flowoe_lib.training.reinforcement import train_ppo, train_sac
 
 N_BUCKETS = 5
 GRID = [

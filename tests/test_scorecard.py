@@ -9,28 +9,29 @@ import pytest
 import torch
 from arch.bootstrap import IIDBootstrap
 
-from flowoe_lib.execution import Observation
-from flowoe_lib.experts.almgren_chriss import replanned
-from flowoe_lib.experts.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.experts.schedules import expected_utility, twap
-from flowoe_lib.market import Condition, Heston, Liquidity, Market, Order, Regimes, averaged, scalar
-from flowoe_lib.oracle import solve
-from flowoe_lib.perception import Perceive, Perception, blind_to_regimes, exact, with_errors
-from flowoe_lib.scorecard import (
+from flowoe_lib.evaluation.intervals import paired_interval
+from flowoe_lib.evaluation.scorecard import (
     CHUNK,
     COLUMNS,
     Entry,
-    Outcome,
+    PathResults,
     best_expert,
     captures,
     compare,
     evaluate,
     market_days,
-    paired_interval,
     reactions,
     score_condition,
 )
-from flowoe_lib.simulator import MarketPaths
+from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.information import Perceive, Perception, blind_to_regimes, exact, with_errors
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.simulator import MarketPaths
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.schedules import expected_utility, twap
 
 Array = npt.NDArray[np.float64]
 N_BUCKETS = 8
@@ -42,11 +43,11 @@ CONDITION = Condition(
 )
 
 
-def outcome(pnl: torch.Tensor, shift: float = 0.0) -> Outcome:
-    return Outcome(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, 0.0)
+def outcome(pnl: torch.Tensor, shift: float = 0.0) -> PathResults:
+    return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, 0.0)
 
 
-def hasty(seen: Observation, noise: torch.Tensor) -> torch.Tensor:
+def hasty(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
     return torch.full_like(noise, 0.5)
 
 
@@ -184,7 +185,7 @@ def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, p
     sharp, blurred = (evaluate(runs, condition, N_BUCKETS, 1, "test", view) for view in (exact, perceive))
     default = evaluate(runs, condition, N_BUCKETS, 1, "test")
     for name in runs:
-        for f in dataclasses.fields(Outcome):
+        for f in dataclasses.fields(PathResults):
             a, b, c = (getattr(o[name], f.name) for o in (sharp, blurred, default))
             if f.name != "left":
                 assert torch.equal(a, c)
@@ -205,10 +206,10 @@ def test_errors_have_a_stream_of_their_own_in_every_chunk() -> None:
         first.append(float(torch.randn(1, generator=draws)))
         return exact(paths, market, draws)
 
-    def noisy(seen: Observation, noise: torch.Tensor) -> torch.Tensor:
-        if seen.k == 0:
+    def noisy(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        if obs.k == 0:
             first.append(float(noise[0]))
-        return twap(seen, noise)
+        return twap(obs, noise)
 
     others = (CONDITION, 1, "validation"), (CONDITION, 2, "test"), (of_random_depth(), 1, "test")
     for condition, seed, stream in ((CONDITION, 1, "test"), *others):
@@ -222,15 +223,15 @@ class Watching:
     """TWAP, and what it was told of the market and saw of variance."""
 
     def __init__(self) -> None:
-        self.seen: list[Observation] = []
+        self.obs: list[Observation] = []
 
-    def __call__(self, seen: Observation, noise: torch.Tensor) -> torch.Tensor:
-        self.seen.append(seen)
-        return twap(seen, noise)
+    def __call__(self, obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        self.obs.append(obs)
+        return twap(obs, noise)
 
     def of_last_day(self) -> tuple[Market, torch.Tensor]:
         """The market it believed in on the last paths it ran on, and the variance that it saw."""
-        return self.seen[-1].market, torch.stack([s.variance for s in self.seen[1 - N_BUCKETS :]])
+        return self.obs[-1].market, torch.stack([s.variance for s in self.obs[1 - N_BUCKETS :]])
 
 
 def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
@@ -245,7 +246,7 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
     def doubled(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
         return Perception(market, 2 * paths.variance, paths.log_depth)
 
-    oracle = solve(averaged(condition.market), condition.order, N_BUCKETS)
+    oracle = solve_oracle(moment_matched(condition.market), condition.order, N_BUCKETS)
     scores, comparisons, checks = score_condition(
         condition,
         {"twap": twap, "watching": expert},
@@ -262,7 +263,7 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
     [day] = market_days(condition, 400, N_BUCKETS, 1, "test")
     for watch in (expert, contender):
         market, variance = watch.of_last_day()
-        assert market.heston.theta == averaged(condition.market).heston.theta
+        assert market.heston.theta == moment_matched(condition.market).heston.theta
         assert not torch.equal(variance, day.variance[:-1])
         assert variance.shape == (N_BUCKETS - 1, 400)
     market, variance = informed.of_last_day()

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 from torch import Tensor
 
-from flowoe_lib.execution import Venue, execute
-from flowoe_lib.experts.schedules import expected_utility, twap
-from flowoe_lib.market import (
+from flowoe_lib.execution.execution import OrderSimulation, execute
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import (
     BPS,
     Heston,
     Impact,
@@ -29,14 +29,14 @@ from flowoe_lib.market import (
     Market,
     Order,
     Regimes,
-    averaged,
-    map_tensors,
     scalar,
     volume_profile,
     volume_share,
 )
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.simulator import MarketPaths, VarianceStep, qe_variance_step, simulate
+from flowoe_lib.policies.schedules import expected_utility, twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.simulator import MarketPaths, VarianceStep, qe_variance_step, simulate
 
 THETA, KAPPA, RHO, N = 4e-4, 5.0, -0.6, 39
 
@@ -356,7 +356,7 @@ def test_volume_profile_converges_to_its_parabola() -> None:
 
 def test_a_window_has_its_part_of_the_days_volume() -> None:
     whole = Liquidity(profile_amplitude=scalar(0.8).double())
-    part = dataclasses.replace(whole, opens=scalar(0.25).double(), closes=scalar(0.75).double())
+    part = dataclasses.replace(whole, window_start=scalar(0.25).double(), window_end=scalar(0.75).double())
     day, middle = volume_profile(whole, 40), volume_profile(part, 20)
     torch.testing.assert_close(middle, day[10:30] / day[10:30].mean())
     torch.testing.assert_close(volume_share(part), day[10:30].sum() / 40)
@@ -564,7 +564,7 @@ def test_each_regime_has_its_variance_and_its_depth(
     shift = torch.where(stressed, -math.log(DEARER) / 0.6, 0.0)
     torch.testing.assert_close(days.log_depth - same.log_depth, shift, rtol=1e-5, atol=1e-5)
     order = Order(scalar(0.1), scalar(5e-4))
-    dearer, usual = (Venue(p, switching(0.3), order).slope for p in (days, same))
+    dearer, usual = (OrderSimulation(p, switching(0.3), order).slope for p in (days, same))
     torch.testing.assert_close(dearer / usual, torch.where(stressed, DEARER, 1.0), rtol=1e-4, atol=0)
 
 
@@ -615,7 +615,7 @@ def test_regimes_that_do_not_differ_change_nothing_bit_for_bit() -> None:
 @pytest.mark.parametrize("depth_sd", [0.0, 0.4])
 def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: float, depth_sd: float) -> None:
     n, m, order = 60_000, switching(depth_sd, amplitude=0.8, cv=cv), Order(scalar(0.1), scalar(5e-4))
-    believed = averaged(m)
+    believed = moment_matched(m)
     assert not believed.regimes.present
     paths = simulate(m, n, 13, generator(23, "test", f"{cv}"))
     heston, liquidity = believed.heston, believed.liquidity
@@ -641,15 +641,15 @@ def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: floa
 def test_averaged_market_reverts_between_the_paces_of_what_moves_in_it() -> None:
     pace = ENTER + LEAVE
     for depth_sd in (0.1, 0.5, 2.0):
-        believed = averaged(switching(depth_sd))
+        believed = moment_matched(switching(depth_sd))
         assert KAPPA < float(believed.heston.kappa) < pace
         # Autocovariances start to fall at their paces weighted by what each moves.
         jumps = SHARE * (1 - SHARE) * (math.log(DEARER) / 0.6) ** 2
         weighted = (jumps * pace + depth_sd**2 * 12) / (jumps + depth_sd**2)
         assert float(believed.liquidity.depth_reversion) == pytest.approx(weighted, rel=1e-5)
-    steady = averaged(switching(cv=0.02))
+    steady = moment_matched(switching(cv=0.02))
     assert float(steady.heston.kappa) == pytest.approx(pace, rel=1e-2)
-    alone = averaged(switching())
+    alone = moment_matched(switching())
     assert float(alone.liquidity.depth_reversion) == pytest.approx(pace)
     assert float(alone.liquidity.depth_sd) == pytest.approx(
         math.sqrt(SHARE * (1 - SHARE)) * math.log(DEARER) / 0.6, rel=1e-5
@@ -664,10 +664,12 @@ def test_average_over_one_regime_is_that_regime() -> None:
     m = dataclasses.replace(market(1.3), drift=scalar(7.0), drift_sd=scalar(3.0))
     m = dataclasses.replace(m, liquidity=Liquidity(scalar(2.0), scalar(0.3), scalar(9.0), scalar(0.5)))
     twice = dataclasses.replace(m, regimes=Regimes(enter=scalar(0.2), leave=scalar(5.0)))
-    map_tensors(close, averaged(twice), m)
+    map_tensors(close, moment_matched(twice), m)
     # Hardly ever stressed, hardly different; and hardly ever calm, as wild and dear as in stress.
     rarely, mostly = (
-        averaged(dataclasses.replace(m, regimes=Regimes(scalar(2.0), scalar(6.0), scalar(e), scalar(1.0))))
+        moment_matched(
+            dataclasses.replace(m, regimes=Regimes(scalar(2.0), scalar(6.0), scalar(e), scalar(1.0)))
+        )
         for e in (1e-7, 1e7)
     )
     size = scalar(0.1)
@@ -736,10 +738,10 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Liquidity, {}, "depth_sd", -0.5, ">= 0"),
         (Liquidity, {}, "depth_reversion", 0.0, "> 0"),
         (Liquidity, {}, "profile_amplitude", 2.0, "within (-1, 2)"),
-        (Liquidity, {}, "opens", 1.0, "within [0, 1)"),
-        (Liquidity, {"opens": scalar(0.5)}, "closes", 0.5, "after opens and at most 1"),
-        (Regimes, {}, "volatility", 0.0, "> 0"),
-        (Regimes, {}, "cost", -1.0, "> 0"),
+        (Liquidity, {}, "window_start", 1.0, "within [0, 1)"),
+        (Liquidity, {"window_start": scalar(0.5)}, "window_end", 0.5, "after window_start and at most 1"),
+        (Regimes, {}, "volatility_multiplier", 0.0, "> 0"),
+        (Regimes, {}, "cost_multiplier", -1.0, "> 0"),
         (Regimes, {}, "enter", 0.0, "> 0"),
         (Regimes, {}, "leave", -0.5, "> 0"),
         (Order, ORDER, "size", 0.0, "finite and > 0"),

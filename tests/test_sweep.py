@@ -16,7 +16,7 @@ import torch
 from distributed import KilledWorker, LocalCluster, get_worker
 from torch import Tensor
 
-from flowoe_lib import artifacts
+from flowoe_lib import store as artifacts
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
 
@@ -137,7 +137,7 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
     ("engine", "fault"),
     [
         ({"preload": "import sys; sys.modules['flowoe_lib'] = None"}, "cannot import flowoe_lib"),
-        ({"preload": "from flowoe_lib import artifacts; artifacts.SOURCES = ''"}, "has other sources"),
+        ({"preload": "from flowoe_lib import store; store.SOURCES = ''"}, "has other sources"),
         ({"threads_per_worker": 2}, "has 2 threads"),
     ],
     indirect=["engine"],

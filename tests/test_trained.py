@@ -10,15 +10,21 @@ import pytest
 import safetensors.torch
 import torch
 
-from flowoe_lib.artifacts import Store, sha256
-from flowoe_lib.features import FEATURES
-from flowoe_lib.flow import EndpointField, Learned, pack
-from flowoe_lib.market import Heston, Market, Order, scalar
+from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.model import Heston, Market, Order, scalar
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
 from flowoe_lib.randomness import generator
-from flowoe_lib.ranges import TrainingRange
-from flowoe_lib.scorecard import captures
-from flowoe_lib.trained import TrainedPolicyError, agreement, load, ship, ship_from
-from flowoe_lib.universal import design
+from flowoe_lib.store import Store, sha256
+from flowoe_lib.training.pretrained import (
+    TrainedPolicyError,
+    load_pretrained,
+    max_weight_difference,
+    ship,
+    ship_from,
+)
+from flowoe_lib.training.universal import design
 
 RANGE = TrainingRange(kappa=(1.0, 2.0), rho=-0.5, cv=(0.1, 0.2), drift=0.3)
 
@@ -31,8 +37,8 @@ def shipped(folder: Path) -> EndpointField:
 
 def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
     field = shipped(tmp_path)
-    found = load(tmp_path)
-    assert agreement(found.field, field) == 0
+    found = load_pretrained(tmp_path)
+    assert max_weight_difference(found.field, field) == 0
     assert found.conditions == RANGE
     assert (found.n_buckets, found.calibration, found.card["training"]) == (13, {"kappa": 2.0}, {"seed": 4})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["universal.json", "universal.safetensors"]
@@ -41,15 +47,15 @@ def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
 def test_what_the_notebook_made_is_shipped_with_its_card(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     fields = {seed: EndpointField(generator(seed, "test"), width=8) for seed in (3, 5)}
-    runs = {seed: Learned(field, {"utility": torch.zeros(2)}) for seed, field in fields.items()}
+    runs = {seed: TrainingRun(field, {"utility": torch.zeros(2)}) for seed, field in fields.items()}
     store.tensors("universal", {}, lambda: pack(runs))
     card = {"range": dataclasses.asdict(RANGE), "n_buckets": 39, "training": {"seed": 3}}
     store.json("universal_card", {}, lambda: card | {"scores": {"capture_mean": 0.9}})
     store.json("calibration", {}, lambda: {"kappa": {"value": 2.5, "ci_low": 1.0, "ci_high": 4.0}})
     (tmp_path / "scorecard.csv").write_text("world\n")
     ship_from(store, tmp_path / "scorecard.csv", tmp_path / "weights")
-    found = load(tmp_path / "weights")
-    assert agreement(found.field, fields[3]) == 0
+    found = load_pretrained(tmp_path / "weights")
+    assert max_weight_difference(found.field, fields[3]) == 0
     assert (found.conditions, found.n_buckets, found.calibration) == (RANGE, 39, {"kappa": 2.5})
     told = {"capture_mean": 0.9, "scorecard_sha256": sha256(b"world\n")}
     assert (found.card["scores"], found.card["training"]) == (told, {"seed": 3})
@@ -110,19 +116,19 @@ def test_what_does_not_fit_its_card_is_refused(case: str, tmp_path: Path) -> Non
     spoil, message = SPOILED[case]
     spoil(tmp_path)
     with pytest.raises(TrainedPolicyError, match=message):
-        load(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_agreement_is_the_largest_difference_of_a_weight() -> None:
     one, other, wide = (EndpointField(generator(1, "test"), width=w) for w in (8, 8, 9))
     with torch.no_grad():
         other.get_parameter("hidden.1.weight")[3, 4] -= 0.25
-    assert agreement(one, other) == pytest.approx(0.25)
-    assert agreement(one, wide) == float("inf")
+    assert max_weight_difference(one, other) == pytest.approx(0.25)
+    assert max_weight_difference(one, wide) == float("inf")
 
 
 def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
-    trained = load()
+    trained = load_pretrained()
     assert trained.field.observe.weight.shape[1] == len(FEATURES)
     for condition in design(trained.conditions, 8, 7)[4:]:
         [capture] = captures({"flow": trained.policy()}, condition, 1000, trained.n_buckets, 1, "test")[
@@ -131,6 +137,6 @@ def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
         assert capture > 0.97
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
-    assert trained.conditions.departures(whole, order) == []
+    assert trained.conditions.violations(whole, order) == []
     huge = dataclasses.replace(order, size=scalar(0.5))
-    assert [d.quantity for d in trained.conditions.departures(whole, huge)] == ["size"]
+    assert [d.quantity for d in trained.conditions.violations(whole, huge)] == ["size"]

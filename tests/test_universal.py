@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from flowoe_lib.conditions import conditions_to_records
-from flowoe_lib.flow import FlowPolicy
-from flowoe_lib.market import Condition, PreTrade
-from flowoe_lib.scorecard import captures
-from flowoe_lib.universal import design, train_universal, universal_range
+from flowoe_lib.data.conditions import conditions_to_records
+from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.market.model import Condition
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.policies.flow import FlowPolicy
+from flowoe_lib.training.universal import design, train_universal, universal_range
 
 RANGE = universal_range(-0.8)
 
@@ -26,7 +27,9 @@ def test_design_fills_the_range_with_corners_and_switches() -> None:
     profile = fields(conditions, "liquidity", "profile_amplitude") > 0
     # Every combination of the switches, a quarter of the conditions each.
     assert [(depth & profile).sum(), (~depth & profile).sum(), (~depth & ~profile).sum()] == [16, 16, 16]
-    shorter = fields(conditions, "liquidity", "closes") - fields(conditions, "liquidity", "opens") < 1
+    shorter = (
+        fields(conditions, "liquidity", "window_end") - fields(conditions, "liquidity", "window_start") < 1
+    )
     assert (shorter & profile).sum() == 16
     # A stratified sequence: in each axis every quarter of the range has about a quarter of the points.
     for values, (low, high) in (
@@ -56,7 +59,7 @@ def test_training_is_reproducible_and_gains_on_twap() -> None:
     assert seconds > 0
     assert len(first.curves["utility"]) == 20
     # Where there is something to gain, even so short a training has most of it.
-    worth = [c for c in design(RANGE, 16, 1) if PreTrade.of(c.market, c.order).stakes > 0.1]
+    worth = [c for c in design(RANGE, 16, 1) if PreTrade.of(c.market, c.order).attainable_gain > 0.1]
     assert len(worth) >= 4
     for c in worth[:4]:
         [capture] = captures({"flow": FlowPolicy(first.field, 1)}, c, 500, 12, 1, "test")["capture"]

@@ -6,18 +6,18 @@ import pandas as pd
 import pytest
 import torch
 
-from flowoe_lib.belief import solve_belief
-from flowoe_lib.execution import Policy, execute
-from flowoe_lib.experts.almgren_chriss import replanned
-from flowoe_lib.experts.rl import RLExpert
-from flowoe_lib.experts.schedules import EstimatedSchedule, Schedule
-from flowoe_lib.flow import EndpointField, FlowPolicy
-from flowoe_lib.market import BPS, Condition, Heston, Market, Order, Regimes, averaged, scalar
-from flowoe_lib.oracle import solve
-from flowoe_lib.perception import blind_to_regimes, exact, with_errors
+from flowoe_lib.evaluation.scorecard import evaluate, market_days
+from flowoe_lib.execution.execution import Policy, execute
+from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
+from flowoe_lib.market.model import BPS, Condition, Heston, Market, Order, Regimes, scalar
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule
 from flowoe_lib.randomness import generator
-from flowoe_lib.scorecard import evaluate, market_days
-from flowoe_lib.world_study import (
+from flowoe_lib.studies.comparison import (
     error_costs,
     experts_in,
     gain_kept,
@@ -26,7 +26,7 @@ from flowoe_lib.world_study import (
     score_in_world,
     whole_range,
 )
-from flowoe_lib.worlds import World
+from flowoe_lib.studies.worlds import World
 
 N = 9
 HESTON = Heston(theta=scalar(4e-4), kappa=scalar(2), cv=scalar(0.5), rho=scalar(-0.5))
@@ -39,7 +39,7 @@ def field(seed: int = 0) -> EndpointField:
 
 
 def rl_expert(seed: int) -> RLExpert:
-    from flowoe_lib.features import FEATURES
+    from flowoe_lib.execution.features import FEATURES
 
     g = generator(seed, "rl")
     sizes = [(32, len(FEATURES)), (32, 32), (1, 32)]
@@ -59,7 +59,7 @@ def test_an_rl_expert_competes_only_where_it_was_trained() -> None:
 def test_experts_of_hidden_regimes_are_calibrated_to_the_average() -> None:
     regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
     switching = replace(PLAIN, market=replace(PLAIN.market, regimes=regimes))
-    mean = replace(PLAIN, market=averaged(switching.market))
+    mean = replace(PLAIN, market=moment_matched(switching.market))
     found, expected = (
         experts_in(perceive, c, N, {})["static_optimal"]
         for perceive, c in ((blind_to_regimes, switching), (exact, mean))
@@ -75,7 +75,10 @@ def test_whole_range_measures_capture_and_regret_against_the_oracle() -> None:
     assert list(zip(table["training_seed"], table["solver_steps"], strict=True)) == [
         (3, 1), (5, 1), (3, 8),
     ]  # fmt: skip
-    policies: dict[str, Policy] = {"flow": FlowPolicy(fields[5], 1), "oracle": solve(PLAIN.market, ORDER, N)}
+    policies: dict[str, Policy] = {
+        "flow": FlowPolicy(fields[5], 1),
+        "oracle": solve_oracle(PLAIN.market, ORDER, N),
+    }
     out = evaluate({k: (p, 400) for k, p in policies.items()}, PLAIN, N, 1, "design")
     flow, oracle = (out[k].utility.mean().item() for k in ("flow", "oracle"))
     assert table["regret"][1] == pytest.approx((oracle - flow) / -oracle, rel=1e-4)
@@ -86,7 +89,7 @@ def test_hidden_gain_of_the_belief_optimum_is_all_of_it(monkeypatch: pytest.Monk
     sd = 0.8 * BPS * heston.theta.sqrt()
     condition = Condition("hidden", "h", Market(heston, drift_sd=sd), ORDER)
     optimum: Policy = solve_belief(condition.market, ORDER, N)
-    monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: optimum)
+    monkeypatch.setattr("flowoe_lib.studies.comparison.FlowPolicy", lambda field, steps: optimum)
     [row] = hidden_gain(field(), condition, 6000, N, 1).to_dict("records")
     assert row["share"] == pytest.approx(1, abs=1e-6)
     assert row["worth_bps"] > 0
@@ -94,7 +97,7 @@ def test_hidden_gain_of_the_belief_optimum_is_all_of_it(monkeypatch: pytest.Monk
     assert row["falling"] > row["flat"]
     assert row["rising"] > row["flat"]
     # Thirds are equal parts of the days, so they average to the realised gain of all.
-    blind: Policy = solve(replace(condition.market, drift_sd=scalar(0.0)), ORDER, N)
+    blind: Policy = solve_oracle(replace(condition.market, drift_sd=scalar(0.0)), ORDER, N)
     gains = []
     for chunk, paths in enumerate(market_days(condition, 6000, N, 1, "test")):
         draws = generator(1, "unused", chunk)
@@ -130,8 +133,8 @@ def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
         assert informed.any() == (perceive is blind_to_regimes)
         assert "flow_informed" not in set(comparisons["policy"])
         flows = scores[scores["policy"] == "flow_refined"]
-        lead = flows[(flows["training_seed"] == 0) & (flows["solver_steps"] == 1)]
-        assert lead["n_paths"].tolist() == [300]
+        first_seed = flows[(flows["training_seed"] == 0) & (flows["solver_steps"] == 1)]
+        assert first_seed["n_paths"].tolist() == [300]
         assert set(flows["n_paths"]) == {300, 100}
         assert (checks["inventory_left"] == 0).all()
 
@@ -147,7 +150,7 @@ def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
 
 def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPatch) -> None:
     # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
-    monkeypatch.setattr("flowoe_lib.world_study.FlowPolicy", lambda field, steps: replanned)
+    monkeypatch.setattr("flowoe_lib.studies.comparison.FlowPolicy", lambda field, steps: replanned)
     restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))
     table = error_costs(field(), restless, 20_000, N, 1).set_index("healed")
     assert table.index.tolist() == ["parameters", "variance", "depth", "all"]

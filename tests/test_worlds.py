@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowoe_lib.calibration import Calibration, Estimate
-from flowoe_lib.conditions import (
+from flowoe_lib.data.calibration import Calibration, Estimate
+from flowoe_lib.data.conditions import (
     base_condition,
     conditions_from_records,
     conditions_to_records,
     heston_grid,
 )
-from flowoe_lib.experts.ensemble import from_estimates
-from flowoe_lib.market import Condition, Liquidity, map_tensors
-from flowoe_lib.perception import blind_to_regimes, exact, with_errors
-from flowoe_lib.scorecard import evaluate
-from flowoe_lib.universal import universal_range
-from flowoe_lib.worlds import DRIFT, World, beyond_training, dynamic_worlds, liquid_day
+from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Condition, Liquidity
+from flowoe_lib.policies.ensemble import from_estimates
+from flowoe_lib.studies.worlds import DRIFT, World, beyond_training, dynamic_worlds, liquid_day
+from flowoe_lib.training.universal import universal_range
 
 VALUES = {
     "calm": 0.0072, "stressed": 0.0189, "crisis": 0.039, "vix_ratio": 0.7, "vix_correlation": 0.9,
@@ -90,7 +91,7 @@ def test_worlds_leave_order_impact_and_the_rest_of_the_grid_alone(
         "realistic": {"illiquidity", "depth_sd", "depth_reversion", "profile_amplitude"},
         "drift": {"illiquidity", "drift"},
         "hidden": {"illiquidity", "drift_sd"},
-        "switching": {"volatility", "cost", "enter", "leave"},
+        "switching": {"volatility_multiplier", "cost_multiplier", "enter", "leave"},
     }
     for name, world in worlds.items():
         for record in records_of(world.conditions).values():
@@ -139,9 +140,9 @@ def test_regimes_lead_from_one_volatility_level_to_the_next(worlds: dict[str, Wo
         calm, stressed = steps[step]
         regimes, heston = c.market.regimes, c.market.heston
         assert float(heston.theta.sqrt()) == pytest.approx(calm)
-        assert float(heston.theta.sqrt() * regimes.volatility) == pytest.approx(stressed)
+        assert float(heston.theta.sqrt() * regimes.volatility_multiplier) == pytest.approx(stressed)
         # A market of that volatility at twice the cost.
-        assert float(regimes.cost) == pytest.approx(2 * stressed / calm)
+        assert float(regimes.cost_multiplier) == pytest.approx(2 * stressed / calm)
         rate = {"rare": 2.0, "frequent": 6.0}[pace]
         assert [float(regimes.enter), float(regimes.leave)] == [rate, rate]
         assert float(regimes.stressed_share) == 0.5

@@ -1,0 +1,6 @@
+from . import bars as bars
+from . import calibration as calibration
+from . import conditions as conditions
+from . import estimators as estimators
+from . import records as records
+from . import sessions as sessions

@@ -1,0 +1,175 @@
+"""The public data sets of the suite, through the same loader as anyone's own bars.
+
+The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples are read out of pinned
+wheels of public packages, downloaded when first wanted and never stored with the code.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import arch.data.sp500
+import arch.data.vix
+import pandas as pd
+
+from flowoe_lib.data.bars import Bars, load_bars
+
+__all__ = [
+    "EMINI",
+    "EURUSD_HOURS",
+    "EURUSD_TICKS",
+    "FetchError",
+    "Wheel",
+    "emini_bars",
+    "emini_trades",
+    "eurusd_hours",
+    "eurusd_ticks",
+    "fetch",
+    "sp500_daily",
+    "vix_daily",
+]
+
+
+EMINI_SHA256 = "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file of the Python Package Index, pinned by its hash."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return f"{self.package}-{self.version}-py3-none-any.whl"
+
+
+EMINI = Wheel("mlfinpy", "0.1.2", EMINI_SHA256)
+
+
+EURUSD_TICKS = Wheel(
+    "findatapy", "0.1.42", "3ff5dd9bb9786cc82ad23cd4f37b58d29b68a3eef1918b5b494a0c1d73f19a88"
+)
+
+
+EURUSD_HOURS = Wheel(
+    "gym_anytrading", "2.0.0", "29e88b9d38272ea338c8cfcebc6a0f0302c7a8c02048331ad6a4d22cdd825e54"
+)
+
+
+class FetchError(RuntimeError):
+    """A data file that could not be had; the message names it and where to put it by hand."""
+
+
+def sp500_daily() -> Bars:
+    """Daily S&P 500 index bars, 1999-2018, points and shares, from the ``arch`` package.
+
+    Until 2006, and in part until 2013, the recorded open is the previous close: the index was
+    published before its members had traded, so those days' ranges include the night.
+    """
+    return load_bars(
+        arch.data.sp500.load(), name="arch.data.sp500", timezone="America/New_York", min_days=5000
+    )
+
+
+def vix_daily() -> pd.Series:
+    """Daily close of the VIX, annualised percent, 2014-2018, days without a quote left out."""
+    vix = arch.data.vix.load()["vix"].dropna()
+    return vix.set_axis(
+        pd.DatetimeIndex(vix.index, name="time").tz_localize("America/New_York").as_unit("us")
+    )
+
+
+def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
+    """Path of ``wheel``, downloaded into ``cache`` when it is not there.
+
+    Raises FetchError when it can neither be found nor downloaded, or is not the pinned file.
+    """
+    path = Path(cache) / wheel.file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            pin = Path(folder) / "pin.txt"
+            pin.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+            flags = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--ignore-requires-python"]
+            quiet = ["--quiet", "--disable-pip-version-check", "--retries=2", "--timeout=30"]
+            pip = [sys.executable, "-m", "pip", "download", *flags, *quiet, *pip_options]
+            run = subprocess.run([*pip, "-r", str(pin), "-d", folder], capture_output=True, text=True)
+            if run.returncode != 0:
+                raise FetchError(
+                    f"pip could not download {wheel.file}. Get that file (sha256 {wheel.sha256}) from the "
+                    f"Python Package Index on a connected machine and put it at {path}. pip said:\n"
+                    f"{run.stderr.strip()}"
+                )
+            (Path(folder) / wheel.file).replace(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != wheel.sha256:
+        raise FetchError(
+            f"{path} is not the pinned file: its sha256 is {found}, expected {wheel.sha256}. "
+            "Delete it to have it downloaded again."
+        )
+    return path
+
+
+def _csv(wheel: Wheel, cache: Path, member: str) -> pd.DataFrame:
+    with zipfile.ZipFile(fetch(wheel, cache)) as archive, archive.open(member) as file:
+        return pd.read_csv(file)
+
+
+def emini_trades(cache: Path) -> pd.DataFrame:
+    """500,000 E-mini S&P 500 trades, 1-3 September 2013: price (points), volume (contracts), by Chicago time.
+
+    Three sessions: a Sunday night, Labor Day (2 September, closed at 10:30) and the Tuesday until
+    13:51. Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EMINI, cache, "mlfinpy/dataset/data/tick_data.csv")
+    times = pd.DatetimeIndex(pd.to_datetime(raw["DateTime"], format="ISO8601"), name="time")
+    return (
+        raw[["Price", "Volume"]]
+        .set_axis(["price", "volume"], axis=1)
+        .set_axis(times.tz_localize("America/Chicago"), axis=0)
+    )
+
+
+def emini_bars(cache: Path) -> Bars:
+    """1,000 E-mini S&P 500 bars of $70m each, January 2015, volume in contracts, by Chicago time.
+
+    A bar's time is its last trade's. The file does not say so, but only so do the bars jump when
+    news arrived (payrolls of 9 January at 7:30, the Swiss franc on 15 January at 3:30).
+    Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EMINI, cache, "mlfinpy/dataset/data/dollar_bar_sample.csv")
+    raw["date_time"] = pd.to_datetime(raw["date_time"], format="ISO8601").dt.tz_localize("UTC")
+    raw = raw.rename(columns={"cum_vol": "volume"})
+    return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", min_days=20)
+
+
+def eurusd_ticks(cache: Path) -> pd.DataFrame:
+    """100,005 bid quotes of EURUSD on 14 June 2016: price (dollars), volume (each quote counts one).
+
+    The record names neither volumes nor its time zone; times are read as UTC, and no result rests on that.
+    Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EURUSD_TICKS, cache, "tests/EURUSD_tick.csv")
+    times = pd.DatetimeIndex(pd.to_datetime(raw["Date"], format="ISO8601"), name="time").tz_localize("UTC")
+    return pd.DataFrame({"price": raw["EURUSD.bid"].to_numpy(), "volume": 1.0}, index=times)
+
+
+def eurusd_hours(cache: Path) -> Bars:
+    """6,225 hourly bars of EURUSD, ask side, in 2017, by New York time, with one broker's volume.
+
+    The file stamps a bar at its start and names no time zone. Its weeks open at 22:00 in winter and at
+    21:00 in summer, which is Sunday 17:00 in New York if the clock is UTC.
+    Raises FetchError as :func:`fetch`.
+    """
+    raw = _csv(EURUSD_HOURS, cache, "gym_anytrading/datasets/data/FOREX_EURUSD_1H_ASK.csv")
+    starts = pd.to_datetime(raw["Time"], format="%d.%m.%Y %H:%M:%S.%f").dt.tz_localize("UTC")
+    raw["Time"] = starts + pd.Timedelta(hours=1)
+    return load_bars(raw, name="EURUSD hourly bars", timezone="America/New_York", minutes=60, min_days=300)

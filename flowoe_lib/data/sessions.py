@@ -1,0 +1,106 @@
+"""Recorded sessions on equal buckets: price, realised variance and volume, and where orders may arrive."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from flowoe_lib.data.bars import Bars, BarsError
+from flowoe_lib.data.estimators import garman_klass
+
+__all__ = ["Tape", "arrivals", "lay_out", "session_clock"]
+
+
+Array = npt.NDArray[np.float64]
+
+
+Places = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What a market did in each of the equal buckets of its sessions."""
+
+    times: pd.DatetimeIndex
+    """Start of each bucket by the exchange's clock, one session after the other, [sessions * buckets]."""
+    price: Array
+    """At the edges of the buckets, [sessions, buckets + 1]."""
+    variance: Array
+    """Realised over the bucket, [sessions, buckets]."""
+    volume: Array
+    """Traded in the bucket, [sessions, buckets]."""
+
+
+def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
+    """Cut the sessions of ``bars`` into ``n_buckets`` buckets each, from ``opens`` to ``closes``.
+
+    Times are those of ``bars.timezone``; what closes after midnight closes at, say, "32:30". A bucket's
+    variance is the sum of its bars' Garman-Klass variances, its prices are the last ones known at its
+    edges. Raises BarsError where no session is covered or a bucket has no volume.
+    """
+    variance, volume = (
+        session_clock(bars, amount, n_buckets, opens=opens, closes=closes)
+        for amount in (garman_klass(bars.frame), bars.frame["volume"])
+    )
+    if not (volume > 0).all(axis=None):
+        raise BarsError(f"{bars.source}: a bucket from {opens} to {closes} has no volume; take longer ones")
+    first, last = (pd.Timedelta(f"{clock}:00") for clock in (opens, closes))
+    offsets = pd.to_timedelta(np.linspace(0, (last - first).total_seconds(), n_buckets + 1), unit="s")
+    edges = (volume.index.to_numpy()[:, None] + first.to_numpy()) + offsets.to_numpy()
+    known = np.searchsorted(bars.index.tz_localize(None).to_numpy(), edges, side="right")
+    price = np.r_[bars.frame["open"].iloc[0], bars.frame["close"]][known]
+    times = pd.DatetimeIndex(edges[:, :-1].ravel())
+    return Tape(times, price, variance.to_numpy(), volume.to_numpy())
+
+
+def arrivals(tape: Tape, n_buckets: int, every: int, warm_up: int = 0) -> Places:
+    """Buckets of the tape at which orders over ``n_buckets`` arrive, [orders].
+
+    In each session after ``warm_up`` buckets and then ``every`` so many, as long as they end within it.
+    """
+    sessions, length = tape.volume.shape
+    within = np.arange(warm_up, length - n_buckets + 1, every)
+    places: Places = (np.arange(sessions)[:, None] * length + within).ravel()
+    return places
+
+
+def session_clock(
+    bars: Bars, amount: pd.Series, n_buckets: int, *, opens: str = "08:30", closes: str = "15:00"
+) -> pd.DataFrame:
+    """Lay what each bar holds (variance, volume) onto equal buckets of the session, shape [days, buckets].
+
+    A bar's amount is spread evenly over its duration. Days that the bars do not cover from the
+    opening to the close, or only with a gap of more than an hour, are left out: holidays, a last day
+    cut short. Times are those of ``bars.timezone``. Raises BarsError when no whole day remains.
+    """
+    local = bars.index.tz_localize(None)
+    midnights = local.normalize().unique()
+    seconds = _seconds(local, midnights[0])
+    # The first bar of a record cut by activity began before it, nobody knows when.
+    ends = seconds if bars.minutes else seconds[1:]
+    # A session may end in a bar shorter than the others, which began where the one before it ended.
+    starts = np.maximum(ends - 60 * bars.minutes, np.r_[-np.inf, ends[:-1]]) if bars.minutes else seconds[:-1]
+    total = np.cumsum(amount.to_numpy(dtype=float)[-len(ends) :])
+    # Cumulated amount as the corners of a function of time: rising within a bar, flat between bars.
+    corners = np.column_stack([starts, ends]).ravel()
+    heights = np.column_stack([np.r_[0.0, total[:-1]], total]).ravel()
+    rows = {}
+    for day, midnight in zip(midnights, _seconds(midnights, midnights[0]), strict=True):
+        first, last = (midnight + pd.Timedelta(f"{clock}:00").total_seconds() for clock in (opens, closes))
+        inside = (ends > first) & (starts < last)
+        if not inside.any():
+            continue
+        begun, ended = starts[inside], ends[inside]
+        # Bars cut by activity leave no gap, so a pause of the market shows in their length.
+        gaps = begun[1:] - ended[:-1] if bars.minutes else ended - begun
+        if begun[0] <= first and ended[-1] >= last and gaps.max(initial=0.0) <= 3600:
+            edges = np.linspace(first, last, n_buckets + 1)
+            rows[day] = np.diff(np.interp(edges, corners, heights))
+    if not rows:
+        raise BarsError(f"{bars.source}: no day is covered by bars from {opens} to {closes} {bars.timezone}")
+    return pd.DataFrame(np.stack(list(rows.values())), index=pd.DatetimeIndex(list(rows), name="day"))
+
+
+def _seconds(times: pd.DatetimeIndex, origin: pd.Timestamp) -> Array:
+    return np.asarray((times - origin).total_seconds(), dtype=float)

@@ -1,0 +1,192 @@
+"""What the trained policy does at any setting: its schedule, its frontier, and one day of it.
+
+Every setting is shown on the same draws, so that a picture changes by what was set and by nothing else.
+All risk aversions of the frontier run side by side, as paths of one simulation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from math import log10
+
+import pandas as pd
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from flowoe_lib.evaluation.intervals import paired_interval
+from flowoe_lib.execution.execution import execute
+from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.almgren_chriss import almgren_chriss
+from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal
+from flowoe_lib.randomness import generator
+from flowoe_lib.training.pretrained import PretrainedPolicy
+
+__all__ = ["Settings", "View", "explore"]
+
+
+N_PATHS = 200
+"""Days at each risk aversion: what is estimated is the difference to a schedule of known cost and risk."""
+
+
+SHOWN = N_PATHS // 2
+"""Which of them is shown: the one that opens at the median of variance."""
+
+
+N_AVERSIONS = 8
+
+
+SCHEDULES: dict[str, Callable[[Market, Order, int], Schedule]] = {
+    "almgren_chriss": almgren_chriss,
+    "static_optimal": static_optimal,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set; all else is as calibrated. The defaults: a tenth of a day's volume, in stress."""
+
+    volatility: float = 0.02
+    """sqrt(theta), per square root of a day."""
+    cv: float = 1.3
+    """Volatility of volatility: stationary standard deviation of variance over its mean."""
+    illiquidity: float = 1.0
+    depth_sd: float = 0.3
+    size: float = 0.1
+    """phi, of ADV, to be sold."""
+    beta: float = 0.6
+    risk_aversion: float = 5e-4
+    """lambda, per bps."""
+    drift: float = 0.0
+    """Known to everybody, in daily standard deviations; up favours waiting."""
+
+    def condition(self, trained: PretrainedPolicy) -> tuple[Market, Order]:
+        """The market and the order, fields of shape [].
+
+        Raises ValueError naming each quantity that the policy was not trained for or that cannot be.
+        """
+        told = trained.calibration
+        heston = Heston(
+            theta=scalar(self.volatility**2),
+            kappa=scalar(told["kappa"]),
+            cv=scalar(self.cv),
+            rho=scalar(trained.conditions.rho),
+        )
+        liquidity = Liquidity(
+            illiquidity=scalar(self.illiquidity),
+            depth_sd=scalar(self.depth_sd),
+            depth_reversion=scalar(told["depth_reversion"]),
+            profile_amplitude=scalar(told["profile_amplitude"]),
+        )
+        drift = scalar(self.drift * BPS * self.volatility)
+        market = Market(heston, Impact(beta=scalar(self.beta)), liquidity, drift)
+        order = Order(scalar(self.size), scalar(self.risk_aversion))
+        if violations := trained.conditions.violations(market, order):
+            raise ValueError("; ".join(map(str, violations)))
+        return market, order
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of one setting."""
+
+    schedule: pd.DataFrame
+    """Inventory at each time: low, middle and high (10, 50 and 90 % of days) for each policy."""
+    frontier: pd.DataFrame
+    """policy, risk_aversion, cost_bps, risk_bps; the first row of each policy is the setting's own.
+
+    Risk is the standard deviation that price moves alone give to P&L, which is what lambda weighs.
+    """
+    day: pd.DataFrame
+    """One day by bucket: time, variance over its mean, liquidity (volume times depth over what is usual),
+    traded, twap (of the order)."""
+    gain_bps: tuple[float, float, float]
+    """Utility over the static optimum on the same days, with its 95 % interval."""
+
+
+def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
+    """The view of ``settings``; the same seed has the same days. Raises ValueError as ``condition`` does."""
+    market, order = settings.condition(trained)
+    n, (low, high) = trained.n_buckets, trained.conditions.risk_aversion
+    others = torch.logspace(log10(low), log10(high), N_AVERSIONS)
+    turned = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
+    plans = {name: solver(market, turned, n).inventory for name, solver in SCHEDULES.items()}
+
+    days = _beside(_days(market, n, seed), len(turned.risk_aversion))
+    wide = replace(order, risk_aversion=turned.risk_aversion.repeat_interleave(N_PATHS))
+    fixed = Schedule(plans["static_optimal"].repeat_interleave(N_PATHS, 1))
+    with torch.no_grad():
+        flow, static = (
+            execute(policy, days, market, wide, generator(seed, "explore", "policy"))
+            for policy in (trained.policy(), fixed)
+        )
+
+    def known(name: str) -> tuple[Tensor, Tensor]:
+        return expected_cost(market, turned, plans[name]), expected_risk(market, plans[name])
+
+    def mean(by_path: Tensor) -> Tensor:
+        return by_path.double().reshape(-1, N_PATHS).mean(1)
+
+    # The static optimum's cost and risk are known exactly, so only the difference is left to chance.
+    cost, risk = known("static_optimal")
+    cost = cost - mean(flow.controlled_pnl_bps - static.controlled_pnl_bps)
+    risk = risk + mean(flow.expected_risk - static.expected_risk)
+    points = {name: known(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
+    gain = flow.utility_bps(wide) - static.utility_bps(wide)
+    inventory = flow.inventory[:, :N_PATHS]
+    return View(
+        schedule=_schedule(inventory, {name: plan[:, 0] for name, plan in plans.items()}),
+        frontier=pd.concat(
+            _columns(policy=name, risk_aversion=turned.risk_aversion, cost_bps=c, risk_bps=r.sqrt())
+            for name, (c, r) in points.items()
+        ).reset_index(drop=True),
+        day=_day(days, market, inventory[:, SHOWN]),
+        gain_bps=paired_interval(gain[:N_PATHS]),
+    )
+
+
+def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
+    """The days that every setting is shown on, their opening variances spread evenly over its law."""
+    draws = generator(seed, "explore", "days")
+    even = (torch.arange(N_PATHS).double() + 0.5) / N_PATHS
+    shape = 1 / market.heston.cv.double() ** 2
+    opening = market.heston.theta / shape * torch.from_numpy(gammaincinv(shape.numpy(), even.numpy()))
+    return simulate(market, N_PATHS, n_buckets, draws, opening.float())
+
+
+def _beside(days: MarketPaths, copies: int) -> MarketPaths:
+    """The same days over and over, [..., copies * paths]; what all share stays as it is."""
+    tensors = {f.name: getattr(days, f.name) for f in fields(days) if f.name != "dt"}
+    wide = {
+        name: x.repeat(*[1] * (x.dim() - 1), copies)
+        for name, x in tensors.items()
+        if x.shape[-1] == days.n_paths
+    }
+    return replace(days, **wide)
+
+
+def _columns(**columns: str | float | Tensor) -> pd.DataFrame:
+    return pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()})
+
+
+def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
+    """Bands of ``inventory`` [N + 1, paths] and the fixed plans, each [N + 1], one after the other."""
+    time = torch.linspace(0, 1, len(inventory), dtype=torch.float64)
+    low, middle, high = torch.quantile(inventory.double(), torch.tensor([0.1, 0.5, 0.9]).double(), dim=1)
+    fixed = {"twap": 1 - time} | plans
+    tables = [_columns(time=time, policy=k, low=q, middle=q, high=q) for k, q in fixed.items()]
+    return pd.concat([*tables, _columns(time=time, policy="flow_refined", low=low, middle=middle, high=high)])
+
+
+def _day(days: MarketPaths, market: Market, inventory: Tensor) -> pd.DataFrame:
+    """The day shown, bucket by bucket, with ``inventory`` [N + 1] on it."""
+    n = days.n_buckets
+    # Depth and volume are the same on all paths where they do not move.
+    depth, volume = (x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume))
+    return _columns(
+        time=(torch.arange(n) + 0.5) / n,
+        variance=days.variance[:, SHOWN] / market.heston.theta,
+        liquidity=volume * depth.exp(),
+        traded=-inventory.diff(),
+        twap=1 / n,
+    )

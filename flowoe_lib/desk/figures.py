@@ -1,0 +1,99 @@
+"""Figures of a plan: what is left when, what it costs against what it risks, and one day step by step."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from flowoe_lib.plotting import LOOKS, line, style
+
+__all__ = ["day_figure", "order_frontier_figure", "schedule_figure"]
+
+
+FLOW = LOOKS["flow_refined"]
+
+
+def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
+    """About seven times of day under buckets counted from 0."""
+    step = max(1, len(starts) // 6)
+    places = np.arange(0, len(starts), step)
+    axes.set_xticks(places, [str(start)[:5] for start in starts[::step]])
+
+
+def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
+    """Shares left, FlowOE's band of 80 % of days and the benchmarks, and its participation below.
+
+    ``schedule`` is that of :class:`flowoe_lib.desk.planner.Plan`.
+    """
+    with style():
+        figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 4.6), sharex=True, height_ratios=(2.2, 1))
+        edges = np.arange(len(schedule) + 1)
+        low, high = (np.r_[shares, schedule[c]] for c in ("low", "high"))
+        upper.fill_between(edges, low, high, color=FLOW.colour, alpha=0.2, label="FlowOE, 80 % of days")
+        line(upper, edges, np.r_[shares, schedule["median"]], "flow_refined")
+        for name in schedule.columns.intersection(list(LOOKS)):
+            line(upper, edges, np.r_[shares, schedule[name]], name)
+        upper.set(ylabel="shares left", ylim=(0, None), title="What is left of the order")
+        upper.yaxis.set_major_formatter(EngFormatter())
+        upper.legend(ncols=2)
+        percent = 100 * schedule[["participation", "participation_high"]]
+        lower.step(edges[:-1], percent["participation"], where="post", color=FLOW.colour, label="median day")
+        lower.step(
+            edges[:-1],
+            percent["participation_high"],
+            "--",
+            where="post",
+            color=FLOW.colour,
+            label="one day in ten",
+        )
+        lower.set(ylabel="of volume, %", xlabel="time of day", ylim=(0, None))
+        lower.legend(ncols=2)
+        _clock_ticks(lower, schedule.index)
+    return figure
+
+
+def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+    """Expected cost against risk as risk aversion is turned; the points are those of the plan.
+
+    Both tables are those of :class:`flowoe_lib.desk.planner.Plan`.
+    """
+    with style():
+        figure, axes = plt.subplots(figsize=(5.4, 3.4))
+        for name, rows in frontier.groupby("policy", sort=False):
+            if rows["std_bps"].nunique() > 1:
+                line(axes, rows["std_bps"], rows["cost_bps"], str(name))
+        for name, std, cost in zip(costs.index, costs["std_bps"], costs["cost_bps"], strict=True):
+            look = LOOKS[name]
+            alone = None if name in ("flow_refined", "almgren_chriss", "static_optimal") else look.name
+            axes.plot(std, cost, look.marker, color=look.colour, label=alone)
+        axes.set(xlabel="standard deviation of cost, bps", ylabel="expected cost, bps")
+        axes.set_title("What less risk costs; marked: the risk aversion in use")
+        axes.legend()
+    return figure
+
+
+def day_figure(day: pd.DataFrame) -> Figure:
+    """One simulated day: what the market does above, what FlowOE makes of it below.
+
+    ``day`` is that of :class:`flowoe_lib.desk.planner.Plan`.
+    """
+    with style():
+        figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True)
+        edges = np.arange(len(day) + 1)
+        for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#4aa89d", "--")):
+            upper.stairs(day[name], edges, baseline=None, color=colour, linestyle=linestyle, label=name)
+        upper.axhline(1, color="black", linewidth=0.6)
+        upper.set(ylabel="over the usual", title="One day: what the market does, and what is traded")
+        upper.legend(ncols=2)
+        flow, static = LOOKS["flow_refined"], LOOKS["static_optimal"]
+        for column, look in (("traded", flow), ("static_traded", static)):
+            lower.stairs(
+                day[column], edges, baseline=None, color=look.colour, linestyle=look.line, label=look.name
+            )
+        lower.set(ylabel="shares traded", xlabel="time of day", ylim=(0, None))
+        lower.yaxis.set_major_formatter(EngFormatter())
+        lower.legend(ncols=2)
+        _clock_ticks(lower, day.index)
+    return figure

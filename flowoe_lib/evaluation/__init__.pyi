@@ -1,0 +1,4 @@
+from . import frontier as frontier
+from . import intervals as intervals
+from . import scorecard as scorecard
+from . import statistics as statistics

@@ -1,0 +1,43 @@
+"""Confidence intervals of means over independent paths."""
+
+import math
+
+from torch import Tensor
+
+__all__ = ["capture_interval", "paired_interval"]
+
+
+def capture_interval(policy: Tensor, twap: Tensor, oracle: Tensor) -> tuple[float, float, float]:
+    """Capture (U_policy - U_TWAP) / (U_oracle - U_TWAP) and the ends of its 95 % interval.
+
+    From utilities of the same paths, bps, [paths]. The interval is the delta method's: the capture errs
+    like the mean of (policy - twap) - capture (oracle - twap) over the mean gap. Raises ValueError for
+    other shapes, fewer than two paths, or an oracle that does not beat TWAP on them.
+    """
+    if not (policy.dim() == 1 and policy.shape == twap.shape == oracle.shape and len(policy) > 1):
+        shapes = ", ".join(str(list(x.shape)) for x in (policy, twap, oracle))
+        raise ValueError(f"utilities of shape {shapes}: must be [paths], the same two or more paths")
+    gain, gap = (x.double() - twap.double() for x in (policy, oracle))
+    mean_gap = float(gap.mean())
+    if not mean_gap > 0:
+        raise ValueError(f"oracle - TWAP = {mean_gap:g} bps: must be > 0")
+    capture = float(gain.mean()) / mean_gap
+    reach = 1.96 * float((gain - capture * gap).std()) / math.sqrt(len(gap)) / mean_gap
+    return capture, capture - reach, capture + reach
+
+
+Z95 = 1.959964
+
+
+def paired_interval(difference: Tensor) -> tuple[float, float, float]:
+    """Mean of per-path differences with its 95 % interval."""
+    d = difference.double()
+    mean, half = d.mean().item(), Z95 * d.std().item() / len(d) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def _std_influence(pnl: Tensor) -> Tensor:
+    """Influence of each path on the standard deviation: its average is that of the estimate's error."""
+    x = pnl.double()
+    squares = (x - x.mean()).square()
+    return x.std() + (squares - squares.mean()) / (2 * x.std())

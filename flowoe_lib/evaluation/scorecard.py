@@ -1,0 +1,334 @@
+"""The scorecard: every policy on the same test paths, with paired confidence intervals.
+
+Profit and utility are measured with the control variate, that is without the zero-mean martingale
+term of P&L; standard deviation and CVaR are those of the whole P&L. Intervals are 95 %, normal in
+the mean over independent paths.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowoe_lib.evaluation.intervals import _std_influence, capture_interval, paired_interval
+from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.execution.information import Perceive, exact
+from flowoe_lib.market.model import Condition, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.schedules import twap
+from flowoe_lib.randomness import generator
+
+__all__ = [
+    "CHUNK",
+    "COLUMNS",
+    "Entry",
+    "PathResults",
+    "best_expert",
+    "captures",
+    "compare",
+    "evaluate",
+    "market_days",
+    "reactions",
+    "score_condition",
+]
+
+
+CHUNK = 5_000
+"""Paths simulated at a time, few enough to stay in cache. It is part of what defines a set of paths, as
+each chunk has a stream of its own."""
+
+
+COLUMNS = [
+    "world", "condition", "vol", "liq", "cv", "drift", "phi", "lam",
+    "policy", "solver_steps", "training_seed", "n_paths", "mean_bps", "std_bps", "cvar95_bps", "utility_bps",
+    "vs_best_expert_bps", "vs_best_expert_ci_low", "vs_best_expert_ci_high",
+    "capture", "capture_ci_low", "capture_ci_high",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PathResults:
+    """What a policy earned on each path of a condition, bps, [paths]; more is better."""
+
+    pnl: Tensor
+    controlled_pnl: Tensor
+    """P&L without its martingale term."""
+    martingale: Tensor
+    utility: Tensor
+    left: float
+    """Largest inventory left at the close."""
+
+    def head(self, n: int) -> "PathResults":
+        """The first ``n`` paths."""
+        return PathResults(
+            self.pnl[:n], self.controlled_pnl[:n], self.martingale[:n], self.utility[:n], self.left
+        )
+
+    @property
+    def cvar95(self) -> float:
+        """Average P&L over the worst 5 % of paths, bps."""
+        return self.pnl.double().sort().values[: max(1, round(0.05 * len(self.pnl)))].mean().item()
+
+    @property
+    def martingale_z(self) -> float:
+        """Mean of the martingale term over its standard error: far from zero for whoever looks ahead."""
+        m = self.martingale.double()
+        return float(m.mean() / (m.std() / len(m) ** 0.5))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy as it enters the scorecard."""
+
+    policy: Policy
+    name: str
+    solver_steps: int | None = None
+    training_seed: int | None = None
+    n_paths: int | None = None
+    """Number of test paths, if fewer than all."""
+    perceive: Perceive = exact
+    """What it sees of the market where it is one of the informed."""
+
+
+def market_days(
+    condition: Condition, n_paths: int, n_buckets: int, seed: int, stream: str
+) -> Iterator[MarketPaths]:
+    """Paths of a condition in chunks; ``stream`` (validation, test, ...) names an independent set."""
+    for chunk, start in enumerate(range(0, n_paths, CHUNK)):
+        draws = generator(seed, stream, condition.world, condition.name, chunk)
+        yield simulate(condition.market, min(CHUNK, n_paths - start), n_buckets, draws)
+
+
+def evaluate(
+    policies: Mapping[str, tuple[Policy, int]],
+    condition: Condition,
+    n_buckets: int,
+    seed: int,
+    stream: str,
+    perceive: Perceive = exact,
+) -> dict[str, PathResults]:
+    """Run policies, each on the first so many paths of one set, a chunk at a time.
+
+    ``perceive`` is what they all see of the market; the paths do not depend on it.
+    """
+    parts: dict[str, list[PathResults]] = {key: [] for key in policies}
+    longest = max(n for _, n in policies.values())
+    done = 0
+    with torch.no_grad():
+        for chunk, paths in enumerate(market_days(condition, longest, n_buckets, seed, stream)):
+            errors = generator(seed, stream, "perception", condition.world, condition.name, chunk)
+            known = perceive(paths, condition.market, errors)
+            for key, (policy, n_paths) in policies.items():
+                if done < n_paths:
+                    noise = generator(seed, stream, "policy noise", condition.world, condition.name, chunk)
+                    e = execute(policy, paths, condition.market, condition.order, noise, known)
+                    utility = e.utility_bps(condition.order)
+                    left = e.inventory[-1].abs().max().item()
+                    outcome = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
+                    parts[key].append(outcome.head(n_paths - done))
+            done += paths.n_paths
+    return {key: _joined(part) for key, part in parts.items()}
+
+
+def _joined(parts: list[PathResults]) -> PathResults:
+    return PathResults(
+        pnl=torch.cat([p.pnl for p in parts]),
+        controlled_pnl=torch.cat([p.controlled_pnl for p in parts]),
+        martingale=torch.cat([p.martingale for p in parts]),
+        utility=torch.cat([p.utility for p in parts]),
+        left=max(p.left for p in parts),
+    )
+
+
+def compare(a: PathResults, b: PathResults) -> dict[str, float]:
+    """Paired differences a - b in utility, mean and std of P&L, with 95 % intervals, bps.
+
+    On the paths both were run on. The interval of the std difference is the delta method's.
+    """
+    n = min(len(a.pnl), len(b.pnl))
+    a, b = a.head(n), b.head(n)
+    differences = {
+        "utility": a.utility - b.utility,
+        "mean": a.controlled_pnl - b.controlled_pnl,
+        "std": _std_influence(a.pnl) - _std_influence(b.pnl),
+    }
+    out: dict[str, float] = {}
+    for name, difference in differences.items():
+        out[name], out[f"{name}_ci_low"], out[f"{name}_ci_high"] = paired_interval(difference)
+    return out
+
+
+def best_expert(
+    experts: Mapping[str, Policy],
+    condition: Condition,
+    n_paths: int,
+    n_buckets: int,
+    seed: int,
+    perceive: Perceive = exact,
+) -> str:
+    """Name of the expert with the highest utility on validation paths, on which nothing is scored."""
+    runs = {k: (p, n_paths) for k, p in experts.items()}
+    outcomes = evaluate(runs, condition, n_buckets, seed, "validation", perceive)
+    return max(outcomes, key=lambda name: outcomes[name].utility.mean().item())
+
+
+def score_condition(
+    condition: Condition,
+    experts: Mapping[str, Policy],
+    contenders: list[Entry],
+    n_paths: int,
+    n_validation: int,
+    n_buckets: int,
+    seed: int,
+    perceive: Perceive = exact,
+    informed: Sequence[Entry] = (),
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Scores of one condition: rows of the scorecard, paired comparisons, integrity checks.
+
+    The scorecard has the columns ``COLUMNS``; ``vs_best_expert`` is the paired utility difference to
+    the expert that was best on validation paths; ``capture`` is the share of the way from TWAP (an
+    expert that must be there) to the oracle. Comparisons hold a row for each contender and each
+    reference: every expert, and the one-step imitation of the contender's own seed.
+
+    Experts and contenders see what ``perceive`` gives. The ``informed``, yardsticks that see all, run on
+    the same paths; the oracle is solved here unless it is among them.
+    """
+    if "oracle" not in {e.name for e in informed}:
+        informed = [*informed, Entry(solve_oracle(condition.market, condition.order, n_buckets), "oracle")]
+    best = best_expert(experts, condition, n_validation, n_buckets, seed, perceive)
+    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders
+    keyed, knowing = (
+        {f"{e.name}/{e.solver_steps}/{e.training_seed}": e for e in group} for group in (entries, informed)
+    )
+    runs = {key: (e.policy, e.n_paths or n_paths) for key, e in keyed.items()}
+    outcomes = evaluate(runs, condition, n_buckets, seed, "test", perceive)
+    for key, entry in knowing.items():
+        alone = {key: (entry.policy, n_paths)}
+        o = evaluate(alone, condition, n_buckets, seed, "test", entry.perceive)[key]
+        outcomes[key] = o.head(entry.n_paths or n_paths)
+    keyed |= knowing
+    by_expert = {name: outcomes[f"{name}/None/None"] for name in experts}
+    market, order = condition.market, condition.order
+    where = {
+        "world": condition.world,
+        "condition": condition.name,
+        "vol": market.heston.theta.double().sqrt().item(),
+        "liq": market.liquidity.illiquidity.item(),
+        "cv": market.heston.cv.item(),
+        "drift": market.drift.item(),
+        "phi": order.size.item(),
+        "lam": order.risk_aversion.item(),
+    }
+    scores, comparisons, checks = [], [], []
+    for key, entry in keyed.items():
+        o = outcomes[key]
+        who = {
+            "policy": entry.name,
+            "solver_steps": entry.solver_steps,
+            "training_seed": entry.training_seed,
+            "n_paths": len(o.pnl),
+        }
+        versus, n = compare(o, by_expert[best]), len(o.pnl)
+        yardstick = by_expert["twap"].utility[:n], outcomes["oracle/None/None"].utility[:n]
+        capture = capture_interval(o.utility, *yardstick)
+        scores.append(
+            where
+            | who
+            | {
+                "mean_bps": o.controlled_pnl.double().mean().item(),
+                "std_bps": o.pnl.double().std().item(),
+                "cvar95_bps": o.cvar95,
+                "utility_bps": o.utility.double().mean().item(),
+                "vs_best_expert_bps": versus["utility"],
+                "vs_best_expert_ci_low": versus["utility_ci_low"],
+                "vs_best_expert_ci_high": versus["utility_ci_high"],
+            }
+            | dict(zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True))
+        )
+        label = {"world": condition.world, "condition": condition.name}
+        checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
+        if any(entry is contender for contender in contenders):
+            imitation = f"flow_imitation/1/{entry.training_seed}"
+            references = by_expert | (
+                {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
+            )
+            for name, reference in references.items():
+                row: dict[str, object] = (
+                    label | who | {"reference": name, "reference_bps": reference.utility.mean().item()}
+                )
+                row |= {"reference_std_bps": reference.pnl.std().item(), "is_best_expert": name == best}
+                comparisons.append(row | compare(o, reference))
+    table = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
+    return table, pd.DataFrame(comparisons), pd.DataFrame(checks)
+
+
+def captures(
+    policies: Mapping[str, Policy], condition: Condition, n_paths: int, n_buckets: int, seed: int, stream: str
+) -> pd.DataFrame:
+    """Capture and utility of policies in one condition, paired with the first policy.
+
+    A row a policy: condition, policy, capture, utility, and the difference to the first policy in units
+    of the oracle's gain over TWAP, with its 95 % interval.
+    """
+    oracle = solve_oracle(condition.market, condition.order, n_buckets)
+    everyone: dict[str, Policy] = {"twap": twap, "oracle": oracle, **policies}
+    runs = {name: (policy, n_paths) for name, policy in everyone.items()}
+    outcomes = evaluate(runs, condition, n_buckets, seed, stream)
+    floor, roof = outcomes["twap"].utility, outcomes["oracle"].utility
+    gap, first, rows = (roof - floor).double().mean().item(), outcomes[next(iter(policies))].utility, []
+    for name in policies:
+        utility = outcomes[name].utility
+        difference, low, high = paired_interval((utility - first) / gap)
+        capture = capture_interval(utility, floor, roof)[0]
+        rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
+    return pd.DataFrame(
+        rows, columns=["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
+    )
+
+
+def reactions(
+    policies: Mapping[str, Policy],
+    condition: Condition,
+    n_buckets: int,
+    k: int,
+    inventory: Tensor,
+    variance_ratios: Tensor,
+) -> pd.DataFrame:
+    """What policies would trade in bucket ``k`` with ``inventory`` left, at several variances over theta.
+
+    Columns time, policy, variance_ratio, fraction (of what is left), twap_fraction. Depth is at its
+    mean and the price where it was at arrival.
+    """
+    zeros = torch.zeros_like(variance_ratios)
+    market = condition.market
+    obs = Observation(
+        k=k,
+        n_buckets=n_buckets,
+        inventory=zeros + inventory,
+        return_bps=zeros,
+        recent_bps=torch.stack((zeros, zeros)),
+        variance=variance_ratios * market.heston.theta,
+        log_depth=zeros,
+        volume=volume_profile(market.liquidity, n_buckets).reshape(n_buckets, 1),
+        market=market,
+        order=condition.order,
+        pre_trade=PreTrade.of(market, condition.order),
+    )
+    with torch.no_grad():
+        fractions = {name: policy(obs, zeros) for name, policy in policies.items()}
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "time": k / n_buckets,
+                "policy": name,
+                "variance_ratio": variance_ratios,
+                "fraction": fraction,
+                "twap_fraction": 1 / (n_buckets - k),
+            }
+        )
+        for name, fraction in fractions.items()
+    )

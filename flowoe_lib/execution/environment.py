@@ -1,0 +1,286 @@
+"""Working an order as a Markov decision process: one Gymnasium environment, or thousands in one tensor.
+
+Transitions and rewards are those of :mod:`flowoe_lib.execution.execution`. An episode is one order on one
+day; there is a decision in every bucket but the last, which sells what is left and counts with the decision
+before it. Importing the module registers ``flowoe/Execution-v0``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Space
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
+from torch import Tensor
+
+from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
+from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.impact import permanent_shift
+from flowoe_lib.market.model import Heston, Market, Order, scalar
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.randomness import generator
+
+__all__ = [
+    "ExecutionEnv",
+    "ExecutionVecEnv",
+    "Reward",
+    "advance",
+    "advantage_over_twap",
+    "controlled_utility",
+    "realised_utility",
+    "twap_value",
+]
+
+
+Array = npt.NDArray[np.float32]
+
+
+Reward = Callable[[OrderSimulation, int, Execution], Tensor]
+"""What a decision earns, bps, [paths]: of the venue, the bucket and the account of that bucket alone."""
+
+
+def realised_utility(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """Profit less lambda times the risk, both as they came out. Sums to the realised utility."""
+    return booked.realised_utility_bps(venue.order)
+
+
+def controlled_utility(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """The same without the price's martingale term and with expected risk. Sums to ``utility_bps``."""
+    return booked.utility_bps(venue.order)
+
+
+def advantage_over_twap(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """r_k + E_k[Phi_{k+1}] - Phi_k, Phi the value of an even pace from here on: zero for TWAP's own trade.
+
+    A function of what is known at bucket k and of the trade alone, so it carries no noise at all. Sums in
+    expectation to U - U_TWAP: on a path, to ``utility_bps`` less Phi_0 less the surprises
+    Phi_k - E_{k-1}[Phi_k].
+    """
+    before, after = booked.inventory
+    following = twap_value(venue, k, k + 1, after) if k + 1 < venue.paths.n_buckets else 0
+    return booked.utility_bps(venue.order) + following - twap_value(venue, k, k, before)
+
+
+def twap_value(venue: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
+    """E_k of the utility of selling ``inventory`` [paths] evenly from bucket ``start`` >= k on, bps, [paths].
+
+    Closed form: E_k[V] decays to theta and E_k[L^-beta] is lognormal.
+    """
+    paths, market, order = venue.paths, venue.market, venue.order
+    beta, n_left = market.impact.beta, paths.n_buckets - start
+    held = torch.arange(n_left - 1, -1, -1)[:, None] / n_left
+    days = torch.arange(start - k, paths.n_buckets - k)[:, None] * paths.dt
+    even = inventory / n_left
+
+    mean = market.heston.theta * paths.dt
+    variance = mean + (paths.expected_variance[k] - mean) * torch.exp(-market.heston.kappa * days)
+    kept = torch.exp(-market.liquidity.depth_reversion * days)
+    shift = paths.log_depth[k] + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
+    relative = (paths.volume[k] / paths.volume[start:]) ** beta * torch.exp(beta * (1 - kept) * shift)
+
+    temporary = venue.slope[k] * relative.sum(0) * even ** (1 + beta)
+    permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
+    risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
+    drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
+    return order.side * held.sum() * drift * inventory - temporary - permanent - risk
+
+
+def advance(
+    venue: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward
+) -> tuple[Tensor, Tensor]:
+    """Trade ``score`` [paths] in bucket ``k``: what is left, and the reward in bps, each [paths].
+
+    The last decision also sells what is left after it and earns both rewards. Raises ValueError for
+    scores that are not finite; those beyond ``ACTION_LIMIT`` count as at the limit.
+    """
+    if not bool(torch.isfinite(score).all()):
+        raise ValueError(f"action = {score[~torch.isfinite(score)][0]:g}: must be finite")
+    n = venue.paths.n_buckets
+    traded = inventory * fraction_of_score(score.clamp(-ACTION_LIMIT, ACTION_LIMIT), n - k)
+    left, *costs = venue.fill(k, inventory, traded)
+    earned = reward(venue, k, venue.book(k, torch.stack((inventory, left)), *costs))
+    if k < n - 2:
+        return left, earned
+    rest, *costs = venue.fill(n - 1, left, left)
+    return rest, earned + reward(venue, n - 1, venue.book(n - 1, torch.stack((left, rest)), *costs))
+
+
+def _spaces() -> tuple[Space[Array], Space[Array]]:
+    obs: Space[Any] = Box(-50, 50, (len(FEATURES),), np.float32)
+    return obs, Box(-ACTION_LIMIT, ACTION_LIMIT, (1,), np.float32)
+
+
+def _check(n_buckets: int, market: Market, order: Order, n_orders: int) -> None:
+    if n_orders < 1:
+        raise ValueError(f"n_orders = {n_orders}: must be at least 1")
+
+    def fits(value: Tensor) -> Tensor:
+        if value.dtype != torch.float32 or value.shape not in ((), (n_orders,)):
+            allowed = f"float32 of shape [] or [{n_orders}]"
+            raise ValueError(
+                f"market and order: {value.dtype} of shape {list(value.shape)}: must be {allowed}"
+            )
+        return value
+
+    map_tensors(fits, market)
+    map_tensors(fits, order)
+    if market.regimes.present:
+        raise ValueError("Market.regimes: must be absent, an even pace has no value in closed form with them")
+    if n_buckets < 2:
+        raise ValueError(f"n_buckets = {n_buckets}: must be at least 2, for there to be a decision")
+
+
+class ExecutionEnv(gymnasium.Env[Array, Array]):
+    """One order, one day: ``gymnasium.make("flowoe_lib.execution.environment:flowoe/Execution-v0")``.
+
+    Observation: the columns of ``flowoe_lib.execution.features.FEATURES``, dimensionless, float32.
+    Action: the score z of the trade, z = logit(fraction of what is left) - logit(TWAP's fraction), in +-4.
+    Reward: ``reward``, in bps of the arrival price. An episode has n_buckets - 1 steps and always terminates;
+    its last observation is that of the last bucket with nothing left.
+    ``reset(options={"paths": ...})`` works the order on given paths, recorded ones perhaps, of one day.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        market: Market | None = None,
+        order: Order | None = None,
+        n_buckets: int = 39,
+        reward: Reward = advantage_over_twap,
+    ) -> None:
+        heston = Heston(theta=scalar(4e-4), kappa=scalar(5), cv=scalar(0.8), rho=scalar(-0.5))
+        self.market = Market(heston) if market is None else market
+        self.order = Order(size=scalar(0.1), risk_aversion=scalar(5e-4)) if order is None else order
+        _check(n_buckets, self.market, self.order, 1)
+        self.n_buckets, self.reward = n_buckets, reward
+        self.observation_space, self.action_space = _spaces()
+        self.k = n_buckets
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Draw a day, or take the one in ``options``. Raises ValueError for an option that does not fit."""
+        super().reset(seed=seed)
+        unknown = set(options or {}) - {"paths"}
+        if unknown:
+            raise ValueError(f"options {sorted(unknown)}: the only option is 'paths'")
+        draw = generator(int(self.np_random.integers(2**31)), "market")
+        paths: MarketPaths = (options or {}).get("paths") or simulate(self.market, 1, self.n_buckets, draw)
+        if (paths.n_buckets, paths.n_paths) != (self.n_buckets, 1):
+            raise ValueError(
+                f"options['paths'] has {paths.n_paths} paths of {paths.n_buckets} buckets: "
+                f"must be 1 path of {self.n_buckets}"
+            )
+        self.venue = OrderSimulation(paths, self.market, self.order)
+        self.k, self.inventory = 0, torch.ones(1)
+        return self._observe(), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Trade.
+
+        Raises ResetNeeded where there is nothing left to decide, ValueError for other than one score.
+        """
+        if self.k > self.n_buckets - 2:
+            raise ResetNeeded("the order is worked: call reset() for another")
+        score = torch.as_tensor(action, dtype=torch.float32).reshape(-1)
+        if len(score) != 1:
+            raise ValueError(f"action of shape {list(np.shape(action))}: must be a single score")
+        self.inventory, earned = advance(self.venue, self.k, self.inventory, score, self.reward)
+        self.k += 1
+        return self._observe(), earned.item(), self.k == self.n_buckets - 1, False, {}
+
+    def _observe(self) -> Array:
+        observed: Array = features(self.venue.observe(self.k, self.inventory))[0].numpy()
+        return observed
+
+
+class ExecutionVecEnv(VecEnv):
+    """``n_orders`` orders worked at the same time, each on a day of its own, for stable-baselines3.
+
+    Spaces, transitions and episodes are those of :class:`ExecutionEnv`; the reward comes in units of
+    ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders]. Episodes end together, as
+    terminated, never as truncated, so that no value is bootstrapped from beyond the close.
+    """
+
+    render_mode = None
+
+    def __init__(
+        self,
+        market: Market,
+        order: Order,
+        n_orders: int,
+        n_buckets: int,
+        seed: int,
+        reward: Reward = advantage_over_twap,
+        unit_bps: float = 1.0,
+    ) -> None:
+        _check(n_buckets, market, order, n_orders)
+        self.market, self.order, self.n_buckets = market, order, n_buckets
+        self.reward, self.unit_bps = reward, unit_bps
+        self.generator = generator(seed, "market")
+        super().__init__(n_orders, *_spaces())
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Start the stream of days anew."""
+        if seed is not None:
+            self.generator = generator(seed, "market")
+        return super().seed(seed)
+
+    def reset(self) -> Array:
+        """Draw a day for every order."""
+        paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
+        self.venue = OrderSimulation(paths, self.market, self.order)
+        self.k, self.inventory = 0, torch.ones(self.num_envs)
+        return self._observe()
+
+    def step_async(self, actions: Array) -> None:
+        """Take the scores, [n_orders, 1]."""
+        self.score = torch.as_tensor(actions, dtype=torch.float32).squeeze(-1)
+
+    def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        """Trade; after the last decision the observation is the first of the next day."""
+        self.inventory, earned = advance(self.venue, self.k, self.inventory, self.score, self.reward)
+        self.k += 1
+        rewards: Array = (earned / self.unit_bps).numpy()
+        observed, done = self._observe(), self.k == self.n_buckets - 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done:
+            infos = [{"terminal_observation": row} for row in observed]
+            observed = self.reset()
+        return observed, rewards, np.full(self.num_envs, done), infos
+
+    def _observe(self) -> Array:
+        observed: Array = features(self.venue.observe(self.k, self.inventory)).numpy()
+        return observed
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute, which all orders share, once an order."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Not supported: orders share their attributes."""
+        raise TypeError("orders share their attributes: set them on the environment itself")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Not supported: there are no separate environments to call."""
+        raise TypeError("there are no separate environments to call")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """False for every order."""
+        return [False for _ in self._get_indices(indices)]
+
+
+gymnasium.register("flowoe/Execution-v0", entry_point="flowoe_lib.execution.environment:ExecutionEnv")

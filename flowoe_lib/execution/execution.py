@@ -1,0 +1,230 @@
+"""Where a policy meets a market: observe, act, fill, account.
+
+The one place that turns decisions into fills. A policy sees an :class:`Observation`, which holds
+nothing later than the start of its bucket, and answers with the fraction of the remaining
+inventory to trade in it; the last bucket trades what is left.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution.information import Perception
+from flowoe_lib.market.impact import permanent_shift
+from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import MarketPaths
+
+__all__ = [
+    "ACTION_LIMIT",
+    "Execution",
+    "Observation",
+    "OrderSimulation",
+    "Policy",
+    "execute",
+    "execute_schedule",
+    "fraction_of_score",
+    "score_of_fraction",
+]
+
+
+SCORE_LIMIT = 7.0
+"""Scores are clamped to +-7: from a thousandth of the TWAP rate to nearly everything at once."""
+
+
+ACTION_LIMIT = 4.0
+"""Reinforcement learners stay within +-4: from a fiftieth of the TWAP rate to fifty times its odds."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a trader knows at the start of bucket ``k``; tensors are [paths] or broadcast to it."""
+
+    k: int
+    n_buckets: int
+    inventory: Tensor
+    """Fraction of the order left."""
+    return_bps: Tensor
+    """Price change since arrival in the order's favour, before its own impact."""
+    recent_bps: Tensor
+    """The same over each of the two last buckets, [2, paths], latest first; zero where there was none."""
+    variance: Tensor
+    """Variance per day at the start of the bucket."""
+    log_depth: Tensor
+    volume: Tensor
+    """The whole day's volume profile, [N, paths]: a forecast known before the open."""
+    market: Market
+    """Pre-trade estimates of the condition."""
+    order: Order
+    pre_trade: PreTrade
+    """What follows from the two."""
+
+
+class Policy(Protocol):
+    """Anything that decides how much to trade."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory to trade in bucket ``seen.k``, within [0, 1], [paths].
+
+        ``noise`` is a standard normal draw per path for policies that randomise.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of an order on each path. Costs in bps of the arrival price, shapes [paths]."""
+
+    inventory: Tensor
+    """q_0 = 1 to q_N = 0, [N + 1, paths]."""
+    temporary_bps: Tensor
+    permanent_bps: Tensor
+    martingale_bps: Tensor
+    """Profit from unpredictable price moves, zero on average for whoever cannot look ahead."""
+    drift_bps: Tensor
+    """Profit from expected price moves."""
+    risk: Tensor
+    """1e8 sum_k q_{k+1}^2 int V ds, bps^2, realised."""
+    expected_risk: Tensor
+    """The same with E[int V ds | V_k] in each bucket."""
+
+    @property
+    def pnl_bps(self) -> Tensor:
+        """Profit against the arrival price; implementation shortfall is its negative."""
+        return self.martingale_bps + self.controlled_pnl_bps
+
+    @property
+    def controlled_pnl_bps(self) -> Tensor:
+        """Profit less its zero-mean martingale term: the same mean at a fraction of the variance."""
+        return self.drift_bps - self.temporary_bps - self.permanent_bps
+
+    def utility_bps(self, order: Order) -> Tensor:
+        """Control-variate utility: same mean as P&L - lambda risk, far smaller variance, [paths]."""
+        return self.controlled_pnl_bps - order.risk_aversion * self.expected_risk
+
+    def realised_utility_bps(self, order: Order) -> Tensor:
+        """P&L - lambda risk as both came out, [paths]."""
+        return self.pnl_bps - order.risk_aversion * self.risk
+
+
+def score_of_fraction(fraction: Tensor, n_left: int) -> Tensor:
+    """z = logit(fraction) + log(n_left - 1): zero where TWAP trades 1 / n_left. Clamped to +-7."""
+    z = torch.logit(fraction.clamp(1e-7, 1 - 1e-7)) + torch.log(torch.tensor(n_left - 1.0))
+    return z.clamp(-SCORE_LIMIT, SCORE_LIMIT)
+
+
+def fraction_of_score(score: Tensor, n_left: int) -> Tensor:
+    """Inverse of :func:`score_of_fraction`, for ``n_left`` >= 2 buckets left."""
+    shift = torch.log(torch.tensor(n_left - 1.0))
+    return torch.sigmoid(score.clamp(-SCORE_LIMIT, SCORE_LIMIT) - shift)
+
+
+class OrderSimulation:
+    """An order in its market on given paths: what its trader sees, what a trade costs, what it all earned.
+
+    Prices do not answer to the order, its impact being charged apart, so where it stands is its bucket
+    and the inventory left. ``market`` charges the order, ``known`` is what its trader makes of it, by
+    default the truth.
+    """
+
+    def __init__(
+        self, paths: MarketPaths, market: Market, order: Order, known: Perception | None = None
+    ) -> None:
+        self.paths, self.market, self.order = paths, market, order
+        self.known = Perception(market, paths.variance, paths.log_depth) if known is None else known
+        self.pre_trade = PreTrade.of(self.known.market, order)
+        pace = order.size / (paths.volume * torch.exp(paths.log_depth))
+        self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
+        """Temporary impact of trading the whole order at once, bps, [N, paths]."""
+        self.moves = order.side * (paths.martingale_bps + paths.drift_bps)
+        """Price change over each bucket in the order's favour, bps, [N, paths]."""
+        zeros = torch.zeros_like(self.moves[0])
+        self.returns = list(accumulate(self.moves, initial=zeros))
+        """Price change from arrival to the start of each bucket, bps, N + 1 tensors [paths]."""
+        self.backwards = torch.cat((self.moves.flip(0), zeros.expand(2, -1)))
+        """``moves``, last bucket first, and two zeros for what was before the arrival, [N + 2, paths]."""
+
+    def observe(self, k: int, inventory: Tensor) -> Observation:
+        """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left."""
+        known, n = self.known, self.paths.n_buckets
+        return Observation(
+            k=k,
+            n_buckets=n,
+            inventory=inventory,
+            return_bps=self.returns[k],
+            recent_bps=self.backwards[n - k : n - k + 2],
+            variance=known.variance[k],
+            log_depth=known.log_depth[k],
+            volume=self.paths.volume,
+            market=known.market,
+            order=self.order,
+            pre_trade=self.pre_trade,
+        )
+
+    def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Trade ``traded`` of ``inventory`` in bucket ``k``, or in each of several.
+
+        Returns what is left, the temporary and the permanent cost in bps, each [paths] or [buckets, paths].
+        """
+        left = inventory - traded
+        temporary = self.slope[k] * traded ** (1 + self.market.impact.beta)
+        shift = permanent_shift(self.market, self.order.size, traded, self.paths.dt)
+        return left, temporary, shift * (left + traded / 2)
+
+    def book(self, k: int, inventory: Tensor, temporary: Tensor, permanent: Tensor) -> Execution:
+        """Account for the buckets from ``k`` over which ``inventory`` [buckets + 1, paths] went down."""
+        paths, side, left = self.paths, self.order.side, inventory[1:]
+        span = slice(k, k + len(left))
+        risk = 1e8 * left.square()
+        return Execution(
+            inventory=inventory,
+            temporary_bps=temporary,
+            permanent_bps=permanent,
+            martingale_bps=(side * left * paths.martingale_bps[span]).sum(0),
+            drift_bps=(side * left * paths.drift_bps.expand_as(paths.variance)[span]).sum(0),
+            risk=(risk * paths.integrated_variance[span]).sum(0),
+            expected_risk=(risk * paths.expected_variance[span]).sum(0),
+        )
+
+
+def execute(
+    policy: Policy,
+    paths: MarketPaths,
+    market: Market,
+    order: Order,
+    generator: torch.Generator,
+    known: Perception | None = None,
+) -> Execution:
+    """Work ``order`` along ``paths``, differentiable in the policy's decisions.
+
+    ``market`` is what charges the order, ``known`` what the policy is told of it (by default the
+    truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy
+    answers outside [0, 1] or with NaN.
+    """
+    venue = OrderSimulation(paths, market, order, known)
+    n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
+    inventory = torch.ones_like(like[0])
+    temporary = permanent = torch.zeros_like(inventory)
+    held = [inventory]
+    for k in range(n):
+        noise = torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
+        traded = inventory if k == n - 1 else inventory * policy(venue.observe(k, inventory), noise)
+        inventory, paid, shifted = venue.fill(k, inventory, traded)
+        temporary, permanent = temporary + paid, permanent + shifted
+        held.append(inventory)
+
+    path = torch.stack(held)
+    if not bool(((path[1:] >= 0) & (path[1:] <= path[:-1])).all()):
+        raise ValueError("policy: answered a fraction outside [0, 1] or NaN")
+    return venue.book(0, path, temporary, permanent)
+
+
+def execute_schedule(inventory: Tensor, paths: MarketPaths, market: Market, order: Order) -> Execution:
+    """Work ``order`` by a schedule, [N + 1], from one to zero, whatever happens: all buckets at once."""
+    venue = OrderSimulation(paths, market, order)
+    held = inventory[:, None].expand(-1, paths.n_paths)
+    _, temporary, permanent = venue.fill(slice(None), held[:-1], held[:-1] - held[1:])
+    return venue.book(0, held, temporary.sum(0), permanent.sum(0))

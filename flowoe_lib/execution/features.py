@@ -1,0 +1,107 @@
+"""What the learned policies make of an observation: dimensionless numbers of order one.
+
+Up to scale, an order's problem depends on volatility, illiquidity, size and risk aversion through
+its urgency alone (:func:`flowoe_lib.market.pre_trade.urgency`), so they enter as that one number, and drift
+as a multiple of the same cost. Prices tell nothing but the drift, where that is hidden.
+"""
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
+from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
+
+__all__ = ["FEATURES", "action_of_fraction", "action_unit", "features", "fraction_of_action"]
+
+
+FEATURES = (
+    "time left",
+    "log time left",
+    "log variance over its mean",
+    "vol of vol",
+    "log mean reversion of variance",
+    "log depth",
+    "sd of log depth",
+    "log depth reversion, where depth moves",
+    "log volume now over what is left",
+    "log volume at the close over what is left",
+    "exponent of temporary impact",
+    "log urgency",
+    "log urgency of the rest",
+    "inventory",
+    "log inventory over the TWAP line",
+    "drift over cost",
+    "sd of the hidden drift over cost",
+    "log volume now over what is left, in units of actions",
+    "log depth, in units of actions",
+    "log urgency of the rest plus one, in units of actions",
+    "log pace of Almgren and Chriss's schedule, in units of actions",
+)
+
+
+def features(obs: Observation) -> Tensor:
+    """The columns named in ``FEATURES``, [paths, features]."""
+    market = obs.market
+    left = obs.inventory.new_tensor((obs.n_buckets - obs.k) / obs.n_buckets)
+    log_left = left.log()
+    log_variance = (obs.variance / market.heston.theta).clamp_min(1e-3).log()
+    cost, log_urgency = obs.pre_trade.cost_bps, obs.pre_trade.urgency.clamp_min(1e-4).log()
+    unit = action_unit(obs.pre_trade)
+    volume, last = (obs.volume[[obs.k, -1]] / obs.volume[obs.k :].mean(0)).log()
+    log_rest = log_urgency + log_variance + 2 * log_left
+    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets) / cost
+    pace = _pace((log_rest / 2).exp(), drift * left.square() / obs.inventory.clamp_min(1e-2))
+    columns = (
+        2 * left - 1,
+        log_left / 2 + 1,
+        log_variance / 2,
+        2 * market.heston.cv - 2,
+        (market.heston.kappa / 4).log(),
+        2 * obs.log_depth,
+        2 * market.liquidity.depth_sd,
+        (market.liquidity.depth_sd > 0) * (market.liquidity.depth_reversion / 4).log(),
+        volume,
+        last,
+        8 * market.impact.beta - 5,
+        log_urgency / 2 - 0.5,
+        log_rest / 2,
+        2 * obs.inventory - 1,
+        (obs.inventory.clamp_min(1e-4).log() - log_left) / 2,
+        drift.sign() * drift.abs().log1p(),
+        (market.drift_sd / cost).log1p(),
+        volume / unit,
+        obs.log_depth / unit,
+        log_rest.exp().log1p() / unit,
+        pace.clamp_min(1e-2).log() / unit,
+    )
+    # Rows are laid side by side ten times as fast as columns.
+    return torch.stack([c.expand(obs.inventory.shape) for c in columns]).T
+
+
+def _pace(root: Tensor, drift: Tensor) -> Tensor:
+    """How fast Almgren and Chriss (2000, J. Risk 3) start on what is left, as a multiple of an even pace.
+
+    ``root`` is that of the urgency of what is left, ``drift`` its gain from waiting over its cost. Negative
+    where drift is worth buying more for.
+    """
+    return root / torch.tanh(root) - drift * torch.tanh(root / 2) / (2 * root)
+
+
+def action_unit(pre_trade: PreTrade) -> Tensor:
+    """The unit in which learned policies express the score of a trade, [paths] or [].
+
+    Costs are quadratic in scores, so with the root of what is at stake an error of the same number of
+    units costs about the same share of the gain in every condition.
+    """
+    root = pre_trade.attainable_gain.clamp_min(1e-6).sqrt()
+    return 6 * root / (1 + root)
+
+
+def fraction_of_action(obs: Observation, action: Tensor) -> Tensor:
+    """Fraction of the remaining inventory that ``action`` trades, [paths]."""
+    return fraction_of_score(action_unit(obs.pre_trade) * action, obs.n_buckets - obs.k)
+
+
+def action_of_fraction(obs: Observation, fraction: Tensor) -> Tensor:
+    """Inverse of :func:`fraction_of_action`, [paths]."""
+    return score_of_fraction(fraction, obs.n_buckets - obs.k) / action_unit(obs.pre_trade)

@@ -1,1 +1,0 @@
-"""The experts that FlowOE imitates: one family a module."""

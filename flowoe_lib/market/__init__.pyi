@@ -1,0 +1,6 @@
+from . import batching as batching
+from . import impact as impact
+from . import model as model
+from . import pre_trade as pre_trade
+from . import ranges as ranges
+from . import simulator as simulator

@@ -1,0 +1,52 @@
+"""Markets and orders as batches: dataclass trees of tensors laid side by side, a field per path."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowoe_lib.market.model import Condition, Market, Order
+
+__all__ = ["align", "batch", "map_tensors"]
+
+
+def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
+    """Apply ``fn`` to corresponding tensors of dataclass trees of the same type."""
+    if isinstance(first, Tensor):
+        return fn(first, *rest)
+    if not dataclasses.is_dataclass(first):
+        return first
+    changes = {
+        f.name: map_tensors(fn, getattr(first, f.name), *(getattr(r, f.name) for r in rest))
+        for f in dataclasses.fields(first)
+    }
+    return replace(first, **changes)  # type: ignore[type-var]
+
+
+def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Market, Order]:
+    """Both in float64 with every field of one shape, the one they and ``shape`` broadcast to."""
+    shapes = [torch.Size(shape)]
+
+    def note(value: Tensor) -> Tensor:
+        shapes.append(value.shape)
+        return value.double()
+
+    wide = map_tensors(note, market), map_tensors(note, order)
+    common = np.broadcast_shapes(*shapes)
+    first, second = (map_tensors(lambda value: value.expand(common), part) for part in wide)
+    return first, second
+
+
+def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Order]:
+    """Lay conditions side by side: fields of shape [len(conditions) * paths_each], condition-major."""
+
+    def stack(*fields: Tensor) -> Tensor:
+        return torch.stack(fields).repeat_interleave(paths_each)
+
+    market: Market = map_tensors(stack, *(c.market for c in conditions))
+    order: Order = map_tensors(stack, *(c.order for c in conditions))
+    return market, order

@@ -1,0 +1,101 @@
+"""Figures and tables as files: one style, one way to save, one function a figure.
+
+A figure function takes the table it shows and returns the figure; what it shows is legible in grey
+at column width, and its bytes are the same whenever its table is.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from flowoe_lib.store import atomic_write
+
+__all__ = ["LOOKS", "Look", "line", "save", "save_table", "style"]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure, and deterministic identifiers in SVG."""
+    look: dict[str, object] = {
+        "figure.dpi": 100,
+        "figure.constrained_layout.use": True,
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "lines.linewidth": 1.5,
+        "svg.hashsalt": "flowoe",
+        "svg.fonttype": "none",
+    }
+    with mpl.rc_context(look):  # type: ignore[arg-type]
+        yield
+
+
+def save(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write ``name``.png (150 dpi) and ``name``.svg into ``folder``, each whole or not at all."""
+    with style():
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            atomic_write(Path(folder) / f"{name}.{suffix}", buffer.getvalue())
+    plt.close(figure)
+    return figure
+
+
+def save_table(table: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
+    """Write ``name``.csv into ``folder``, without the index unless it is named."""
+    text = table.to_csv(index=table.index.name is not None)
+    atomic_write(Path(folder) / f"{name}.csv", text.encode())
+    return table
+
+
+class Look(NamedTuple):
+    """How a policy is drawn."""
+
+    name: str
+    colour: str
+    line: str
+    marker: str
+
+
+LOOKS: dict[str, Look] = {
+    "twap": Look("TWAP", "#8c8c8c", ":", "s"),
+    "vwap": Look("VWAP", "#b5b5b5", "--", "D"),
+    "almgren_chriss": Look("Almgren-Chriss", "#5b8db8", "--", "v"),
+    "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
+    "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
+    "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
+    "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
+    "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
+    "oracle": Look("Oracle", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
+}
+"""Policies in the order in which legends and tables list them."""
+
+
+def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
+    """Draw a curve in the look of a policy."""
+    look = LOOKS[policy]
+    axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
+
+
+def _panels(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.2, height * rows), squeeze=False)
+    flat = list(axes.flat)
+    for spare in flat[count:]:
+        spare.set_visible(False)
+    return figure, flat[:count]

@@ -1,0 +1,140 @@
+"""Backward induction on a grid: quadrature, interpolation and the maximum over what to keep."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.impact import permanent_shift
+from flowoe_lib.market.model import Market, Order, volume_profile
+
+__all__ = [
+    "backward_induction",
+    "expectation",
+    "interpolate_table",
+    "maximise",
+    "normal_rule",
+    "one_condition",
+]
+
+
+HALVINGS = 9
+"""Halvings of the two cells around the best node; the value errs by the square of what remains."""
+
+
+def interpolate_table(table: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Multilinear interpolation of ``table``, one axis a place, at ``places`` from 0 to 1, each [paths].
+
+    Nodes are uniform over [0, 1], beyond which the table is constant. Shape [paths].
+    """
+    corners = [(torch.ones_like(places[0]), torch.zeros_like(places[0], dtype=torch.long))]
+    for place, nodes in zip(places, table.shape, strict=True):
+        at = place.clamp(0, 1) * (nodes - 1)
+        low = at.long()
+        share = at - low
+        sides = ((1 - share, low), (share, (low + 1).clamp(max=nodes - 1)))
+        corners = [(w * part, i * nodes + node) for w, i in corners for part, node in sides]
+    flat = table.flatten()
+    return torch.stack([w * flat[i] for w, i in corners]).sum(0)
+
+
+def one_condition(market: Market, order: Order) -> tuple[Market, Order]:
+    """Both in float64 on the CPU, without gradients. Raises ValueError unless every field has shape []."""
+
+    def single(field: Tensor) -> Tensor:
+        if field.dim():
+            raise ValueError(f"a field has shape {list(field.shape)}: must be one condition, shape []")
+        return field.detach().double().cpu()
+
+    return map_tensors(single, market), map_tensors(single, order)
+
+
+def normal_rule(draws: int) -> tuple[Tensor, Tensor]:
+    """Points and weights of the trapezoid rule for expectations over a standard normal, each [draws]."""
+    normal = torch.linspace(-8, 8, draws, dtype=torch.float64)
+    return normal, torch.softmax(-normal.square() / 2, 0)
+
+
+def expectation(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """The matrix [rows, nodes] from f on ``nodes`` to sum_d weights_d f(points_d), points [rows, draws].
+
+    f is read off a cubic spline that keeps straight lines, hence means, and is continued linearly.
+    """
+    if len(nodes) == 1:
+        return nodes.new_ones(len(points), 1)
+    spline = CubicSpline(nodes.numpy(), torch.eye(len(nodes)).numpy())
+    inside = points.clamp(nodes[0], nodes[-1])
+    beyond = (points - inside)[..., None] * torch.from_numpy(spline(inside.numpy(), 1))
+    return weights @ (torch.from_numpy(spline(inside.numpy())) + beyond)
+
+
+def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Maximum over 0 <= q' <= q of q' unit(q') - cost(q', q - q') at each node q, and the q' that reaches it.
+
+    ``unit`` [inventory, state, state] is read as a parabola in sqrt(q') through three nodes, ``cost``
+    is exact. The best node is found among all, since the problem is not concave under sub-linear
+    permanent impact, then the two cells beside it are halved.
+    """
+    n = len(unit)
+    rows = torch.arange(n).reshape(-1, 1, 1)
+    held = (rows.double() / (n - 1)).square()
+    sold = held[:, None] - held
+    worth = (held * unit - cost(held, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
+    value, best = worth.max(1)
+
+    centre = best.clamp(1, n - 2)
+    before, here, after = (unit.gather(0, centre + shift) for shift in (-1, 0, 1))
+    tilt, bend = (after - before) / 2, (after + before) / 2 - here
+
+    def refined(offset: Tensor) -> tuple[Tensor, Tensor]:
+        kept = ((centre + offset) / (n - 1)).square().clamp_max(held)
+        return kept * (here + offset * (tilt + offset * bend)) - cost(kept, held - kept), kept
+
+    low, high = ((best - 1).clamp_min(0) - centre).double(), (torch.minimum(best + 1, rows) - centre).double()
+    for _ in range(HALVINGS):
+        middle, nudge = (low + high) / 2, (high - low) / 50
+        rising = refined(middle + nudge)[0] > refined(middle - nudge)[0]
+        low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
+    peak, kept = refined((low + high) / 2)
+    return torch.maximum(value, peak), torch.where(peak > value, kept, held.flatten()[best])
+
+
+def backward_induction(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    inventory_nodes: int,
+    cost_multiplier: Tensor,
+    carry: Callable[[int, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Bellman's equation solved from the close to the open, in the inventory and two axes of state.
+
+    ``dear`` [state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is what a unit kept through
+    bucket k is worth when q [inventory, 1, 1] are kept and units are worth ``ahead`` after it, both worths
+    [inventory, state, state]. Returns the value of the whole order, bps, [state, state], and the share of the
+    remaining inventory to trade, [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Source:
+    Bellman (1957).
+    """
+    dt, beta = 1 / n_buckets, market.impact.beta
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
+    slope = market.temporary_cost_bps(pace) * dt ** (-beta)
+
+    def cost(k: int, kept: Tensor, sold: Tensor) -> Tensor:
+        shift = permanent_shift(market, order.size, sold, dt)
+        return slope[k] * cost_multiplier * sold ** (1 + beta) + shift * (kept + sold / 2)
+
+    q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square().reshape(-1, 1, 1)
+    value = -cost(n_buckets - 1, torch.zeros_like(q), q)
+    crumb = torch.zeros_like(value[:1])
+    table = value.new_empty(n_buckets - 1, *value.shape)
+    for k in reversed(range(n_buckets - 1)):
+        unit = carry(k, q, torch.cat((crumb, value[1:] / q[1:])))
+        value, kept = maximise(unit, partial(cost, k))
+        # A last crumb costs nothing to sell: it stays where that earns more than leaving at once.
+        crumb = unit[:1].clamp_min(0)
+        table[k, 1:] = 1 - kept[1:] / q[1:]
+        table[k, 0] = table[k, 1]
+    return value[-1], table

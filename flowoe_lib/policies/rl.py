@@ -1,0 +1,72 @@
+"""Reinforcement-learning experts at work: the actors that :mod:`flowoe_lib.training.reinforcement`
+trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.execution.execution import ACTION_LIMIT, Observation, fraction_of_score
+from flowoe_lib.execution.features import features
+
+__all__ = ["RLExpert"]
+
+
+@dataclass(frozen=True)
+class RLExpert:
+    """The deterministic actions of trained actors, one per condition, of conditions laid side by side.
+
+    Two tanh layers, then the score of the trade. Paths are condition-major, as many of each condition.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """(weight [conditions, out, in], bias [conditions, 1, out]) of each layer."""
+    squashed: bool
+    """Whether the score is ``ACTION_LIMIT`` tanh(output), as in SAC, or the output clamped, as in PPO."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
+        x = features(obs).unflatten(0, (len(self.layers[0][0]), -1))
+        for weight, bias in self.layers[:-1]:
+            x = torch.tanh(x @ weight.mT + bias)
+        weight, bias = self.layers[-1]
+        output = (x @ weight.mT + bias).flatten()
+        score = (
+            ACTION_LIMIT * torch.tanh(output) if self.squashed else output.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        )
+        return fraction_of_score(score, obs.n_buckets - obs.k)
+
+    @staticmethod
+    def beside(experts: "Sequence[RLExpert]") -> "RLExpert":
+        """The experts of several conditions, in their order. Raises ValueError for different kinds."""
+        if len({e.squashed for e in experts}) != 1:
+            raise ValueError("experts: must be all squashed or all clamped")
+        layers = tuple(
+            (torch.cat([w for w, _ in layer]), torch.cat([b for _, b in layer]))
+            for layer in zip(*(e.layers for e in experts), strict=True)
+        )
+        return RLExpert(layers, experts[0].squashed)
+
+    @staticmethod
+    def unpack(tensors: Mapping[str, Tensor]) -> "dict[str, RLExpert]":
+        """Experts by name, from tensors named ``expert:tensor``."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, part = key.rpartition(":")
+            parts.setdefault(name, {})[part] = value
+        return {name: RLExpert.of(part) for name, part in parts.items()}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """A flat dictionary for a store."""
+        out = {"squashed": torch.tensor(self.squashed)}
+        for i, (weight, bias) in enumerate(self.layers):
+            out |= {f"{i}.weight": weight, f"{i}.bias": bias}
+        return out
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> "RLExpert":
+        """Inverse of :meth:`to_tensors`. Raises KeyError where a layer lacks its bias."""
+        count = sum(name.endswith(".weight") for name in tensors)
+        layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(count))
+        return RLExpert(layers, bool(tensors["squashed"]))

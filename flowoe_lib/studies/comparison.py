@@ -1,0 +1,216 @@
+"""Every policy in every world: who competes, against which limit, and the questions special to a world."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
+from flowoe_lib.evaluation.scorecard import Entry, evaluate, market_days, score_condition
+from flowoe_lib.evaluation.statistics import bootstrap_intervals, model_confidence_set, spa_pvalue
+from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.information import Errors, Perceive, exact, regimes_as_depth
+from flowoe_lib.market.model import Condition, scalar
+from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.schedules import twap
+from flowoe_lib.studies.worlds import World
+
+__all__ = [
+    "error_costs",
+    "experts_in",
+    "gain_kept",
+    "hidden_gain",
+    "refereed",
+    "score_in_world",
+    "whole_range",
+]
+
+
+def experts_in(
+    perceive: Perceive, condition: Condition, n_buckets: int, rl: Mapping[str, RLExpert]
+) -> dict[str, Policy]:
+    """The experts of a condition, calibrated to what is known there; RL where one was trained for it."""
+    if isinstance(perceive, Errors):
+        return from_estimates(condition, n_buckets)
+    market = condition.market
+    believed = moment_matched(market) if market.regimes.present else market
+    calibrated = [replace(condition, market=believed)]
+    experts = {name: make(calibrated, 1, n_buckets) for name, make in SCHEDULE_EXPERTS.items()}
+    trained = {"rl": rl[condition.name]} if condition.name in rl else {}
+    return experts | trained
+
+
+def _blind(condition: Condition, n_buckets: int) -> Policy:
+    """The optimum of who does not know that there is a hidden drift."""
+    return solve_oracle(replace(condition.market, drift_sd=scalar(0.0)), condition.order, n_buckets)
+
+
+def score_in_world(
+    perceive: Perceive,
+    condition: Condition,
+    fields: Mapping[int, EndpointField],
+    rl: Mapping[str, RLExpert],
+    n_paths: int,
+    n_few: int,
+    n_validation: int,
+    n_buckets: int,
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy and the experts of a
+    world.
+
+    The first of the ``fields`` runs on all paths in one step, its other steps and the other training
+    seeds on ``n_few`` of them. Where not all is seen, the same policy that sees all comes as
+    "flow_informed". The limit is the optimum given the regimes or the belief where these are hidden.
+    """
+    first_seed = min(fields)
+    contenders = [
+        Entry(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, n_few) for k in (2, 4, 8)
+    ]
+    contenders += [
+        Entry(FlowPolicy(field, 1), "flow_refined", 1, s, n_paths if s == first_seed else n_few)
+        for s, field in fields.items()
+    ]
+    experts, informed = experts_in(perceive, condition, n_buckets, rl), []
+    if condition.market.drift_sd > 0:
+        experts["blind_optimum"] = _blind(condition, n_buckets)
+        informed.append(Entry(solve_belief(condition.market, condition.order, n_buckets), "oracle"))
+    if perceive is not exact:
+        knowing = FlowPolicy(fields[first_seed], 1)
+        informed.append(Entry(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
+    return score_condition(
+        condition, experts, contenders, n_paths, n_validation, n_buckets, seed, perceive, informed
+    )
+
+
+def whole_range(
+    fields: Mapping[int, EndpointField], condition: Condition, n_paths: int, n_buckets: int, seed: int
+) -> pd.DataFrame:
+    """The universal policy in a condition of its range: capture, and regret as a share of the oracle's cost.
+
+    A row a training seed in one step, and one for the first seed in eight.
+    """
+    first_seed = min(fields)
+    entries = [(s, 1) for s in fields] + [(first_seed, 8)]
+    policies: dict[str, Policy] = {f"{s}/{k}": FlowPolicy(fields[s], k) for s, k in entries}
+    policies["twap"] = twap
+    policies["oracle"] = solve_oracle(condition.market, condition.order, n_buckets)
+    runs = {key: (p, n_paths) for key, p in policies.items()}
+    out = evaluate(runs, condition, n_buckets, seed, "design")
+    best, rows = out["oracle"].utility, []
+    for trained, steps in entries:
+        utility = out[f"{trained}/{steps}"].utility
+        capture = capture_interval(utility, out["twap"].utility, best)
+        regret = float((best - utility).double().mean() / best.double().mean().abs())
+        rows.append((condition.name, trained, steps, *capture, regret))
+    columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def hidden_gain(
+    field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
+) -> pd.DataFrame:
+    """What learning about a hidden drift is worth, over the optimum that is blind to it.
+
+    One row: the share of the belief-state optimum's gain that the policy has, with its interval, and the
+    realised gain in the lowest, middle and highest third of days by their actual drift, bps.
+    """
+    runs: dict[str, tuple[Policy, int]] = {
+        "flow": (FlowPolicy(field, 1), n_paths),
+        "blind": (_blind(condition, n_buckets), n_paths),
+        "belief": (solve_belief(condition.market, condition.order, n_buckets), n_paths),
+    }
+    out = evaluate(runs, condition, n_buckets, seed, "test")
+    utilities = [out[name].utility for name in ("flow", "blind", "belief")]
+    share = capture_interval(*utilities)
+    days = market_days(condition, n_paths, n_buckets, seed, "test")
+    drift = torch.cat([paths.day_drift_bps for paths in days])
+    # By drift the martingale term does not vanish: what was earned is P&L itself.
+    gain = out["flow"].martingale - out["blind"].martingale + utilities[0] - utilities[1]
+    thirds = gain[drift.argsort()].tensor_split(3)
+    return pd.DataFrame(
+        [
+            (
+                condition.name,
+                float((utilities[2] - utilities[1]).mean()),
+                *share,
+                *(float(t.mean()) for t in thirds),
+            )
+        ],
+        columns=["condition", "worth_bps", "share", "ci_low", "ci_high", "falling", "flat", "rising"],
+    )
+
+
+def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
+    """Share of a fully informed policy's gain over the static optimum that is kept, by condition.
+
+    ``scorecard`` holds one world; both gains are over the static optimum of that world's information.
+    """
+    rows = scorecard[scorecard["solver_steps"].isna() | (scorecard["solver_steps"] == 1)]
+    rows = rows[rows["training_seed"].isna() | (rows["training_seed"] == rows["training_seed"].min())]
+    utility = rows.pivot(index="condition", columns="policy", values="utility_bps")
+    floor = utility["static_optimal"]
+    kept: pd.Series = (utility["flow_refined"] - floor) / (utility["flow_informed"] - floor)
+    return kept
+
+
+def error_costs(
+    field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
+) -> pd.DataFrame:
+    """Utility that comes back once errors of the realistic world are healed, bps, with its 95 % interval.
+
+    Columns condition, healed, regained_bps, ci_low, ci_high. One error at a time, and all of them; what
+    single ones bring back need not add up.
+    """
+    healed: dict[str, Perceive] = {
+        "nothing": Errors(),
+        "parameters": Errors(volatility=0.0, illiquidity=0.0),
+        "variance": Errors(returns=None),
+        "depth": Errors(depth=0.0),
+        "all": exact,
+    }
+    policy = {"flow": (FlowPolicy(field, 1), n_paths)}
+    utility = {
+        name: evaluate(policy, condition, n_buckets, seed, "test", perceive)["flow"].utility
+        for name, perceive in healed.items()
+    }
+    rows = [
+        (condition.name, name, *paired_interval(u - utility["nothing"]))
+        for name, u in utility.items()
+        if name != "nothing"
+    ]
+    return pd.DataFrame(rows, columns=["condition", "healed", "regained_bps", "ci_low", "ci_high"])
+
+
+def refereed(
+    world: World,
+    condition: Condition,
+    field: EndpointField,
+    rl: Mapping[str, RLExpert],
+    n_paths: int,
+    reps: int,
+    n_buckets: int,
+    seed: int,
+) -> dict[str, object]:
+    """One condition before a referee: the set of the best policies, Hansen's test, and bootstrap intervals.
+
+    ``spa_p`` is the chance of the others' lead over FlowOE if none were better; ``best_set`` names the
+    policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
+    """
+    policies = experts_in(world.perceive, condition, n_buckets, rl) | {"flow_refined": FlowPolicy(field, 1)}
+    runs = {name: (p, n_paths) for name, p in policies.items()}
+    out = evaluate(runs, condition, n_buckets, seed, "test", world.perceive)
+    utilities: dict[str, Tensor] = {name: o.utility for name, o in out.items()}
+    ranked = model_confidence_set(utilities, reps, seed)
+    kept: Sequence[str] = ranked.loc[ranked["in_set"], "policy"].tolist()
+    others = {name: u for name, u in utilities.items() if name != "flow_refined"}
+    p = spa_pvalue(utilities["flow_refined"], others, reps, seed)
+    gaps = bootstrap_intervals(out["flow_refined"].pnl, out["static_optimal"].pnl, reps, seed)
+    row: dict[str, object] = {"world": world.name, "condition": condition.name}
+    return row | {"best_set": ", ".join(kept), "spa_p": p} | gaps

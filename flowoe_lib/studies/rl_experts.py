@@ -1,0 +1,98 @@
+"""Training reinforcement-learning experts over a grid of conditions, and how they come along."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from torch import Tensor
+
+from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.execution.environment import Reward, advantage_over_twap, controlled_utility, realised_utility
+from flowoe_lib.market.model import Condition
+from flowoe_lib.studies.worlds import World
+from flowoe_lib.sweep import sweep
+from flowoe_lib.training.reinforcement import Snapshot, train_ppo, train_sac
+
+__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_run", "world_runs"]
+
+
+MAIN = "PPO"
+"""Label of the method and reward that make the experts."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One expert to be trained."""
+
+    label: str
+    train: Callable[..., list[Snapshot]]
+    reward: Reward
+    condition: Condition
+    seed: int
+    steps: int
+
+
+def grid_runs(
+    grid: Sequence[Condition], base: Condition, hard: Condition, seeds: Sequence[int], steps: int
+) -> list[Run]:
+    """An expert for each condition, all ``seeds`` in ``base``, other rewards and SAC in ``hard``.
+
+    Other rewards come with the longer look ahead and the smaller steps that suit them. SAC learns many times
+    from each decision and is slow: it gets a fifth of the ``steps``.
+    """
+    careful = partial(train_ppo, gae_lambda=0.9, clip_range=0.3)
+    runs = [
+        Run(MAIN, train_ppo, advantage_over_twap, c, seed, steps)
+        for c in grid
+        for seed in (seeds if c is base else seeds[:1])
+    ]
+    return [
+        *runs,
+        Run("PPO, utility as reward", careful, controlled_utility, hard, seeds[0], steps),
+        Run("PPO, realised P&L and risk as reward", careful, realised_utility, hard, seeds[0], steps),
+        Run("SAC", train_sac, advantage_over_twap, hard, seeds[0], max(steps // 5, 10_000)),
+    ]
+
+
+def world_runs(worlds: Sequence[World], steps: int) -> list[Run]:
+    """An expert for each condition of the worlds, of the main method and reward."""
+    return [Run(MAIN, train_ppo, advantage_over_twap, c, 0, steps) for w in worlds for c in w.conditions]
+
+
+def train_run(run: Run, n_buckets: int) -> list[Snapshot]:
+    """Snapshots of one run, the last one its result."""
+    return run.train(run.condition, n_buckets, run.steps, run.seed, run.reward)
+
+
+def expert_tensors(runs: Sequence[Run], trained: Sequence[list[Snapshot]]) -> dict[str, Tensor]:
+    """The finished experts of the first seed, named ``condition:tensor``, for a store."""
+    experts = {
+        run.condition.name: taken[-1].expert
+        for run, taken in zip(runs, trained, strict=True)
+        if run.label == MAIN and run.seed == runs[0].seed
+    }
+    return {f"{name}:{key}": t for name, expert in experts.items() for key, t in expert.to_tensors().items()}
+
+
+def progress(
+    runs: Sequence[Run], trained: Sequence[list[Snapshot]], n_paths: int, n_buckets: int, seed: int
+) -> pd.DataFrame:
+    """Capture at every snapshot: columns run, condition, seed, steps, seconds, capture."""
+    tasks = [
+        (
+            {str(i): s.expert for i, s in enumerate(taken)},
+            run.condition,
+            n_paths,
+            n_buckets,
+            seed,
+            "RL progress",
+        )
+        for run, taken in zip(runs, trained, strict=True)
+    ]
+    rows = [
+        (run.label, run.condition.name, run.seed, snapshot.steps, snapshot.seconds, capture)
+        for run, taken, table in zip(runs, trained, sweep(captures, tasks, "RL progress"), strict=True)
+        for snapshot, capture in zip(taken, table["capture"], strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["run", "condition", "seed", "steps", "seconds", "capture"])

@@ -1,0 +1,185 @@
+"""Worlds: what moves during the day, and who knows it. Each is a grid of conditions of one market type.
+
+In every world all agents have the same perception of the market, so that none knows more than another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+
+from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
+from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
+from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
+
+__all__ = ["DRIFT", "World", "beyond_training", "dynamic_worlds", "liquid_day"]
+
+
+DRIFT = 0.3
+"""Drift of the day either way, in daily standard deviations; in the hidden world its own."""
+
+
+CONSTANT_CV = 0.02
+"""Variance that moves by a fiftieth counts as constant; the process needs some."""
+
+
+LEVELS = {"normal": 1.0, "lean": 2.0, "thin": 3.0}
+
+
+JUMPS = {"rare": 2.0, "frequent": 6.0}
+"""Rates of entering and of leaving the stressed regime, per day."""
+
+
+LOW, HIGH = 0, 1
+
+
+AT_ONCE: Sequence[Mapping[str, int]] = (
+    {"volatility": HIGH, "illiquidity": LOW, "size": LOW},
+    {"volatility": LOW, "illiquidity": HIGH, "size": HIGH},
+    {"cv": HIGH, "kappa": LOW},
+)
+"""Which ends of ``TESTED_LIMITS`` are tried together: the most and the least urgent, the most restless
+variance."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A grid of conditions and how its agents perceive them."""
+
+    name: str
+    conditions: list[Condition]
+    moves: str
+    """What changes during the day."""
+    known: str
+    """What every agent is told and sees."""
+    perceive: Perceive = exact
+
+
+def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:
+    """Random depth and volume profile by the calibration's estimates, each to one significant digit.
+
+    ``estimates`` are the records of :class:`flowoe_lib.data.calibration.Calibration`.
+    """
+
+    def digit(name: str) -> torch.Tensor:
+        return scalar(float(f"{estimates[name]['value']:.0e}"))
+
+    return Liquidity(
+        depth_sd=digit("depth_sd"),
+        depth_reversion=digit("depth_reversion"),
+        profile_amplitude=digit("profile_amplitude"),
+    )
+
+
+def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
+    """The worlds beyond the Heston ``grid``, on its volatilities and cv; ``day`` says how liquidity moves."""
+    normal = [c for c in grid if "/normal/" in c.name]
+    calmest = min(c.market.heston.cv for c in grid)
+    steady = [c for c in grid if c.market.heston.cv == calmest]
+    return [
+        World(
+            "liquidity",
+            _liquidity(normal, day, "liquidity"),
+            "variance and depth, around a U-shaped volume",
+            "the parameters, variance and depth, exactly",
+        ),
+        World(
+            "drift",
+            [_drifting(c, way) for c in steady for way in ("down", "none", "up")],
+            "variance, while the price drifts",
+            "the parameters, the drift and variance, exactly",
+        ),
+        World(
+            "hidden",
+            [_hidden(c) for c in steady],
+            "the price, by a drift drawn anew each day",
+            "the parameters and the spread of the drift, exactly; of the drift itself what prices tell",
+        ),
+        World(
+            "switching",
+            _switching(normal),
+            "variance and cost, between a calm and a stressed regime",
+            "how the regimes behave, and realised variance; neither regime nor depth",
+            blind_to_regimes,
+        ),
+        World(
+            "realistic",
+            _liquidity(normal, day, "realistic"),
+            "variance and depth, around a U-shaped volume",
+            "volatility to 10 %, illiquidity to 20 %, realised variance, depth with noise of .4 in logs",
+            with_errors,
+        ),
+    ]
+
+
+def _named(condition: Condition, world: str, name: str, market: Market) -> Condition:
+    return replace(condition, world=world, name=name, market=market)
+
+
+def _liquidity(normal: Sequence[Condition], day: Liquidity, world: str) -> list[Condition]:
+    return [
+        _named(
+            c,
+            world,
+            c.name.replace("/normal/", f"/{level}/"),
+            replace(c.market, liquidity=replace(day, illiquidity=scalar(illiquidity))),
+        )
+        for c in normal
+        for level, illiquidity in LEVELS.items()
+    ]
+
+
+def _drifting(condition: Condition, way: str) -> Condition:
+    sign = {"down": -1, "none": 0, "up": 1}[way]
+    drift = sign * DRIFT * BPS * condition.market.heston.theta.sqrt()
+    name = f"{condition.name.rsplit('/', 1)[0]}/{way}"
+    return _named(condition, "drift", name, replace(condition.market, drift=drift))
+
+
+def _hidden(condition: Condition) -> Condition:
+    heston = replace(condition.market.heston, cv=scalar(CONSTANT_CV))
+    market = replace(condition.market, heston=heston, drift_sd=DRIFT * BPS * heston.theta.sqrt())
+    return _named(condition, "hidden", condition.name.rsplit("/", 1)[0], market)
+
+
+def _switching(normal: Sequence[Condition]) -> list[Condition]:
+    """From each volatility level to the next, with the lean market's cost on top of the volatility's."""
+    out = []
+    for cv in sorted({c.market.heston.cv.item() for c in normal}):
+        levels = [c for c in normal if c.market.heston.cv.item() == cv]
+        for calm, stressed in pairwise(levels):
+            ratio = (stressed.market.heston.theta / calm.market.heston.theta).sqrt()
+            for pace, rate in JUMPS.items():
+                regimes = Regimes(ratio, LEVELS["lean"] * ratio, scalar(rate), scalar(rate))
+                name = f"{calm.name.split('/')[0]}-{stressed.name.split('/')[0]}/{pace}/cv{cv:g}"
+                out.append(_named(calm, "switching", name, replace(calm.market, regimes=regimes)))
+    return out
+
+
+def beyond_training(base: Condition, day: Liquidity) -> dict[str, tuple[Condition, int]]:
+    """Conditions at the ends of ``TESTED_LIMITS``, alone and ``AT_ONCE``, and their number of buckets."""
+    base = _named(base, "unseen", "as trained", replace(base.market, liquidity=day))
+    out = {base.name: (base, 39)}
+    alone = [{quantity: end} for quantity in TESTED_LIMITS for end in (LOW, HIGH)]
+    for ends in [*alone, *AT_ONCE]:
+        moved, values = base, {quantity: TESTED_LIMITS[quantity][end] for quantity, end in ends.items()}
+        for quantity, value in values.items():
+            moved = _moved(moved, quantity, value)
+        name = ", ".join(f"{quantity} {value:g}" for quantity, value in values.items())
+        out[name] = replace(moved, name=name), 39
+    return out | {f"{n} buckets": (replace(base, name=f"{n} buckets"), n) for n in TESTED_BUCKETS}
+
+
+def _moved(condition: Condition, quantity: str, value: float) -> Condition:
+    """The condition with one quantity of ``TESTED_LIMITS`` changed."""
+    market, order = condition.market, condition.order
+    if quantity == "size":
+        return replace(condition, order=replace(order, size=scalar(value)))
+    if quantity in ("illiquidity", "depth_reversion"):
+        liquidity: Liquidity = replace(market.liquidity, **{quantity: scalar(value)})
+        return replace(condition, market=replace(market, liquidity=liquidity))
+    if quantity == "volatility":
+        quantity, value = "theta", value**2
+    heston: Heston = replace(market.heston, **{quantity: scalar(value)})
+    return replace(condition, market=replace(market, heston=heston))

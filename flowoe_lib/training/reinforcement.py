@@ -1,0 +1,148 @@
+"""Training of reinforcement-learning experts, one per condition: PPO on hundreds of orders at once.
+
+Source: Schulman et al. (2017), arXiv 1707.06347; Raffin et al. (2021), JMLR 22, for stable-baselines3. What
+made it work is the reward, :func:`flowoe_lib.execution.environment.advantage_over_twap`, which has no noise
+and is zero for TWAP, and a first policy that explores little around it.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from flowoe_lib.execution.environment import ExecutionVecEnv, Reward, advantage_over_twap
+from flowoe_lib.market.model import Condition
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.policies.rl import RLExpert
+
+__all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
+
+
+WIDTH = 32
+"""Of each of the two hidden layers."""
+
+
+FUSED = {"fused": True, "eps": 1e-5}
+"""Adam in one pass over the weights; in many it takes longer than the gradient of so small a network."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An expert in the making."""
+
+    steps: int
+    """Decisions seen so far, over all orders."""
+    seconds: float
+    """Processor seconds spent so far."""
+    expert: RLExpert
+
+
+def reward_unit(condition: Condition) -> float:
+    """Reward of one, in bps: a fiftieth of Almgren and Chriss's cost C kappa coth kappa."""
+    plan = PreTrade.of(condition.market, condition.order)
+    root = plan.urgency.sqrt().clamp_min(1e-3)
+    return float(0.02 * plan.cost_bps * root / torch.tanh(root))
+
+
+def train_ppo(
+    condition: Condition,
+    n_buckets: int,
+    total_steps: int,
+    seed: int,
+    reward: Reward = advantage_over_twap,
+    n_orders: int = 256,
+    snapshots: int = 10,
+    gae_lambda: float = 0.7,
+    clip_range: float = 1.0,
+) -> list[Snapshot]:
+    """Train by proximal policy optimisation on one thread; the last snapshot is the result.
+
+    A rollout is one day of every order. The default reward is free of noise, so advantages look only a few
+    buckets ahead (``gae_lambda``) and steps are next to unclipped (``clip_range``); other rewards want more
+    of both. Raises ValueError where fewer steps than one rollout are asked for.
+    """
+    env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=n_buckets - 1,
+        batch_size=32 * (n_buckets - 1),
+        n_epochs=5,
+        gamma=1.0,
+        gae_lambda=gae_lambda,
+        clip_range=clip_range,
+        learning_rate=lambda left: 1e-3 * (0.3 + 0.7 * left),
+        policy_kwargs={"net_arch": [WIDTH, WIDTH], "log_std_init": -1.0, "optimizer_kwargs": FUSED},
+        device="cpu",
+        seed=seed,
+    )
+    return _learn(model, total_steps, snapshots, "mlp_extractor.policy_net", "action_net", squashed=False)
+
+
+def train_sac(
+    condition: Condition,
+    n_buckets: int,
+    total_steps: int,
+    seed: int,
+    reward: Reward = advantage_over_twap,
+    n_orders: int = 256,
+    snapshots: int = 10,
+) -> list[Snapshot]:
+    """The same by soft actor-critic (Haarnoja et al. 2018), for comparison."""
+    env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
+    model = SAC(
+        "MlpPolicy",
+        env,
+        buffer_size=200_000,
+        batch_size=1024,
+        learning_starts=n_orders * n_buckets,
+        train_freq=1,
+        gradient_steps=4,
+        gamma=1.0,
+        learning_rate=1e-3,
+        policy_kwargs={
+            "net_arch": [WIDTH, WIDTH],
+            "activation_fn": torch.nn.Tanh,
+            "optimizer_kwargs": FUSED,
+        },
+        device="cpu",
+        seed=seed,
+    )
+    return _learn(model, total_steps, snapshots, "actor.latent_pi", "actor.mu", squashed=True)
+
+
+def _orders(
+    condition: Condition, n_buckets: int, total_steps: int, seed: int, reward: Reward, n_orders: int
+) -> ExecutionVecEnv:
+    if total_steps < n_orders * (n_buckets - 1):
+        least = n_orders * (n_buckets - 1)
+        raise ValueError(f"total_steps = {total_steps}: must be at least {least}, a day of {n_orders} orders")
+    unit = reward_unit(condition)
+    return ExecutionVecEnv(condition.market, condition.order, n_orders, n_buckets, seed, reward, unit)
+
+
+def _learn(
+    model: BaseAlgorithm, total_steps: int, snapshots: int, hidden: str, output: str, *, squashed: bool
+) -> list[Snapshot]:
+    start, taken = time.process_time(), []
+
+    def take() -> None:
+        weights = {k: v.detach().clone() for k, v in model.policy.state_dict().items()}
+        names = (f"{hidden}.0", f"{hidden}.2", output)
+        layers = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in names)
+        spent = time.process_time() - start
+        taken.append(Snapshot(model.num_timesteps, spent, RLExpert(layers, squashed)))
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            due = model.num_timesteps * snapshots >= total_steps * (len(taken) + 1)
+            if due and len(taken) < snapshots - 1:
+                take()
+            return True
+
+    model.learn(total_steps, callback=Watch())
+    take()
+    return taken

@@ -1,0 +1,103 @@
+"""One policy for every world: imitation and refinement over the whole range of conditions at once.
+
+Everything that the policy is told differs from path to path in training, the risk aversion included, so
+that one network holds the whole efficient frontier and risk aversion becomes a dial.
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+from scipy.stats import qmc
+from torch import Tensor
+
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Condition, Market, Order
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.flow import TrainingRun
+from flowoe_lib.randomness import generator
+from flowoe_lib.training.imitation import demonstrate, imitate
+from flowoe_lib.training.refinement import refine
+
+__all__ = ["design", "train_universal", "universal_range"]
+
+
+PATHS, FINE_RATE = 1152, 2e-2
+"""Days an iteration, and the learning rate of the last stage."""
+
+
+COARSE = 3
+"""The first refinement has a third of the buckets, which costs a third."""
+
+
+def universal_range(rho: float) -> TrainingRange:
+    """From next to nothing to more than was calibrated, of everything that policies observe."""
+    return TrainingRange(
+        kappa=(0.5, 12.0),
+        rho=rho,
+        cv=(0.02, 1.8),
+        risk_aversion=(4e-5, 4e-3),
+        depth_sd=(0.0, 1.0),
+        depth_reversion=(0.5, 12.0),
+        profile_amplitude=(0.0, 1.2),
+        drift=0.4,
+        regimes=0.12,
+        beta=(0.45, 0.75),
+        window=0.2,
+    )
+
+
+def _one_by_one(name: str, market: Market, order: Order, n: int) -> list[Condition]:
+    def nth(i: int) -> Condition:
+        def pick(field: Tensor) -> Tensor:
+            return field[i] if field.dim() else field
+
+        return Condition(name, f"{i}", map_tensors(pick, market), map_tensors(pick, order))
+
+    return [nth(i) for i in range(n)]
+
+
+def train_universal(
+    conditions: TrainingRange,
+    n_buckets: int,
+    demonstrated: int,
+    imitations: int,
+    coarse: int,
+    fine: int,
+    seed: int,
+    device: str = "cpu",
+) -> tuple[TrainingRun, float]:
+    """The refined policy, and the processor seconds it took.
+
+    Imitation of every schedule expert in ``demonstrated`` conditions, then ``coarse`` iterations of
+    refinement on days of a third of the buckets, then ``fine`` ones on whole days. Curves are those of
+    the last stage.
+    """
+    start = time.process_time()
+    drawn = replace(conditions, regimes=0.0).draw(demonstrated, generator(seed, "universal demonstrations"))
+    conditions_shown = _one_by_one("universal", *drawn, demonstrated)
+    demonstrations = demonstrate(SCHEDULE_EXPERTS, conditions_shown, 2, n_buckets, seed)
+    field = imitate(demonstrations, imitations, seed).field
+    rough = refine(field, conditions, n_buckets // COARSE, coarse, seed, PATHS, device=device).field
+    learned = refine(rough, conditions, n_buckets, fine, seed + 1, PATHS, FINE_RATE, device=device)
+    return learned, time.process_time() - start
+
+
+def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
+    """``n`` driftless conditions that fill the range, the corners of risk aversion and size first.
+
+    Raises ValueError unless ``n`` is a power of two, at least four, as the sequence wants it. A scrambled
+    Sobol sequence (Owen 1998) over the axes of :meth:`TrainingRange.at`; depth, profile and
+    shorter days are off in turn.
+    """
+    if n < 4 or n & (n - 1):
+        raise ValueError(f"n = {n}: must be a power of two, at least 4")
+    points = torch.from_numpy(qmc.Sobol(12, rng=seed).random(n)).float()
+    switches = torch.arange(n)
+    corners = torch.tensor([(i, j) for i in (0.0, 1.0) for j in (0.0, 1.0)])
+    points[: len(corners), 3:5] = corners
+    points[:, 10] *= switches % 2
+    points[:, 11] *= switches // 2 % 2
+    points[:, 8] *= switches // 4 % 2
+    return _one_by_one("design", *conditions.at(points), n)
