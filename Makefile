@@ -9,11 +9,7 @@ EXTRA_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WITH_BENCHMARK := $(VENV)/.installed-benchmark
-WITH_CLUSTER := $(VENV)/.installed-cluster
-WITH_DOCS := $(VENV)/.installed-docs
-WITH_LAB := $(VENV)/.installed-lab
-WITH_ENGINE := $(INSTALLED) $(if $(filter-out loky,$(ENGINE)),$(WITH_CLUSTER))
+# With one extra besides: $(INSTALLED)-benchmark, $(INSTALLED)-docs, $(INSTALLED)-lab.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
 
@@ -49,10 +45,10 @@ help: ## list the commands
 	@echo "Of an order: DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS"
 	@echo "           PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE SESSION, see docs/order.md"
 
-reproduce: $(WITH_ENGINE) ## make every figure and table; does only what is not up to date
+reproduce: $(INSTALLED) ## make every figure and table; does only what is not up to date
 	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE) --device $(DEVICE)
 
-notebooks: $(WITH_ENGINE) ## reproduce in full, then put the executed copies into notebooks/
+notebooks: $(INSTALLED) ## reproduce in full, then put the executed copies into notebooks/
 	$(BIN)/python -m flowoe_lib.reproduce --profile full --device $(DEVICE) --publish
 
 test: lint ## lint, the tests, and the committed notebooks run again and compared
@@ -70,23 +66,23 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lab: $(WITH_ENGINE) ## open the notebooks in JupyterLab
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
-docs: $(WITH_DOCS) ## write the pages of the library from its docstrings into build/docs; fails on a warning
+docs: $(INSTALLED)-docs ## write the pages of the library from its docstrings into build/docs; fails on a warning
 	$(BIN)/python -W error -m pdoc --docformat restructuredtext --output-directory build/docs flowoe_lib
 
-explore: $(WITH_LAB) ## open the page that explores the trained policy, with voila
+explore: $(INSTALLED)-lab ## open the page that explores the trained policy, with voila
 	$(BIN)/voila notebooks/00_explore.ipynb
 
-test-lab: $(WITH_LAB) ## open that page in JupyterLab and voila with a real browser, and move a slider
+test-lab: $(INSTALLED)-lab ## open that page in JupyterLab and voila with a real browser, and move a slider
 	$(BIN)/python -m pytest -rs tests_lab
 
-benchmark: $(WITH_BENCHMARK) ## measure speed and memory, beside other implementations
+benchmark: $(INSTALLED)-benchmark ## measure speed and memory, beside other implementations
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 clean: ## remove build/, artifacts/ and tool caches; keeps .venv, .cache (downloads) and figures
-	rm -rf build artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 # The stamps come last, so that an interrupted installation is taken up again.
@@ -98,18 +94,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -e ".[test]"
 	@touch $@
 
-$(WITH_BENCHMARK): $(INSTALLED)
-	@$(PIP_INSTALL) -e ".[benchmark]"
-	@touch $@
-
-$(WITH_CLUSTER): $(INSTALLED)
-	@$(PIP_INSTALL) -e ".[cluster]"
-	@touch $@
-
-$(WITH_DOCS): $(INSTALLED)
-	@$(PIP_INSTALL) -e ".[docs]"
-	@touch $@
-
-$(WITH_LAB): $(INSTALLED)
-	@$(PIP_INSTALL) -e ".[lab]"
+$(INSTALLED)-%: $(INSTALLED)
+	@$(PIP_INSTALL) -e ".[$*]"
 	@touch $@

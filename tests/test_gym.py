@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowoe_lib.execution.environment import (
     ExecutionEnv,
-    ExecutionVecEnv,
     Reward,
     advance,
     advantage_over_twap,
@@ -35,6 +34,7 @@ from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, sc
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
+from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
 N = 9
 PLAIN = Market(Heston(scalar(4e-4), scalar(5.0), scalar(1.2), scalar(-0.5)))

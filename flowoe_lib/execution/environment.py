@@ -1,11 +1,11 @@
-"""Working an order as a Markov decision process: one Gymnasium environment, or thousands in one tensor.
+"""Working an order as a Markov decision process: rewards, transitions and a Gymnasium environment.
 
 Transitions and rewards are those of :mod:`flowoe_lib.execution.execution`. An episode is one order on one
 day; there is a decision in every bucket but the last, which sells what is left and counts with the decision
 before it. Importing the module registers ``flowoe/Execution-v0``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Space
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 from torch import Tensor
 
 from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
@@ -27,12 +26,13 @@ from flowoe_lib.randomness import generator
 
 __all__ = [
     "ExecutionEnv",
-    "ExecutionVecEnv",
     "Reward",
     "advance",
     "advantage_over_twap",
+    "check_sizes",
     "controlled_utility",
     "realised_utility",
+    "spaces",
     "twap_value",
 ]
 
@@ -110,12 +110,14 @@ def advance(
     return rest, earned + reward(venue, n - 1, venue.book(n - 1, torch.stack((left, rest)), *costs))
 
 
-def _spaces() -> tuple[Space[Array], Space[Array]]:
+def spaces() -> tuple[Space[Array], Space[Array]]:
+    """Spaces of observations and of actions."""
     obs: Space[Any] = Box(-50, 50, (len(FEATURES),), np.float32)
     return obs, Box(-ACTION_LIMIT, ACTION_LIMIT, (1,), np.float32)
 
 
-def _check(n_buckets: int, market: Market, order: Order, n_orders: int) -> None:
+def check_sizes(n_buckets: int, market: Market, order: Order, n_orders: int) -> None:
+    """Raise ValueError unless ``n_orders`` orders of these fields can be worked as decisions."""
     if n_orders < 1:
         raise ValueError(f"n_orders = {n_orders}: must be at least 1")
 
@@ -157,9 +159,9 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         heston = Heston(theta=scalar(4e-4), kappa=scalar(5), cv=scalar(0.8), rho=scalar(-0.5))
         self.market = Market(heston) if market is None else market
         self.order = Order(size=scalar(0.1), risk_aversion=scalar(5e-4)) if order is None else order
-        _check(n_buckets, self.market, self.order, 1)
+        check_sizes(n_buckets, self.market, self.order, 1)
         self.n_buckets, self.reward = n_buckets, reward
-        self.observation_space, self.action_space = _spaces()
+        self.observation_space, self.action_space = spaces()
         self.k = n_buckets
 
     def reset(
@@ -198,89 +200,6 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
     def _observe(self) -> Array:
         observed: Array = features(self.venue.observe(self.k, self.inventory))[0].numpy()
         return observed
-
-
-class ExecutionVecEnv(VecEnv):
-    """``n_orders`` orders worked at the same time, each on a day of its own, for stable-baselines3.
-
-    Spaces, transitions and episodes are those of :class:`ExecutionEnv`; the reward comes in units of
-    ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders]. Episodes end together, as
-    terminated, never as truncated, so that no value is bootstrapped from beyond the close.
-    """
-
-    render_mode = None
-
-    def __init__(
-        self,
-        market: Market,
-        order: Order,
-        n_orders: int,
-        n_buckets: int,
-        seed: int,
-        reward: Reward = advantage_over_twap,
-        unit_bps: float = 1.0,
-    ) -> None:
-        _check(n_buckets, market, order, n_orders)
-        self.market, self.order, self.n_buckets = market, order, n_buckets
-        self.reward, self.unit_bps = reward, unit_bps
-        self.generator = generator(seed, "market")
-        super().__init__(n_orders, *_spaces())
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Start the stream of days anew."""
-        if seed is not None:
-            self.generator = generator(seed, "market")
-        return super().seed(seed)
-
-    def reset(self) -> Array:
-        """Draw a day for every order."""
-        paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
-        self.venue = OrderSimulation(paths, self.market, self.order)
-        self.k, self.inventory = 0, torch.ones(self.num_envs)
-        return self._observe()
-
-    def step_async(self, actions: Array) -> None:
-        """Take the scores, [n_orders, 1]."""
-        self.score = torch.as_tensor(actions, dtype=torch.float32).squeeze(-1)
-
-    def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
-        """Trade; after the last decision the observation is the first of the next day."""
-        self.inventory, earned = advance(self.venue, self.k, self.inventory, self.score, self.reward)
-        self.k += 1
-        rewards: Array = (earned / self.unit_bps).numpy()
-        observed, done = self._observe(), self.k == self.n_buckets - 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if done:
-            infos = [{"terminal_observation": row} for row in observed]
-            observed = self.reset()
-        return observed, rewards, np.full(self.num_envs, done), infos
-
-    def _observe(self) -> Array:
-        observed: Array = features(self.venue.observe(self.k, self.inventory)).numpy()
-        return observed
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute, which all orders share, once an order."""
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Not supported: orders share their attributes."""
-        raise TypeError("orders share their attributes: set them on the environment itself")
-
-    def env_method(
-        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
-    ) -> list[Any]:
-        """Not supported: there are no separate environments to call."""
-        raise TypeError("there are no separate environments to call")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """False for every order."""
-        return [False for _ in self._get_indices(indices)]
 
 
 gymnasium.register("flowoe/Execution-v0", entry_point="flowoe_lib.execution.environment:ExecutionEnv")

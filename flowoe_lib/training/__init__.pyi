@@ -3,3 +3,4 @@ from . import pretrained as pretrained
 from . import refinement as refinement
 from . import reinforcement as reinforcement
 from . import universal as universal
+from . import vector_environment as vector_environment

@@ -13,10 +13,11 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from flowoe_lib.execution.environment import ExecutionVecEnv, Reward, advantage_over_twap
+from flowoe_lib.execution.environment import Reward, advantage_over_twap
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
 __all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
 

@@ -1,0 +1,110 @@
+"""Thousands of orders worked at once in one tensor: the environment in which stable-baselines3 trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
+
+from flowoe_lib.execution.environment import (
+    Array,
+    Reward,
+    advance,
+    advantage_over_twap,
+    check_sizes,
+    spaces,
+)
+from flowoe_lib.execution.execution import OrderSimulation
+from flowoe_lib.execution.features import features
+from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.randomness import generator
+
+__all__ = ["ExecutionVecEnv"]
+
+
+class ExecutionVecEnv(VecEnv):
+    """``n_orders`` orders worked at the same time, each on a day of its own, for stable-baselines3.
+
+    Spaces, transitions and episodes are those of :class:`flowoe_lib.execution.environment.ExecutionEnv`; the
+    reward comes in units of ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders].
+    Episodes end together, as terminated, never as truncated, so that no value is bootstrapped from beyond the
+    close.
+    """
+
+    render_mode = None
+
+    def __init__(
+        self,
+        market: Market,
+        order: Order,
+        n_orders: int,
+        n_buckets: int,
+        seed: int,
+        reward: Reward = advantage_over_twap,
+        unit_bps: float = 1.0,
+    ) -> None:
+        check_sizes(n_buckets, market, order, n_orders)
+        self.market, self.order, self.n_buckets = market, order, n_buckets
+        self.reward, self.unit_bps = reward, unit_bps
+        self.generator = generator(seed, "market")
+        super().__init__(n_orders, *spaces())
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Start the stream of days anew."""
+        if seed is not None:
+            self.generator = generator(seed, "market")
+        return super().seed(seed)
+
+    def reset(self) -> Array:
+        """Draw a day for every order."""
+        paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
+        self.venue = OrderSimulation(paths, self.market, self.order)
+        self.k, self.inventory = 0, torch.ones(self.num_envs)
+        return self._observe()
+
+    def step_async(self, actions: Array) -> None:
+        """Take the scores, [n_orders, 1]."""
+        self.score = torch.as_tensor(actions, dtype=torch.float32).squeeze(-1)
+
+    def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        """Trade; after the last decision the observation is the first of the next day."""
+        self.inventory, earned = advance(self.venue, self.k, self.inventory, self.score, self.reward)
+        self.k += 1
+        rewards: Array = (earned / self.unit_bps).numpy()
+        observed, done = self._observe(), self.k == self.n_buckets - 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done:
+            infos = [{"terminal_observation": row} for row in observed]
+            observed = self.reset()
+        return observed, rewards, np.full(self.num_envs, done), infos
+
+    def _observe(self) -> Array:
+        observed: Array = features(self.venue.observe(self.k, self.inventory)).numpy()
+        return observed
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute, which all orders share, once an order."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Not supported: orders share their attributes."""
+        raise TypeError("orders share their attributes: set them on the environment itself")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Not supported: there are no separate environments to call."""
+        raise TypeError("there are no separate environments to call")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """False for every order."""
+        return [False for _ in self._get_indices(indices)]
