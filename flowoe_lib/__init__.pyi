@@ -21,6 +21,7 @@ from .market.model import Impact as Impact
 from .market.model import Liquidity as Liquidity
 from .market.model import Market as Market
 from .market.model import Order as Order
+from .market.model import scalar as scalar
 from .market.simulator import simulate as simulate
 from .policies.almgren_chriss import almgren_chriss as almgren_chriss
 from .policies.flow import FlowPolicy as FlowPolicy

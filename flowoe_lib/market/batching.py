@@ -1,4 +1,4 @@
-"""Markets and orders as batches: dataclass trees of tensors laid side by side, a field per path."""
+"""Batches of markets and orders: dataclasses whose tensors have one entry per path."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ __all__ = ["align", "batch", "map_tensors"]
 
 
 def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
-    """Apply ``fn`` to corresponding tensors of dataclass trees of the same type."""
+    """Apply ``fn`` to the corresponding tensors of nested dataclasses of one type."""
     if isinstance(first, Tensor):
         return fn(first, *rest)
     if not dataclasses.is_dataclass(first):
@@ -28,7 +28,7 @@ def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
 
 
 def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Market, Order]:
-    """Both in float64 with every field of one shape, the one they and ``shape`` broadcast to."""
+    """Convert both to float64 and expand every field to the common shape of all fields and ``shape``."""
     shapes = [torch.Size(shape)]
 
     def note(value: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def align(market: Market, order: Order, shape: tuple[int, ...] = ()) -> tuple[Ma
 
 
 def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Order]:
-    """Lay conditions side by side: fields of shape [len(conditions) * paths_each], condition-major."""
+    """Concatenate conditions, ``paths_each`` paths of each: fields of [conditions * paths_each]."""
 
     def stack(*fields: Tensor) -> Tensor:
         return torch.stack(fields).repeat_interleave(paths_each)

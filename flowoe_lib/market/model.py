@@ -31,7 +31,24 @@ BPS = 1e4
 
 
 def scalar(value: float) -> Tensor:
-    """A 0-d float32 tensor; dataclass fields broadcast against paths from there."""
+    """A number as a float32 tensor of shape [], the form that markets and orders take.
+
+    Parameters
+    ----------
+    value : float
+        Any number.
+
+    Returns
+    -------
+    Tensor, []
+        The number; it broadcasts against fields of shape [paths].
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.scalar(0.1).shape
+    torch.Size([])
+    """
     return torch.tensor(float(value))
 
 
@@ -43,23 +60,43 @@ def _require(name: str, value: Tensor, ok: Tensor, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class Heston:
-    """Square-root variance dV = kappa (theta - V) dt + xi sqrt(V) dW, corr(dW, dW_price) = rho.
+    """Heston's variance of the price, dV = kappa (theta - V) dt + xi sqrt(V) dW.
 
-    Every field is a tensor of shape [] or [paths]. The volatility of volatility is given as ``cv``,
-    the stationary standard deviation of V over its mean; ``xi`` = cv sqrt(2 kappa theta).
+    The volatility of variance follows from the stationary law of V: xi = cv sqrt(2 kappa theta).
 
-    Source: Heston (1993), Review of Financial Studies 6. Raises ValueError naming a field that is
-    out of its range.
+    Parameters
+    ----------
+    theta : Tensor, [] or [paths]
+        Long-run mean of the variance V, per day.
+    kappa : Tensor, [] or [paths]
+        Rate of mean reversion of V, per day.
+    cv : Tensor, [] or [paths]
+        Coefficient of variation of V: its stationary standard deviation over its mean.
+    rho : Tensor, [] or [paths]
+        Correlation of the shocks to price and variance, within [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range; the message names the field.
+
+    References
+    ----------
+    Heston (1993), "A closed-form solution for options with stochastic volatility", Review of Financial
+    Studies 6.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> round(heston.xi.item(), 3)
+    0.051
     """
 
     theta: Tensor
-    """Long-run variance, per day."""
     kappa: Tensor
-    """Mean reversion of variance, per day."""
     cv: Tensor
-    """Stationary coefficient of variation of V."""
     rho: Tensor
-    """Correlation of price and variance shocks."""
 
     def __post_init__(self) -> None:
         for name in ("theta", "kappa", "cv"):
@@ -75,15 +112,40 @@ class Heston:
 
 @dataclass(frozen=True)
 class Impact:
-    """Published power-law impact coefficients of large-cap equities.
+    """Power-law market impact, by default with the published coefficients of large-cap equities.
 
-    Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs, per
-    unit traded, ``1e4 eta l sqrt(theta) (phi a / (u L dt))^beta`` bps of temporary impact (u the
-    volume profile, L the depth, l the illiquidity) and moves the price for good by
-    ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt`` bps, half of which the trade itself pays.
+    Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs
+    ``1e4 eta l sqrt(theta) (phi a / (u L dt))^beta`` bps of temporary impact per unit traded, where u is the
+    volume profile, L the depth and l the illiquidity. The trade also moves the price permanently by
+    ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt`` bps and pays half of that move itself.
 
-    Source: Almgren, Thum, Hauptmann, Li (2005), Risk 18: eta = .142, beta = .6, gamma = .314.
-    Raises ValueError naming a field that is out of its range.
+    Parameters
+    ----------
+    eta : Tensor, [] or [paths]
+        Coefficient of temporary impact, in daily volatilities.
+    beta : Tensor, [] or [paths]
+        Exponent of temporary impact, within (0, 1].
+    gamma : Tensor, [] or [paths]
+        Coefficient of permanent impact, in daily volatilities.
+    delta : Tensor, [] or [paths]
+        Exponent of permanent impact, within (0, 1]; 1 is linear.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range; the message names the field.
+
+    References
+    ----------
+    Almgren, Thum, Hauptmann, Li (2005), "Direct estimation of equity market impact", Risk 18:
+    eta = .142, beta = .6, gamma = .314.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> impact = fo.Impact(beta=fo.scalar(0.5))
+    >>> round(impact.eta.item(), 3), impact.beta.item()
+    (0.142, 0.5)
     """
 
     eta: Tensor = field(default_factory=lambda: scalar(0.142))
@@ -101,21 +163,42 @@ class Impact:
 
 @dataclass(frozen=True)
 class Liquidity:
-    """How much there is to trade against: a level, a day's profile, and random depth.
+    """Liquidity of the market: its level, the volume profile of the day, and random depth.
 
-    Depth is L = exp(l) with l a stationary Ornstein-Uhlenbeck process of standard deviation
-    ``depth_sd`` and mean reversion ``depth_reversion`` per day; volume follows
-    :func:`volume_profile`. Raises ValueError naming a field that is out of its range.
+    Depth is L = exp(l), where l is a stationary Ornstein-Uhlenbeck process. Volume follows the U-shaped
+    profile of :func:`flowoe_lib.market.model.volume_profile`.
+
+    Parameters
+    ----------
+    illiquidity : Tensor, [] or [paths]
+        Multiplier of temporary impact, 1 in a normal market.
+    depth_sd : Tensor, [] or [paths]
+        Stationary standard deviation of log depth; 0 for constant depth.
+    depth_reversion : Tensor, [] or [paths]
+        Rate of mean reversion of log depth, per day.
+    profile_amplitude : Tensor, [] or [paths]
+        Amplitude A of the volume profile, within (-1, 2); 0 for flat volume.
+    window_start, window_end : Tensor, [] or [paths]
+        Part of the day's volume profile in which the order is worked, from 0 (open) to 1 (close).
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range; the message names the field.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> liquidity = fo.Liquidity(profile_amplitude=fo.scalar(0.5))
+    >>> [round(u, 2) for u in fo.market.model.volume_profile(liquidity, 4).tolist()]
+    [1.19, 0.81, 0.81, 1.19]
     """
 
     illiquidity: Tensor = field(default_factory=lambda: scalar(1.0))
-    """Multiplier of temporary impact, 1 in a normal market."""
     depth_sd: Tensor = field(default_factory=lambda: scalar(0.0))
     depth_reversion: Tensor = field(default_factory=lambda: scalar(12.0))
     profile_amplitude: Tensor = field(default_factory=lambda: scalar(0.0))
-    """Amplitude A of the U-shaped volume profile, 0 for a flat day."""
     window_start: Tensor = field(default_factory=lambda: scalar(0.0))
-    """Where in the profile the order's time begins; with ``closes`` 1, it has the whole of it."""
     window_end: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
@@ -139,19 +222,19 @@ class Liquidity:
 
 @dataclass(frozen=True)
 class Regimes:
-    """Jumps between the market as it is and a stressed one, a Markov chain in its stationary state.
+    """A stationary two-state Markov chain between a calm and a stressed regime.
 
     In the stressed regime volatility is multiplied by ``volatility_multiplier`` and temporary impact by
-    ``cost_multiplier``. With both at one there are no regimes. Source: Hamilton (1989), Econometrica 57, for
-    the chain. Raises ValueError naming a field that is out of its range.
+    ``cost_multiplier``. If both are one, there are no regimes. Source: Hamilton (1989), Econometrica 57.
+    Raises ValueError naming a field that is out of its range.
     """
 
     volatility_multiplier: Tensor = field(default_factory=lambda: scalar(1.0))
     cost_multiplier: Tensor = field(default_factory=lambda: scalar(1.0))
     enter: Tensor = field(default_factory=lambda: scalar(1.0))
-    """Rate of jumps into the stressed regime, per day."""
+    """Rate of transition from calm to stressed, per day."""
     leave: Tensor = field(default_factory=lambda: scalar(1.0))
-    """Rate of jumps out of it, per day."""
+    """Rate of transition from stressed to calm, per day."""
 
     def __post_init__(self) -> None:
         for name in ("volatility_multiplier", "cost_multiplier", "enter", "leave"):
@@ -160,7 +243,7 @@ class Regimes:
 
     @property
     def present(self) -> bool:
-        """Whether the regimes differ anywhere."""
+        """Whether the two regimes differ on any path."""
         return bool(((self.volatility_multiplier != 1) | (self.cost_multiplier != 1)).any())
 
     @property
@@ -169,55 +252,100 @@ class Regimes:
         return self.enter / (self.enter + self.leave)
 
     def jump(self, dt: float) -> tuple[Tensor, Tensor]:
-        """Chances of being stressed after ``dt`` days, from calm and from stressed."""
-        kept = torch.exp(-(self.enter + self.leave) * dt)
-        return self.stressed_share * (1 - kept), self.stressed_share * (1 - kept) + kept
+        """Probabilities of the stressed regime after ``dt`` days, starting from calm and from stressed."""
+        decay = torch.exp(-(self.enter + self.leave) * dt)
+        return self.stressed_share * (1 - decay), self.stressed_share * (1 - decay) + decay
 
 
 @dataclass(frozen=True)
 class Market:
-    """One market condition, or one per path: variance, impact, liquidity, drift and regimes.
+    """The parameters of a market: variance, impact, liquidity, drift and regimes.
 
-    Raises ValueError for a drift that is not finite or a negative ``drift_sd``.
+    The drift of a day is normal with mean ``drift``, which traders know, and standard deviation
+    ``drift_sd``; they do not observe its actual value.
+
+    Parameters
+    ----------
+    heston : Heston
+        Stochastic variance of the price.
+    impact : Impact
+        Temporary and permanent impact.
+    liquidity : Liquidity
+        Illiquidity, volume profile and depth.
+    drift : Tensor, [] or [paths]
+        Expected price change, bps per day.
+    drift_sd : Tensor, [] or [paths]
+        Standard deviation of the day's hidden drift around ``drift``, bps per day.
+    regimes : flowoe_lib.market.model.Regimes
+        Jumps between a calm and a stressed regime; by default there are none.
+
+    Raises
+    ------
+    ValueError
+        If ``drift`` is not finite or ``drift_sd`` is negative.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market = fo.Market(heston, liquidity=fo.Liquidity(illiquidity=fo.scalar(3)))
+    >>> round(market.temporary_cost_bps(fo.scalar(0.1)).item(), 2)
+    21.4
     """
 
     heston: Heston
     impact: Impact = field(default_factory=Impact)
     liquidity: Liquidity = field(default_factory=Liquidity)
     drift: Tensor = field(default_factory=lambda: scalar(0.0))
-    """Expected price change that traders are told of, bps per day."""
     drift_sd: Tensor = field(default_factory=lambda: scalar(0.0))
-    """Standard deviation around it of the day's actual drift, which nobody is told, bps per day."""
     regimes: Regimes = field(default_factory=Regimes)
 
     def __post_init__(self) -> None:
         _require("Market.drift", self.drift, torch.isfinite(self.drift), "finite")
-        known = (self.drift_sd >= 0) & torch.isfinite(self.drift_sd)
-        _require("Market.drift_sd", self.drift_sd, known, "finite and >= 0")
+        allowed = (self.drift_sd >= 0) & torch.isfinite(self.drift_sd)
+        _require("Market.drift_sd", self.drift_sd, allowed, "finite and >= 0")
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
-        """What a flat schedule of an order of ``size`` ADV pays in an average bucket, bps."""
+        """Temporary cost of an order of ``size`` ADV traded at an even pace, with L = u = 1, bps."""
         i = self.impact
         return BPS * i.eta * self.liquidity.illiquidity * self.heston.theta.sqrt() * size**i.beta
 
     def permanent_cost_bps(self, size: Tensor) -> Tensor:
-        """Price shift of the whole order worked evenly over the day, bps."""
+        """Permanent price move caused by an order of ``size`` ADV worked evenly over the day, bps."""
         return BPS * self.impact.gamma * self.heston.theta.sqrt() * size**self.impact.delta
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order to be worked within the day.
+    """An order to be worked within one day.
 
-    Shapes [] or [paths]. Raises ValueError naming a field that is out of its range.
+    Parameters
+    ----------
+    size : Tensor, [] or [paths]
+        phi, shares over average daily volume (ADV).
+    risk_aversion : Tensor, [] or [paths]
+        lambda, the price of a unit of risk in utility, per bps.
+    side : Tensor, [] or [paths]
+        +1 to sell, -1 to buy.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range; the message names the field.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.Order(size=fo.scalar(0.1), risk_aversion=fo.scalar(5e-4)).side.item()
+    1.0
+    >>> fo.Order(size=fo.scalar(0), risk_aversion=fo.scalar(5e-4))
+    Traceback (most recent call last):
+    ValueError: Order.size = 0: must be finite and > 0
     """
 
     size: Tensor
-    """phi, shares over average daily volume."""
     risk_aversion: Tensor
-    """lambda, per bps."""
     side: Tensor = field(default_factory=lambda: scalar(1.0))
-    """+1 to sell, -1 to buy."""
 
     def __post_init__(self) -> None:
         _require("Order.size", self.size, (self.size > 0) & torch.isfinite(self.size), "finite and > 0")
@@ -228,7 +356,28 @@ class Order:
 
 @dataclass(frozen=True)
 class Condition:
-    """A named market and order, and the world whose grid it belongs to."""
+    """A named market and order.
+
+    Parameters
+    ----------
+    world : str
+        The world, that is the grid of conditions, to which it belongs. World and name select the random
+        streams in which the condition is evaluated.
+    name : str
+        Its name within the world.
+    market : Market
+        The market's parameters, fields of shape [].
+    order : Order
+        The order to be worked, fields of shape [].
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> order = fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> fo.Condition("mine", "stressed", fo.Market(heston), order).name
+    'stressed'
+    """
 
     world: str
     name: str
@@ -237,22 +386,22 @@ class Condition:
 
 
 def _traded_by(liquidity: Liquidity, time: Tensor) -> Tensor:
-    """Share of the day's volume that is traded by ``time`` of the day, from 0 to 1."""
+    """Share of the day's volume that the market has traded by ``time``, from 0 (open) to 1 (close)."""
     x = 2 * time - 1
     return time + liquidity.profile_amplitude * (x**3 - x) / 4
 
 
 def volume_share(liquidity: Liquidity) -> Tensor:
-    """Share of the day's volume that falls into the order's time."""
+    """Share of the day's volume that falls into the order's window."""
     return _traded_by(liquidity, liquidity.window_end) - _traded_by(liquidity, liquidity.window_start)
 
 
 def volume_profile(liquidity: Liquidity, n_buckets: int) -> Tensor:
-    """Volume of each bucket over that of an average one, u_k, shape [buckets, ...].
+    """Volume u_k of each bucket over that of an average bucket, [buckets, ...].
 
-    u(t) = 1 + A P2(2t - 1) with P2 the second Legendre polynomial, averaged over each bucket: a
-    U from 1 - A/2 at midday to 1 + A at the open and close of the whole day, of which the order has the
-    part from ``opens`` to ``closes``. The mean over that part is one.
+    u(t) = 1 + A P2(2t - 1), where P2 is the second Legendre polynomial: a U from 1 + A at the open and close
+    to 1 - A/2 at midday. It is averaged over each bucket of the window from ``window_start`` to
+    ``window_end``, and scaled to mean one over the window.
     """
     amplitude, length = liquidity.profile_amplitude, liquidity.window_end - liquidity.window_start
     steps = torch.linspace(0, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)

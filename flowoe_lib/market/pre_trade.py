@@ -1,4 +1,4 @@
-"""What is known before the open: urgency, costs and attainable gain of an order, and its forecasts."""
+"""Pre-trade analysis: urgency, cost and attainable gain of an order, and the estimate of hidden drift."""
 
 from dataclasses import dataclass, replace
 
@@ -12,15 +12,15 @@ __all__ = ["PreTrade", "moment_matched", "posterior_drift", "urgency"]
 
 
 _COARSE = 12
-"""Buckets that tell how uneven volume is."""
+"""Buckets in which the variation of volume is measured."""
 
 
 def urgency(market: Market, order: Order) -> Tensor:
-    """Risk over cost of holding versus trading evenly, lambda 1e8 theta / C, dimensionless.
+    """Urgency lambda 1e8 theta / C: the risk of holding the order all day over the cost C of trading it.
 
-    C is the expected temporary cost of a flat schedule. With linear permanent impact, and up to the
-    scale C, an order's problem depends on volatility, illiquidity, size and risk aversion through this
-    number alone; its root is Almgren and Chriss's kappa T.
+    C is the expected temporary cost of an even schedule, bps; urgency has no unit. With linear permanent
+    impact the optimal schedule depends on volatility, illiquidity, size and risk aversion through urgency
+    alone. Its square root is kappa T of Almgren and Chriss.
     """
     flat_cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
     return order.risk_aversion * 1e8 * market.heston.theta / flat_cost
@@ -28,34 +28,34 @@ def urgency(market: Market, order: Order) -> Tensor:
 
 @dataclass(frozen=True)
 class PreTrade:
-    """What is worked out from the estimates before the open, shaped like their fields."""
+    """Pre-trade figures of an order; fields have the shape of those of the market and the order."""
 
     cost_bps: Tensor
-    """Expected temporary cost of an even pace."""
+    """Expected temporary cost of an even schedule, bps."""
     urgency: Tensor
     """:func:`urgency`."""
     attainable_gain: Tensor
-    """About what a good policy gains over TWAP, as a multiple of the cost.
+    """Approximate gain of a good policy over TWAP, as a multiple of ``cost_bps``.
 
-    Quadratic in what pulls a schedule off an even pace, urgency less drift, and in variance, depth, volume
-    and hidden drift to react to.
+    The sum of a term in urgency less drift, which move the schedule away from an even pace, and of terms for
+    the variation of variance, depth, volume and hidden drift, to which a policy can react.
     """
 
     @classmethod
     def of(cls, market: Market, order: Order) -> "PreTrade":
-        """The figures of an order in its market."""
+        """Compute the figures of ``order`` in ``market``."""
         cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
         ratio = urgency(market, order)
         drift = order.side * market.drift / cost
-        # Where the two cancel on average, they still pull at different times.
+        # Urgency and drift that cancel on average still act at different times of the day.
         pace = market.liquidity.depth_reversion
-        # Share of depth's variance that lasts all day, and so gives no hour to prefer.
-        held = 2 * (pace + torch.expm1(-pace)) / pace.square()
+        # Share of depth's variance that is constant over the day, to which trades cannot be timed.
+        constant = 2 * (pace + torch.expm1(-pace)) / pace.square()
         pull = torch.sqrt((ratio - drift).square() + 0.1 * torch.minimum(ratio, drift.abs()).square())
         attainable_gain = (
             0.04 * pull.square() / (1 + 0.1 * pull)
             + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
-            + 0.35 * market.liquidity.depth_sd.square() * (1 - held)
+            + 0.35 * market.liquidity.depth_sd.square() * (1 - constant)
             + 0.22 * volume_profile(market.liquidity, _COARSE).var(0, correction=0)
             + 0.002 * (market.drift_sd / cost).square()
         )
@@ -63,21 +63,21 @@ class PreTrade:
 
 
 def posterior_drift(market: Market, order: Order, return_bps: Tensor, elapsed: float) -> Tensor:
-    """Mean of the drift in the order's favour, bps per day, given the return after ``elapsed`` days.
+    """Posterior mean of drift in the order's favour, bps per day, given the return after ``elapsed`` days.
 
-    The prior is normal, of mean ``drift`` and standard deviation ``drift_sd``, and the return normal of
-    variance theta a day, so the filter is that of Kalman and Bucy (1961); known drift stays what it is.
+    The prior is normal with mean ``drift`` and standard deviation ``drift_sd``; returns are normal with
+    variance theta per day. Source: Kalman and Bucy (1961). With ``drift_sd`` zero it is the known drift.
     """
     signal = market.drift_sd.square() / (1e8 * market.heston.theta)
     return (order.side * market.drift + signal * return_bps) / (1 + signal * elapsed)
 
 
 def moment_matched(market: Market) -> Market:
-    """The market of moving depth that is closest to one with regimes: what those believe who see none.
+    """The moment-matched market without regimes: the belief of agents who cannot observe the regime.
 
-    Mean and coefficient of variation of variance, expected temporary impact, permanent impact, and the
-    spread of log depth are those over both regimes; what reverts at two paces reverts at their average,
-    weighted by what moves at each. A market without regimes stays what it is.
+    It has the same mean and coefficient of variation of variance, expected temporary impact, permanent
+    impact and variance of log depth. Rates of mean reversion are averages of the two processes' rates,
+    weighted by their variances. A market without regimes is returned unchanged.
     """
     regimes, heston, impact, liquidity = market.regimes, market.heston, market.impact, market.liquidity
     share, pace = regimes.stressed_share, regimes.enter + regimes.leave
@@ -86,9 +86,9 @@ def moment_matched(market: Market) -> Market:
         return 1 - share + share * of_stressed
 
     raised = mean(regimes.volatility_multiplier**2)
-    spread = mean(regimes.volatility_multiplier**4) / raised**2
-    cv = torch.sqrt((1 + heston.cv**2) * spread - 1)
-    kappa = heston.kappa + (spread - 1) / cv**2 * (pace - heston.kappa)
+    dispersion = mean(regimes.volatility_multiplier**4) / raised**2
+    cv = torch.sqrt((1 + heston.cv**2) * dispersion - 1)
+    kappa = heston.kappa + (dispersion - 1) / cv**2 * (pace - heston.kappa)
     jumps = share * (1 - share) * (regimes.cost_multiplier.log() / impact.beta).square()
     depth_sd = torch.sqrt(liquidity.depth_sd**2 + jumps)
     reversion = liquidity.depth_reversion
@@ -100,6 +100,6 @@ def moment_matched(market: Market) -> Market:
         liquidity=replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion),
         regimes=Regimes(),
     )
-    swollen = expected_depth_cost(believed) / expected_depth_cost(market)
-    illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / swollen
+    depth_cost = expected_depth_cost(believed) / expected_depth_cost(market)
+    illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
     return replace(believed, liquidity=replace(believed.liquidity, illiquidity=illiquidity))

@@ -1,4 +1,4 @@
-"""The range of conditions a policy is trained on, each drawn at random path by path."""
+"""The range of conditions from which training draws, independently for each path."""
 
 import math
 from collections.abc import Mapping
@@ -27,11 +27,12 @@ class RangeViolation:
 
 @dataclass(frozen=True)
 class TrainingRange:
-    """Lowest and highest value of everything that differs between conditions.
+    """Lowest and highest value of every quantity that differs between conditions.
 
-    A covariate that never varied in training is extrapolated arbitrarily, so each one that a policy
-    observes is drawn. Volatility, size, risk aversion and mean reversions are log-uniform, the
-    rest uniform; depth and profile are at their lower bound half of the time, and half of the days are whole.
+    A network extrapolates arbitrarily in an input that never varied in training, so every quantity that a
+    policy observes is drawn. Volatility, size, risk aversion and rates of mean reversion are log-uniform, the
+    rest uniform. Depth and profile are at their lower bound on half of the paths, and on half of the paths
+    the order has the whole day.
     """
 
     kappa: tuple[float, float]
@@ -48,19 +49,19 @@ class TrainingRange:
     depth_reversion: tuple[float, float] = (12.0, 12.0)
     profile_amplitude: tuple[float, float] = (0.0, 0.0)
     drift: float = 0.0
-    """Largest drift either way, in daily standard deviations: known on one day in four, and on another
-    hidden, with at most this standard deviation, while variance is as steady as can be."""
+    """Largest absolute drift, in daily standard deviations. A quarter of the paths have a known drift;
+    another quarter have a hidden one with at most this standard deviation, and ``cv`` at its lower bound."""
     regimes: float = 0.0
-    """Share of days on which volatility and cost jump between two regimes, up to three and seven times."""
+    """Share of paths with a stressed regime, of up to three times the volatility and seven times the cost."""
     beta: tuple[float, float] = (0.6, 0.6)
     window: float = 1.0
-    """Shortest part of the volume profile that an order has, anywhere within it."""
+    """Length of the shortest window of an order, as a part of the day."""
 
     def at(self, points: Tensor) -> tuple[Market, Order]:
         """The driftless market and order at ``points`` of the unit cube, [n, 12]; fields of shape [n].
 
-        Axes: volatility, illiquidity, cv, size, risk aversion, kappa, depth reversion, beta, what is cut off
-        the profile and how much of that at its start, depth, profile.
+        Axes: volatility, illiquidity, cv, size, risk aversion, kappa, depth reversion, beta, the part of the
+        day outside the window, the share of that part before the window, depth, profile.
         """
 
         def linear(axis: int, bounds: tuple[float, float]) -> Tensor:
@@ -88,10 +89,10 @@ class TrainingRange:
         return Market(heston, Impact(beta=linear(7, self.beta)), liquidity), order
 
     def violations(self, market: Market, order: Order) -> list[RangeViolation]:
-        """What of a market and an order, fields of shape [], lies outside the range."""
+        """The quantities of a market and an order, fields of shape [], that lie outside the range."""
         heston, liquidity = market.heston, market.liquidity
         daily = BPS * heston.theta.sqrt()
-        # What does not move has no pace.
+        # Constant depth has no rate of mean reversion.
         moving = liquidity.depth_reversion if liquidity.depth_sd > 0 else scalar(self.depth_reversion[0])
         length = liquidity.window_end - liquidity.window_start
         placed = {
@@ -110,10 +111,10 @@ class TrainingRange:
             "drift_sd": (market.drift_sd / daily, (0.0, self.drift)),
         }
         if market.drift_sd > 0:
-            # A hidden drift was met alone, on days of steady variance.
+            # Training draws hidden drift only without known drift and with the lowest cv.
             placed["cv beside a hidden drift"] = (heston.cv, (self.cv[0], self.cv[0]))
             placed["drift beside a hidden one"] = (market.drift / daily, (0.0, 0.0))
-        # float32 keeps seven digits: the ends of a range belong to it.
+        # The tolerance covers float32 rounding of the bounds, which are inside the range.
         return [
             RangeViolation(name, float(value), low, high)
             for name, (value, (low, high)) in placed.items()
@@ -121,7 +122,7 @@ class TrainingRange:
         ]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Market, Order]:
-        """A market and an order with fields of shape [n]."""
+        """Draw ``n`` markets and orders: fields of shape [n]."""
         device = generator.device
         points = torch.rand(n, 12, generator=generator, device=device)
         points[:, 8] *= torch.rand(n, generator=generator, device=device) < 0.5
@@ -131,7 +132,7 @@ class TrainingRange:
         largest = BPS * market.heston.theta.sqrt() * self.drift
         drift = torch.where(kind < 0.25, largest * (2 * known - 1), 0)
         drift_sd = torch.where(kind > 0.75, largest * hidden, 0)
-        # What prices tell of a drift is exact where variance is constant.
+        # The drift filter is exact only for constant variance.
         cv = torch.where(drift_sd > 0, self.cv[0], market.heston.cv)
         market = replace(market, heston=replace(market.heston, cv=cv), drift=drift, drift_sd=drift_sd)
         return self._with_regimes(market, *torch.rand(5, n, generator=generator, device=device)), order
@@ -139,18 +140,21 @@ class TrainingRange:
     def _with_regimes(
         self, market: Market, kind: Tensor, volatility: Tensor, cost: Tensor, enter: Tensor, leave: Tensor
     ) -> Market:
-        """Add regimes at points of the unit cube where ``kind`` says so; averages stay as drawn."""
-        # A filter of the drift would have to know the regime.
+        """Add regimes where ``kind`` is below their share, without changing mean variance and mean cost.
+
+        The other arguments are points of the unit interval, [n].
+        """
+        # The drift filter cannot account for regimes, so no path has both.
         here = (kind < self.regimes) & (market.drift_sd == 0)
         volatility, cost = (torch.where(here, m, 1) for m in (1 + 2 * volatility, 1 + 6 * cost))
         regimes = Regimes(volatility, cost, 8**enter, 8**leave)
         share = regimes.stressed_share
-        raised, dearer = (1 - share + share * m for m in (volatility**2, cost))
+        mean_variance, mean_cost = (1 - share + share * m for m in (volatility**2, cost))
         heston, liquidity = market.heston, market.liquidity
-        illiquidity = liquidity.illiquidity * raised.sqrt() / dearer
+        illiquidity = liquidity.illiquidity * mean_variance.sqrt() / mean_cost
         return replace(
             market,
-            heston=replace(heston, theta=heston.theta / raised),
+            heston=replace(heston, theta=heston.theta / mean_variance),
             liquidity=replace(liquidity, illiquidity=illiquidity),
             regimes=regimes,
         )
@@ -164,7 +168,7 @@ TESTED_LIMITS: Mapping[str, tuple[float, float]] = {
     "depth_reversion": (0.15, 25.0),
     "size": (0.002, 0.4),
 }
-"""How far beyond training policies are tried, by quantity of
+"""Limits within which the policy was tested beyond its training range, by quantity of
 :class:`flowoe_lib.market.ranges.RangeViolation`."""
 
 

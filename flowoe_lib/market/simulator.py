@@ -1,8 +1,8 @@
-"""Exogenous paths of price, variance and depth; what the order does to the price comes later.
+"""Simulated days: exogenous paths of price, variance and depth, before any impact of the order.
 
-Variance follows Andersen's quadratic-exponential scheme, price increments its martingale-corrected
-companion. Source: Andersen (2008), "Simple and efficient simulation of the Heston model", Journal
-of Computational Finance 11. Arrays are time first, paths last.
+Variance follows Andersen's quadratic-exponential scheme; price increments are corrected to be martingales.
+Source: Andersen (2008), "Simple and efficient simulation of the Heston model", Journal of Computational
+Finance 11. Time is the first axis of every tensor, paths the last.
 """
 
 import math
@@ -18,12 +18,12 @@ __all__ = ["MarketPaths", "VarianceStep", "qe_variance_step", "simulate"]
 
 
 SWITCH = 1.5
-"""Andersen's psi_c: above it the next variance has an atom at zero."""
+"""Andersen's psi_c: where psi exceeds it, the next variance has an atom at zero."""
 
 
 @dataclass(frozen=True)
 class MarketPaths:
-    """A day of market per path, in N buckets of ``dt`` days: what happens whether or not we trade."""
+    """One market day per path, in N buckets of ``dt`` days, as it is without our order."""
 
     dt: float
     martingale_bps: Tensor
@@ -31,7 +31,7 @@ class MarketPaths:
     drift_bps: Tensor
     """Price change over each bucket expected at its start, broadcastable to [N, paths].
 
-    Where the drift is hidden, by whoever has seen variance and price so far.
+    A hidden drift enters with its posterior mean given past prices and variances.
     """
     variance: Tensor
     """V per day at the start of each bucket, [N, paths]."""
@@ -40,13 +40,14 @@ class MarketPaths:
     expected_variance: Tensor
     """E[int V ds] over each bucket given the variance at its start, [N, paths]."""
     log_depth: Tensor
-    """l at the start of each bucket, less what a stressed regime takes, broadcastable to [N, paths]."""
+    """Log depth at the start of each bucket, the effect of the regime included, broadcastable to
+    [N, paths]."""
     volume: Tensor
-    """Volume profile u_k, mean one over the day, broadcastable to [N, paths]."""
+    """Volume profile u_k with mean one over the day, broadcastable to [N, paths]."""
     day_drift_bps: Tensor
-    """The day's actual drift, bps per day, [paths]."""
+    """Actual drift of the day, its hidden part included, bps per day, [paths]."""
     stressed: Tensor
-    """Whether the stressed regime prevails in each bucket, broadcastable to [N, paths]."""
+    """Whether each bucket is in the stressed regime, broadcastable to [N, paths]."""
 
     @property
     def n_buckets(self) -> int:
@@ -61,9 +62,9 @@ class MarketPaths:
 
 @dataclass(frozen=True)
 class VarianceStep:
-    """The square-root process over one step: all its moments given V are affine in V.
+    """Coefficients of the conditional moments of V over one step, all affine in V.
 
-    Coefficients shaped like the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
+    Each has the shape of the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
     """
 
     decay: Tensor
@@ -77,15 +78,15 @@ class VarianceStep:
     def over(heston: Heston, dt: float) -> "VarianceStep":
         """The step of length ``dt`` days."""
         decay = torch.exp(-heston.kappa * dt)
-        held = -torch.expm1(-heston.kappa * dt) / heston.kappa
-        unit = held * heston.xi**2
+        slope = -torch.expm1(-heston.kappa * dt) / heston.kappa
+        unit = slope * heston.xi**2
         return VarianceStep(
             decay=decay,
             mean_0=heston.theta * (1 - decay),
             variance_0=unit * heston.theta * (1 - decay) / 2,
             variance_1=unit * decay,
-            integral_0=heston.theta * (dt - held),
-            integral_1=held,
+            integral_0=heston.theta * (dt - slope),
+            integral_1=slope,
         )
 
     def moments(self, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,16 +99,18 @@ class VarianceStep:
 
 
 def qe_variance_step(mean: Tensor, conditional_variance: Tensor, normal: Tensor) -> Tensor:
-    """Next variance with the given conditional ``mean`` and variance ``spread``, from a standard normal.
+    """Draw the next variance from its conditional ``mean`` and ``conditional_variance``.
 
-    A moment-matched squared Gaussian a (b + normal)^2 where psi = spread / mean^2 is small, else an atom
-    at zero with an exponential tail. All arguments [paths]. Source: Andersen (2008), section 3.2.
+    With psi = conditional_variance / mean^2: a moment-matched squared Gaussian a (b + normal)^2 if psi is
+    small, otherwise an atom at zero with an exponential tail. ``normal`` is a standard normal draw. All
+    arguments are [paths]. Source: Andersen (2008), section 3.2.
     """
     w = mean.square().div_(conditional_variance).mul_(2)
     calm = w.clamp(min=2 / SWITCH)
     x = (calm - 1).mul_(calm).sqrt_().add_(calm)  # 1 + b^2 = mean / a
     following = (x - 1).sqrt_().add_(normal).square_().mul_(mean).div_(x)
-    # psi never exceeds cv^2, so most markets have no atom. Whole arrays are faster than picking paths.
+    # psi never exceeds cv^2, so most markets have no atom. Computing both cases on whole arrays is faster
+    # than selecting paths.
     if bool(w.amin() < 2 / SWITCH):
         scale = w.reciprocal().add_(0.5)  # 1 / (1 - p), p the probability of the atom
         survival = (normal * math.sqrt(0.5)).erfc_().mul_(0.5)
@@ -119,14 +122,52 @@ def qe_variance_step(mean: Tensor, conditional_variance: Tensor, normal: Tensor)
 def simulate(
     market: Market, n_paths: int, n_buckets: int, generator: torch.Generator, opening: Tensor | None = None
 ) -> MarketPaths:
-    """Draw ``n_paths`` days in ``n_buckets`` buckets, from the stationary law of variance and depth.
+    """Simulate days of a market, started from the stationary law of variance, depth and regime.
 
-    ``market`` has fields of shape [] or [n_paths]; all is drawn on the generator's device, except for the
-    ``opening`` variance [n_paths] where given: then no parameter changes which normals follow. The price
-    increment over a bucket is 1e4 (rho (V' - m)(1 + kappa dt / 2) / xi + sqrt((1 - rho^2) IV) Z) with
-    IV = E[IV | V] + (V' - m) dt / 2, a martingale given V whatever the step. A hidden drift is told apart
-    from it as its posterior mean given variance and price so far: what is left is a martingale to
-    everybody. Raises ValueError where a count is not positive.
+    The price increment over a bucket is 1e4 (rho (V' - m)(1 + kappa dt / 2) / xi + sqrt((1 - rho^2) IV) Z),
+    where V' is the next variance, m its conditional mean, Z a standard normal and
+    IV = E[IV | V] + (V' - m) dt / 2. Given V it is a martingale for every step length. A hidden drift is
+    split: ``drift_bps`` of the result is its posterior mean given past prices and variances, and the
+    remainder is a martingale to traders, who see nothing else.
+
+    Parameters
+    ----------
+    market : Market
+        Fields of shape [] or [n_paths].
+    n_paths : int
+        Number of days.
+    n_buckets : int
+        Number of buckets N into which each day is cut.
+    generator : torch.Generator
+        Source of all draws; its device is that of the result.
+    opening : Tensor, [n_paths], optional
+        Variance per day at the open, drawn if not given. If it is given, the parameters of the market do
+        not change which random numbers are drawn afterwards.
+
+    Returns
+    -------
+    flowoe_lib.market.simulator.MarketPaths
+        Price changes in bps and variances per day, [N, n_paths].
+
+    Raises
+    ------
+    ValueError
+        If a count is below one.
+
+    References
+    ----------
+    Andersen (2008), "Simple and efficient simulation of the Heston model", Journal of Computational
+    Finance 11, sections 3.2 and 4.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> days = fo.simulate(fo.Market(heston), 10_000, 39, fo.generator(1, "days"))
+    >>> days.variance.shape
+    torch.Size([39, 10000])
+    >>> round(days.variance.mean().sqrt().item(), 2)
+    0.02
     """
     for name, count in (("n_paths", n_paths), ("n_buckets", n_buckets)):
         if count < 1:
@@ -139,7 +180,7 @@ def simulate(
     step = VarianceStep.over(heston, dt)
     leverage = BPS * heston.rho * (1 + heston.kappa * dt / 2) / heston.xi
     diffusion = BPS * torch.sqrt(1 - heston.rho**2)
-    # One block, which the allocator keeps for the next call; four would be mapped afresh every time.
+    # The allocator reuses one block in the next call; four separate ones would be mapped anew each time.
     rows = torch.empty(4, n_buckets, n_paths, device=device, dtype=heston.theta.dtype)
     variance, expected, integrated, martingale = rows
     if opening is None:
@@ -178,14 +219,14 @@ def simulate(
     foreseen = (drift * dt)[None]
     if bool((market.drift_sd > 0).any()):
         drift = drift + market.drift_sd * torch.empty_like(state).normal_(generator=generator)
-        # What a bucket's variance leaves open of its return; the rest was news of variance alone.
+        # Residual of the return after removing the variance shock.
         noise = martingale - leverage * (integrated - expected) * (2 / dt) / raised
         conditional_variance = (diffusion.square() * integrated).clamp_min(1e-6)
-        told = (dt * (noise + drift * dt - foreseen) / conditional_variance).cumsum(0).roll(1, 0)
+        evidence = (dt * (noise + drift * dt - foreseen) / conditional_variance).cumsum(0).roll(1, 0)
         weight = (dt**2 / conditional_variance).cumsum(0).roll(1, 0)
-        told[0] = weight[0] = 0
+        evidence[0] = weight[0] = 0
         signal = market.drift_sd.square()
-        foreseen = foreseen + dt * signal * told / (1 + signal * weight)
+        foreseen = foreseen + dt * signal * evidence / (1 + signal * weight)
         martingale.add_(drift * dt - foreseen)
     profile = volume_profile(map_tensors(lambda x: x.to(device), liquidity), n_buckets)
     return MarketPaths(
@@ -203,7 +244,7 @@ def simulate(
 
 
 def _regime_paths(regimes: Regimes, n_paths: int, n_buckets: int, generator: torch.Generator) -> Tensor:
-    """Whether each bucket is stressed, [N, paths]; the chain jumps between buckets only."""
+    """Whether each bucket is in the stressed regime, [N, paths]; jumps occur between buckets only."""
     chance = torch.rand(n_buckets, n_paths, generator=generator, device=generator.device)
     from_calm, from_stressed = regimes.jump(1 / n_buckets)
     rows = [chance[0] < regimes.stressed_share]
