@@ -168,5 +168,5 @@ def test_other_markets_days_and_empty_grids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Market\.regimes"):
         solve_belief(dataclasses.replace(market, regimes=Regimes(cost_multiplier=scalar(2.0))), order, 5)
     optimum: BeliefOptimum = solve_belief(market, order, 5)
-    with pytest.raises(ValueError, match="optimum of 5 buckets met a day of 6"):
+    with pytest.raises(ValueError, match="n_buckets = 6: must be 5"):
         execute(optimum, simulate(market, 2, 6, generator(0)), market, order, generator(0))

@@ -285,7 +285,7 @@ def test_a_batch_a_day_of_other_buckets_and_empty_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="3 nodes"):
         solve_oracle(market, order, 5, depth_nodes=3)
     oracle: Oracle = solve_oracle(market, order, 5)
-    with pytest.raises(ValueError, match="oracle of 5 buckets met a day of 6"):
+    with pytest.raises(ValueError, match="n_buckets = 6: must be 5"):
         execute(oracle, simulate(market, 2, 6, generator(0)), market, order, generator(0))
 
 

@@ -1,7 +1,7 @@
-"""Almgren and Chriss: linear impact and constant variance, where the optimal schedule is closed-form.
+"""Almgren and Chriss's optimal schedule for linear impact and constant variance, in closed form.
 
-Source: Almgren, Chriss (2001), Journal of Risk 3. The concave impact is linearised at the TWAP rate:
-a linear impact that charges TWAP what the concave one does.
+Source: Almgren, Chriss (2001), Journal of Risk 3. The concave impact is replaced by the linear impact under
+which TWAP has the same cost.
 """
 
 import torch
@@ -17,16 +17,44 @@ __all__ = ["almgren_chriss"]
 
 
 def _kappa(ratio: Tensor) -> Tensor:
-    """Decay per bucket, 2 (cosh kappa - 1) = ratio, kept off zero so that a risk-neutral order is TWAP."""
+    """Solve 2 (cosh kappa - 1) = ratio for the decay per bucket; at the floor the schedule is TWAP."""
     return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(1e-6)
 
 
 def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
-    """q = S(1 - tau) + q* (1 - S(1 - tau) - S(tau)), S(x) = sinh(kappa x) / sinh(kappa), in volume time tau.
+    """Solve for the schedule of Almgren and Chriss, drift included.
 
-    In float64, [N + 1, ...]; fields of ``market`` and ``order`` broadcast against each other. q* = mu /
-    (2 lambda sigma^2) is what to hold for the sake of a known drift mu in the order's favour (section 4 of
-    the paper); where that asks for buying back or for selling more than there is, the order waits instead.
+    Inventory is q = S(1 - tau) + q* (1 - S(1 - tau) - S(tau)) with S(x) = sinh(kappa x) / sinh(kappa) and
+    tau the volume time. q* = mu / (2 lambda sigma^2) is the inventory that a known drift mu in the order's
+    favour makes worth holding. The schedule only sells: where the formula would buy back or sell short,
+    inventory stays constant.
+
+    Parameters
+    ----------
+    market : Market
+        Fields of shape [] or [paths].
+    order : Order
+        Fields of shape [] or [paths].
+    n_buckets : int
+        Number of buckets N of the day.
+
+    Returns
+    -------
+    flowoe_lib.policies.schedules.Schedule
+        Inventory in fractions of the order, [N + 1, ...], float64.
+
+    References
+    ----------
+    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3; section 4 for
+    the drift.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> [round(q, 2) for q in fo.almgren_chriss(market, order, 4).inventory.tolist()]
+    [1.0, 0.63, 0.37, 0.17, 0.0]
     """
     market, order = align(market, order)
     total = _kappa(urgency(market, order) / n_buckets**2) * n_buckets
@@ -38,10 +66,10 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
         x = time * total
         return torch.exp(x - total) * torch.expm1(-2 * x) / torch.expm1(-2 * total)
 
-    # The risk that goes with kappa, which is kept off zero.
+    # Risk computed from kappa, so that the floor of kappa applies to it too.
     cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
-    held = order.side * market.drift / (2 * total.square() * cost)
-    inventory = decayed(1 - tau) + held * (1 - decayed(1 - tau) - decayed(tau))
+    target = order.side * market.drift / (2 * total.square() * cost)
+    inventory = decayed(1 - tau) + target * (1 - decayed(1 - tau) - decayed(tau))
     inventory = inventory.clamp(0, 1).cummin(0).values
     inventory[-1] = 0
     return Schedule(inventory)

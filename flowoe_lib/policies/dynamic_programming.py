@@ -1,4 +1,4 @@
-"""Backward induction on a grid: quadrature, interpolation and the maximum over what to keep."""
+"""Backward induction on a grid: quadrature, interpolation and maximisation over the inventory left."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,13 +22,13 @@ __all__ = [
 
 
 HALVINGS = 9
-"""Halvings of the two cells around the best node; the value errs by the square of what remains."""
+"""Halvings of the two cells around the best node; the error of the value is quadratic in the last width."""
 
 
 def interpolate_table(table: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """Multilinear interpolation of ``table``, one axis a place, at ``places`` from 0 to 1, each [paths].
+    """Multilinear interpolation of ``table`` at ``places``, one tensor [paths] for each axis.
 
-    Nodes are uniform over [0, 1], beyond which the table is constant. Shape [paths].
+    Nodes are uniform over [0, 1]; outside it the table is constant. Returns [paths].
     """
     corners = [(torch.ones_like(places[0]), torch.zeros_like(places[0], dtype=torch.long))]
     for place, nodes in zip(places, table.shape, strict=True):
@@ -42,7 +42,7 @@ def interpolate_table(table: Tensor, places: Sequence[Tensor]) -> Tensor:
 
 
 def one_condition(market: Market, order: Order) -> tuple[Market, Order]:
-    """Both in float64 on the CPU, without gradients. Raises ValueError unless every field has shape []."""
+    """Convert both to float64 on the CPU without gradients; ValueError unless every field has shape []."""
 
     def single(field: Tensor) -> Tensor:
         if field.dim():
@@ -59,9 +59,10 @@ def normal_rule(draws: int) -> tuple[Tensor, Tensor]:
 
 
 def expectation(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """The matrix [rows, nodes] from f on ``nodes`` to sum_d weights_d f(points_d), points [rows, draws].
+    """The matrix [rows, nodes] that maps f on ``nodes`` to sum_d weights_d f(points_d), points [rows, draws].
 
-    f is read off a cubic spline that keeps straight lines, hence means, and is continued linearly.
+    f is interpolated by a cubic spline, exact for linear functions, so means are preserved. Outside the
+    nodes it is extrapolated linearly.
     """
     if len(nodes) == 1:
         return nodes.new_ones(len(points), 1)
@@ -72,17 +73,17 @@ def expectation(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
 
 
 def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Maximum over 0 <= q' <= q of q' unit(q') - cost(q', q - q') at each node q, and the q' that reaches it.
+    """Maximise q' unit(q') - cost(q', q - q') over 0 <= q' <= q at each node q; returns maximum and q'.
 
-    ``unit`` [inventory, state, state] is read as a parabola in sqrt(q') through three nodes, ``cost``
-    is exact. The best node is found among all, since the problem is not concave under sub-linear
-    permanent impact, then the two cells beside it are halved.
+    ``unit`` [inventory, state, state] is interpolated by parabolas in sqrt(q') through three nodes; ``cost``
+    is exact. All nodes are compared first, because the problem is not concave under sub-linear permanent
+    impact; then the two cells beside the best node are searched by halving.
     """
     n = len(unit)
     rows = torch.arange(n).reshape(-1, 1, 1)
-    held = (rows.double() / (n - 1)).square()
-    sold = held[:, None] - held
-    worth = (held * unit - cost(held, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
+    q = (rows.double() / (n - 1)).square()
+    sold = q[:, None] - q
+    worth = (q * unit - cost(q, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
     value, best = worth.max(1)
 
     centre = best.clamp(1, n - 2)
@@ -90,16 +91,16 @@ def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Te
     tilt, bend = (after - before) / 2, (after + before) / 2 - here
 
     def refined(offset: Tensor) -> tuple[Tensor, Tensor]:
-        kept = ((centre + offset) / (n - 1)).square().clamp_max(held)
-        return kept * (here + offset * (tilt + offset * bend)) - cost(kept, held - kept), kept
+        left = ((centre + offset) / (n - 1)).square().clamp_max(q)
+        return left * (here + offset * (tilt + offset * bend)) - cost(left, q - left), left
 
     low, high = ((best - 1).clamp_min(0) - centre).double(), (torch.minimum(best + 1, rows) - centre).double()
     for _ in range(HALVINGS):
         middle, nudge = (low + high) / 2, (high - low) / 50
         rising = refined(middle + nudge)[0] > refined(middle - nudge)[0]
         low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
-    peak, kept = refined((low + high) / 2)
-    return torch.maximum(value, peak), torch.where(peak > value, kept, held.flatten()[best])
+    peak, left = refined((low + high) / 2)
+    return torch.maximum(value, peak), torch.where(peak > value, left, q.flatten()[best])
 
 
 def backward_induction(
@@ -110,31 +111,31 @@ def backward_induction(
     cost_multiplier: Tensor,
     carry: Callable[[int, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Bellman's equation solved from the close to the open, in the inventory and two axes of state.
+    """Solve Bellman's equation from the close back to the open, in inventory and two state variables.
 
-    ``dear`` [state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is what a unit kept through
-    bucket k is worth when q [inventory, 1, 1] are kept and units are worth ``ahead`` after it, both worths
-    [inventory, state, state]. Returns the value of the whole order, bps, [state, state], and the share of the
-    remaining inventory to trade, [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Source:
-    Bellman (1957).
+    ``cost_multiplier`` [state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is the value per
+    unit of inventory before the price move of bucket k, if q [inventory, 1, 1] is held through it and
+    ``ahead`` is the value per unit after it; both values are [inventory, state, state]. Returns the value of
+    the whole order, bps, [state, state], and the fraction of the remaining inventory to trade,
+    [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Source: Bellman (1957).
     """
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
     slope = market.temporary_cost_bps(pace) * dt ** (-beta)
 
-    def cost(k: int, kept: Tensor, sold: Tensor) -> Tensor:
+    def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
         shift = permanent_shift(market, order.size, sold, dt)
-        return slope[k] * cost_multiplier * sold ** (1 + beta) + shift * (kept + sold / 2)
+        return slope[k] * cost_multiplier * sold ** (1 + beta) + shift * (left + sold / 2)
 
     q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square().reshape(-1, 1, 1)
     value = -cost(n_buckets - 1, torch.zeros_like(q), q)
-    crumb = torch.zeros_like(value[:1])
+    limit = torch.zeros_like(value[:1])
     table = value.new_empty(n_buckets - 1, *value.shape)
     for k in reversed(range(n_buckets - 1)):
-        unit = carry(k, q, torch.cat((crumb, value[1:] / q[1:])))
-        value, kept = maximise(unit, partial(cost, k))
-        # A last crumb costs nothing to sell: it stays where that earns more than leaving at once.
-        crumb = unit[:1].clamp_min(0)
-        table[k, 1:] = 1 - kept[1:] / q[1:]
+        unit = carry(k, q, torch.cat((limit, value[1:] / q[1:])))
+        value, left = maximise(unit, partial(cost, k))
+        # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
+        limit = unit[:1].clamp_min(0)
+        table[k, 1:] = 1 - left[1:] / q[1:]
         table[k, 0] = table[k, 1]
     return value[-1], table

@@ -1,4 +1,4 @@
-"""The ensemble: every expert by name, calibrated to the conditions it is asked to trade in."""
+"""The ensemble of experts, by name, each calibrated to the conditions in which it trades."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +14,7 @@ __all__ = ["BENCHMARKS", "SCHEDULE_EXPERTS", "Calibrate", "Experts", "from_estim
 
 
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]
-"""(conditions, paths of each, buckets) -> an expert calibrated to them laid side by side."""
+"""(conditions, paths of each, buckets) -> an expert calibrated to the batch of these conditions."""
 
 
 Experts = Mapping[str, Calibrate]
@@ -39,19 +39,19 @@ SCHEDULE_EXPERTS: Experts = {
     "static_optimal": _per_condition(static_optimal),
     "replanned": _same_everywhere(replanned),
 }
-"""Experts in closed form or solved numerically, which know the condition's parameters exactly.
+"""Experts in closed form or solved numerically, calibrated to the exact parameters of a condition.
 
-TWAP and VWAP follow the clock and the volume forecast; Almgren-Chriss and the static optimum are
-solved for the condition before the open; the re-planned one sees the current variance and depth.
+TWAP follows the clock and VWAP the volume forecast. Almgren-Chriss and the static optimum are solved before
+the open. The re-planned expert also observes the current variance and depth.
 """
 
 
 BENCHMARKS = ("twap", "vwap", "almgren_chriss", "static_optimal")
-"""Those that follow a schedule fixed before the open."""
+"""The experts whose schedule is fixed before the open: the traditional benchmarks."""
 
 
 def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:
-    """The same experts where parameters are estimates, which differ from path to path."""
+    """The same experts calibrated to estimated parameters, which differ from path to path."""
     return {
         "twap": twap,
         "vwap": vwap,
@@ -62,9 +62,9 @@ def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:
 
 
 def rl_experts(by_condition: Mapping[str, RLExpert]) -> Calibrate:
-    """The reinforcement-learning experts by the name of the condition each was trained in.
+    """Calibrate by looking up the reinforcement-learning expert that was trained in each condition.
 
-    Calibrating raises KeyError for a condition without one.
+    Calibration raises KeyError for a condition without an expert.
     """
 
     def calibrate(conditions: Sequence[Condition], paths_each: int, n_buckets: int) -> RLExpert:

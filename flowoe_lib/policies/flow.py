@@ -1,10 +1,10 @@
-"""The flow policy: an action is drawn by carrying noise along a learned conditional velocity field.
+"""The flow-matching policy: it draws an action by transporting noise along a learned velocity field.
 
-Straight probability paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
-independently coupled (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the
-endpoint, x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t).
-An action x is the score of a trade, see :func:`flowoe_lib.execution.execution.score_of_fraction`, in units of
-what is at stake, :func:`flowoe_lib.execution.features.action_unit`.
+Training uses straight paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
+coupled independently (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the endpoint,
+x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t). An action x is
+the score of a trade, :func:`flowoe_lib.execution.execution.score_of_fraction`, divided by the unit
+:func:`flowoe_lib.execution.features.action_unit`.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ __all__ = [
 
 
 class EndpointField(nn.Module):
-    """x1hat(x, t, observation): three SiLU layers of ``width``.
+    """The network x1hat(x, t, observation): three SiLU layers of ``width``.
 
-    The observation enters through a projection of its own, computed once per state however many
-    steps the sampler takes. Weights are drawn from ``generator`` (He et al. 2015).
+    The observation is projected separately, so that the projection is computed once per state for any number
+    of solver steps. Initial weights are drawn from ``generator`` (He et al. 2015).
     """
 
     def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 48) -> None:
@@ -48,7 +48,7 @@ class EndpointField(nn.Module):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "EndpointField":
-        """The field whose ``state_dict`` was ``tensors``. Raises RuntimeError where they do not fit."""
+        """Rebuild a field from its ``state_dict``. Raises RuntimeError where the tensors do not fit."""
         width, n_features = tensors["observe.weight"].shape
         field = cls(torch.Generator(), n_features, width)
         field.load_state_dict(dict(tensors))
@@ -69,12 +69,12 @@ class EndpointField(nn.Module):
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-    """Point of the straight path at time ``t`` in [0, 1]."""
+    """The point of the straight path from ``x0`` to ``x1`` at time ``t`` in [0, 1]."""
     return (1 - t) * x0 + t * x1
 
 
 def matching_loss(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Squared endpoint error per sample, [paths]: conditional flow matching up to a weight 1/(1 - t)^2.
+    """Squared endpoint error per sample, [paths]: the flow-matching loss without its weight 1 / (1 - t)^2.
 
     Source: Lipman et al. (2023), eq. (9), in endpoint form.
     """
@@ -85,7 +85,7 @@ def matching_loss(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor
 def sample(field: EndpointField, encoded: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Integrate the flow from ``noise`` [paths] in ``steps`` Euler steps.
 
-    With the endpoint form a step is x += (x1hat - x) / (steps - i), so the last lands on x1hat.
+    In endpoint form a step is x += (x1hat - x) / (steps - i), so the last step ends at x1hat.
     """
     x = noise
     for i in range(steps):
@@ -96,7 +96,33 @@ def sample(field: EndpointField, encoded: Tensor, noise: Tensor, steps: int) -> 
 
 @dataclass(frozen=True)
 class FlowPolicy:
-    """Draws the score of each trade from the flow in ``steps`` solver steps."""
+    """A policy that draws the action of each bucket from a flow.
+
+    Calling it with an observation and standard normal noise [paths] gives the fraction of the remaining
+    inventory to trade, [paths].
+
+    Parameters
+    ----------
+    field : flowoe_lib.policies.flow.EndpointField
+        The network that predicts the endpoint of the flow.
+    steps : int
+        Number of Euler steps K of the solver; one step evaluates the network once.
+
+    References
+    ----------
+    Lipman, Chen, Ben-Hamu, Nickel, Le (2023), "Flow matching for generative modeling", ICLR.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> policy = fo.FlowPolicy(fo.load_pretrained().field, steps=2)
+    >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
+    >>> done = fo.execute(policy, days, market, order, fo.generator(1, "noise"))
+    >>> round(done.utility_bps(order).mean().item(), 1)
+    -14.8
+    """
 
     field: EndpointField
     steps: int
@@ -109,15 +135,15 @@ class FlowPolicy:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A trained field and how it got there."""
+    """A trained field and its learning curves."""
 
     field: EndpointField
     curves: dict[str, Tensor]
-    """Named quantities, one entry an iteration."""
+    """Learning curves by name, [iterations]."""
 
 
 def pack(runs: Mapping[int, TrainingRun]) -> dict[str, Tensor]:
-    """Training runs by seed as one flat dictionary of tensors, for a store."""
+    """Flatten training runs, by seed, into one dictionary of tensors for the artifact store."""
     out: dict[str, Tensor] = {}
     for seed, run in runs.items():
         out |= {f"{seed}/field/{name}": value for name, value in run.field.state_dict().items()}

@@ -1,14 +1,15 @@
-"""The best that a policy can do: backward induction on time, inventory, variance, and depth or regime.
+"""Optimal policies by dynamic programming: the oracle, and the optimum under a belief about hidden drift.
 
-U = E[P&L] - lambda E[sum_k q_{k+1}^2 1e8 int V ds] is additive over buckets, so its optimum over policies
-that only sell and know their condition solves Bellman's equation. With q' = q - a what a trade leaves,
+Utility U = E[P&L] - lambda E[sum_k q_{k+1}^2 1e8 int V ds] is additive over buckets. Its maximum over
+policies that only sell and know the parameters therefore solves Bellman's equation. With q' = q - a the
+inventory left after a trade a,
 
     J_k(q, V, L) = max_{0 <= q' <= q}  q' mu dt - lambda 1e8 q'^2 E[int V ds | V]
                    - a h_k(a, L) - g(a) (q' + a / 2) + E[J_{k+1}(q', V', L') | V, L],
 
-h the temporary and g the permanent impact; a regime stands where depth does. Source: Bellman (1957),
-Dynamic Programming; Almgren (2012), SIAM Journal on Financial Mathematics 3, for execution under random
-volatility and liquidity.
+where h is temporary and g permanent impact. With regimes, the regime takes the place of depth L as a state.
+Source: Bellman (1957), Dynamic Programming; Almgren (2012), SIAM Journal on Financial Mathematics 3, for
+execution under random volatility and liquidity.
 """
 
 from dataclasses import dataclass
@@ -33,41 +34,43 @@ __all__ = ["BeliefOptimum", "Oracle", "solve_belief", "solve_oracle"]
 
 
 VARIANCE_TAIL = 1e-6
-"""Chance that the stationary variance lies beyond the grid, where the value is continued linearly."""
+"""Probability that variance lies beyond the grid, where the value is extrapolated linearly."""
 
 
-DEPTH_REACH = 4.0
-"""Log depth is gridded over this many standard deviations either side."""
+DEPTH_SDS = 4.0
+"""Half-width of the grid of log depth, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The optimal policy of one condition, and what it is worth.
+    """The optimal policy of one condition, and its value.
 
-    Follows :class:`flowoe_lib.execution.execution.Policy`. It knows the market it was solved for and
-    disregards what the observation says of it.
+    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
+    the market estimates in the observation.
     """
 
     fraction: Tensor
-    """Share of the remaining inventory to trade, [N - 1, inventory, variance, depth], float64, on nodes
+    """Fraction of the remaining inventory to trade, [N - 1, inventory, variance, depth], float64. Nodes are
     uniform in sqrt(q) from 0 to 1, in sqrt(V) from 0, and in l between ``depth_ends``."""
     variance_max: float
     """Last node of variance, per day."""
     depth_ends: tuple[float, float]
-    """Deepest and thinnest log depth, or those of the calm and the stressed regime where there are any; both
-    zero where depth is constant."""
+    """Highest and lowest log depth of the grid; with regimes, log depth of the calm and of the stressed one;
+    both zero if depth is constant."""
     stressed_variance: float
-    """What variance is multiplied by at the last node of depth: one without regimes."""
+    """Multiplier of variance at the last node of depth; one without regimes."""
     value_bps: float
-    """Expected utility of the whole order, from the stationary law of variance, depth and regime."""
+    """Expected utility of the order under the stationary law of variance, depth and regime, bps."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """The table at bucket ``seen.k``, interpolated, [paths]; ``noise`` is not used.
+        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
 
-        Raises ValueError on a day of other than N buckets.
+        Raises ValueError if the day has another number of buckets.
         """
         if obs.n_buckets != len(self.fraction) + 1:
-            raise ValueError(f"an oracle of {len(self.fraction) + 1} buckets met a day of {obs.n_buckets}")
+            raise ValueError(
+                f"n_buckets = {obs.n_buckets}: must be {len(self.fraction) + 1}, as the oracle was solved"
+            )
         first, last = self.depth_ends
         thin = torch.zeros_like(noise)
         if first != last:
@@ -79,24 +82,24 @@ class Oracle:
 
 @dataclass(frozen=True)
 class _Axis:
-    """What moves liquidity, on nodes: random depth, or the regime."""
+    """The state variable of liquidity on its nodes: random depth or the regime."""
 
     depth: Tensor
     """Log depth, [nodes]."""
     cost_multiplier: Tensor
-    """What temporary impact is multiplied by, [nodes]."""
+    """Multiplier of temporary impact, [nodes]."""
     variance: Tensor
-    """What variance is multiplied by, [nodes]."""
+    """Multiplier of variance, [nodes]."""
     step: Tensor
-    """From f on the nodes to its expectation one bucket later, [nodes, nodes]."""
+    """Maps f on the nodes to its conditional expectation one bucket later, [nodes, nodes]."""
     start: Tensor
-    """From f on the nodes to its expectation at the open, [1, nodes]."""
+    """Maps f on the nodes to its expectation at the open, [1, nodes]."""
 
 
 def _depth_axis(market: Market, dt: float, nodes: int, normal: Tensor, weights: Tensor) -> _Axis:
     liquidity, beta = market.liquidity, market.impact.beta
-    reach = DEPTH_REACH * float(liquidity.depth_sd)
-    depth = torch.linspace(reach, -reach, nodes if reach else 1, dtype=torch.float64)
+    half_width = DEPTH_SDS * float(liquidity.depth_sd)
+    depth = torch.linspace(half_width, -half_width, nodes if half_width else 1, dtype=torch.float64)
     decay, shock = torch.exp(-liquidity.depth_reversion * dt), liquidity.depth_sd * normal
     following = decay * depth[:, None] + torch.sqrt(1 - decay**2) * shock
     cost_multiplier, later, first = (torch.exp(-beta * x) for x in (depth, following, shock[None]))
@@ -109,7 +112,7 @@ def _regime_axis(market: Market, dt: float) -> _Axis:
     if float(market.liquidity.depth_sd):
         raise ValueError("Liquidity.depth_sd > 0 and Market.regimes: must not both be present")
     if float(regimes.cost_multiplier) == 1:
-        raise ValueError("Regimes.cost_multiplier = 1: must differ from 1, the regime is read off log depth")
+        raise ValueError("Regimes.cost_multiplier = 1: must differ from 1, log depth identifies the regime")
     unchanged, share = torch.ones_like(regimes.cost_multiplier), regimes.stressed_share
     cost_multiplier = torch.stack((unchanged, regimes.cost_multiplier))
     chance = torch.stack((*regimes.jump(dt), share))
@@ -127,14 +130,47 @@ def solve_oracle(
     variance_nodes: int = 25,
     depth_nodes: int = 13,
 ) -> Oracle:
-    """The optimum of one condition, fields of shape [], in float64 on the CPU.
+    """Solve for the optimal policy of one condition by dynamic programming.
 
-    J / q is interpolated by cubic splines in V and in L^-beta, in which the utility of a schedule is
-    affine, or nearly, and by parabolas in sqrt(q). The variance step is the simulator's own. Where depth is
-    constant its axis has one node, and where there are regimes two, the calm and the stressed one. Hidden
-    drift counts with its mean. Raises ValueError for a batch of conditions, fewer than one bucket, an axis of
-    fewer than four nodes, regimes beside random depth, or regimes that do not differ in temporary impact, by
-    which they are told apart.
+    The value per unit J / q is interpolated by cubic splines in V and in L^-beta, in which the utility of a
+    schedule is affine or nearly so, and by parabolas in sqrt(q). Variance moves by the simulator's own step.
+    Constant depth takes one node, regimes take two. A hidden drift enters with its mean.
+
+    Parameters
+    ----------
+    market : Market
+        Fields of shape [].
+    order : Order
+        Fields of shape [].
+    n_buckets : int
+        Number of buckets N of the day.
+    inventory_nodes, variance_nodes, depth_nodes : int
+        Nodes of the grid on each axis, at least four.
+
+    Returns
+    -------
+    flowoe_lib.policies.oracle.Oracle
+        The policy, and ``value_bps``, the expected utility of the order in bps.
+
+    Raises
+    ------
+    ValueError
+        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, regimes together
+        with random depth, or regimes with the same temporary impact.
+
+    References
+    ----------
+    Bellman (1957), Dynamic Programming; Almgren (2012), "Optimal trading with stochastic liquidity and
+    volatility", SIAM Journal on Financial Mathematics 3.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> oracle = fo.solve_oracle(market, order, 13, inventory_nodes=21, variance_nodes=9)
+    >>> round(oracle.value_bps, 1)
+    -14.3
     """
     if n_buckets < 1 or min(inventory_nodes, variance_nodes, depth_nodes) < 4:
         nodes = f"{inventory_nodes} x {variance_nodes} x {depth_nodes}"
@@ -170,37 +206,39 @@ def solve_oracle(
     )
 
 
-BELIEF_REACH = 5.0
-"""Beliefs are gridded over this many standard deviations of the close's either side of the open's."""
+BELIEF_SDS = 5.0
+"""Half-width of the grid of beliefs, in standard deviations of the belief at the close."""
 
 
 @dataclass(frozen=True)
 class BeliefOptimum:
-    """The optimal policy of one condition of hidden drift, and what it is worth.
+    """The optimal policy of one condition with hidden drift, and its value.
 
-    Follows :class:`flowoe_lib.execution.execution.Policy`. It knows the market it was solved for and
-    disregards what the observation says of it, the current variance included.
+    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
+    the market estimates and the variance in the observation.
     """
 
     market: Market
     order: Order
     fraction: Tensor
-    """Share of the remaining inventory to trade, [N - 1, inventory, belief], float64, on nodes uniform in
-    sqrt(q) from 0 to 1, and in m around what is believed at the open."""
-    reach: float
-    """Distance of the outermost beliefs from that of the open, bps per day."""
+    """Fraction of the remaining inventory to trade, [N - 1, inventory, belief], float64. Nodes are uniform in
+    sqrt(q) from 0 to 1, and in m around its value at the open."""
+    half_width: float
+    """Half-width of the grid of beliefs, bps per day."""
     value_bps: float
-    """Expected utility of the whole order."""
+    """Expected utility of the order, bps."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """The table at bucket ``seen.k``, interpolated, [paths]; ``noise`` is not used.
+        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
 
-        Raises ValueError on a day of other than N buckets.
+        Raises ValueError if the day has another number of buckets.
         """
         if obs.n_buckets != len(self.fraction) + 1:
-            raise ValueError(f"an optimum of {len(self.fraction) + 1} buckets met a day of {obs.n_buckets}")
+            raise ValueError(
+                f"n_buckets = {obs.n_buckets}: must be {len(self.fraction) + 1}, as the optimum was solved"
+            )
         belief = posterior_drift(self.market, self.order, obs.return_bps, obs.k / obs.n_buckets)
-        learned = (belief - self.order.side * self.market.drift) / self.reach
+        learned = (belief - self.order.side * self.market.drift) / self.half_width
         places = obs.inventory.sqrt(), (1 + learned) / 2
         return interpolate_table(self.fraction[obs.k].to(noise), places).clamp(0, 1)
 
@@ -208,18 +246,20 @@ class BeliefOptimum:
 def solve_belief(
     market: Market, order: Order, n_buckets: int, *, inventory_nodes: int = 41, belief_nodes: int = 61
 ) -> BeliefOptimum:
-    """The optimum of one condition, fields of shape [], in float64 on the CPU.
+    """Solve for the optimal policy of a trader who learns the hidden drift from prices.
 
-    Variance is held at theta, whatever its cv. J / q is interpolated by cubic splines in m, on uniform
-    nodes, and by parabolas in sqrt(q). Raises ValueError for a batch of conditions, fewer than one bucket, an
-    axis of fewer than four nodes, drift that is not hidden, random depth or regimes.
+    The state is inventory and the posterior mean m of the drift. Variance is constant at theta, whatever its
+    cv. The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and by parabolas in
+    sqrt(q). ``market`` and ``order`` have fields of shape []; the solution is in float64 on the CPU. Raises
+    ValueError for a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, drift that
+    is not hidden, random depth or regimes.
     """
     if n_buckets < 1 or min(inventory_nodes, belief_nodes) < 4:
         nodes = f"{inventory_nodes} x {belief_nodes}"
         raise ValueError(f"{n_buckets} buckets, {nodes} nodes: must be at least 1, and 4 an axis")
     market, order = one_condition(market, order)
     if not market.drift_sd > 0:
-        raise ValueError("Market.drift_sd = 0: must be > 0, known drift is not learned")
+        raise ValueError("Market.drift_sd = 0: must be > 0, for there to be a hidden drift")
     if market.liquidity.depth_sd > 0:
         raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
     if market.regimes.present:
@@ -227,12 +267,12 @@ def solve_belief(
 
     dt, theta = 1 / n_buckets, market.heston.theta
     signal = market.drift_sd.square() / (1e8 * theta)
-    unlearned = market.drift_sd.square() / (1 + signal * torch.linspace(0, 1, n_buckets + 1).double())
-    reach = BELIEF_REACH * float((unlearned[0] - unlearned[-1]).sqrt())
+    posterior = market.drift_sd.square() / (1 + signal * torch.linspace(0, 1, n_buckets + 1).double())
+    half_width = BELIEF_SDS * float((posterior[0] - posterior[-1]).sqrt())
     opening = order.side * market.drift
-    m = opening + reach * torch.linspace(-1, 1, belief_nodes, dtype=torch.float64)
+    m = opening + half_width * torch.linspace(-1, 1, belief_nodes, dtype=torch.float64)
     normal, weights = normal_rule(101)
-    shocks = (-unlearned.diff()).sqrt()
+    shocks = (-posterior.diff()).sqrt()
     risk = order.risk_aversion * 1e8 * theta * dt
 
     def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
@@ -243,4 +283,4 @@ def solve_belief(
         market, order, n_buckets, inventory_nodes, torch.ones_like(m)[:, None], carry
     )
     at_open = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
-    return BeliefOptimum(market, order, table[..., 0], reach, float(at_open[0] @ value[:, 0]))
+    return BeliefOptimum(market, order, table[..., 0], half_width, float(at_open[0] @ value[:, 0]))

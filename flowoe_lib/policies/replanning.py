@@ -1,4 +1,4 @@
-"""Re-planning: a schedule solved anew at each bucket on what is observed by then."""
+"""Re-planning: Almgren and Chriss's schedule solved anew in each bucket."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,37 @@ __all__ = ["replanned"]
 
 
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
-    """Almgren-Chriss solved anew each bucket for what is left, on the current variance and depth.
+    """Trade by Almgren and Chriss's schedule, solved anew in each bucket at the current variance and depth.
 
-    Variance is forecast by its mean reversion to the close, E[int_t^1 V ds] / (1 - t); impact is
-    linearised at the rate that would finish evenly; depth counts at the bucket's own level now and
-    at its stationary mean after.
+    Variance is forecast over the rest of the day, E[int_t^1 V ds] / (1 - t). Impact is linearised at the even
+    pace that would finish the order. Depth enters at its current level in this bucket and at its stationary
+    mean in later ones.
+
+    Parameters
+    ----------
+    obs : flowoe_lib.execution.execution.Observation
+        What the trader observes at the start of the bucket.
+    noise : Tensor, [paths]
+        Not used, apart from its shape.
+
+    Returns
+    -------
+    Tensor, [paths]
+        Fraction of the remaining inventory to trade.
+
+    References
+    ----------
+    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
+    >>> done = fo.execute(fo.replanned, days, market, order, fo.generator(1, "noise"))
+    >>> round(done.utility_bps(order).mean().item(), 1)
+    -15.2
     """
     n_left = obs.n_buckets - obs.k
     market, remaining = obs.market, n_left / obs.n_buckets

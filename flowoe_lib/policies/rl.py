@@ -1,5 +1,4 @@
-"""Reinforcement-learning experts at work: the actors that :mod:`flowoe_lib.training.reinforcement`
-trained."""
+"""Reinforcement-learning experts: the actors trained by :mod:`flowoe_lib.training.reinforcement`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ __all__ = ["RLExpert"]
 
 @dataclass(frozen=True)
 class RLExpert:
-    """The deterministic actions of trained actors, one per condition, of conditions laid side by side.
+    """The deterministic actions of trained actors, one actor for each condition of a batch.
 
-    Two tanh layers, then the score of the trade. Paths are condition-major, as many of each condition.
+    Two tanh layers, then the score of the trade. Paths are grouped by condition, with equal numbers of each.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     """(weight [conditions, out, in], bias [conditions, 1, out]) of each layer."""
     squashed: bool
-    """Whether the score is ``ACTION_LIMIT`` tanh(output), as in SAC, or the output clamped, as in PPO."""
+    """True for ``ACTION_LIMIT`` tanh(output), as in SAC; False for the clamped output, as in PPO."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
@@ -39,7 +38,7 @@ class RLExpert:
 
     @staticmethod
     def beside(experts: "Sequence[RLExpert]") -> "RLExpert":
-        """The experts of several conditions, in their order. Raises ValueError for different kinds."""
+        """Combine experts of several conditions, in order. Raises ValueError for different kinds."""
         if len({e.squashed for e in experts}) != 1:
             raise ValueError("experts: must be all squashed or all clamped")
         layers = tuple(
@@ -50,7 +49,7 @@ class RLExpert:
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor]) -> "dict[str, RLExpert]":
-        """Experts by name, from tensors named ``expert:tensor``."""
+        """Rebuild experts by name from tensors named ``expert:tensor``."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, part = key.rpartition(":")
@@ -58,7 +57,7 @@ class RLExpert:
         return {name: RLExpert.of(part) for name, part in parts.items()}
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """A flat dictionary for a store."""
+        """Flatten into a dictionary of tensors for the artifact store."""
         out = {"squashed": torch.tensor(self.squashed)}
         for i, (weight, bias) in enumerate(self.layers):
             out |= {f"{i}.weight": weight, f"{i}.bias": bias}

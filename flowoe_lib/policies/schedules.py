@@ -1,4 +1,4 @@
-"""Schedules fixed before the open: by the clock, by volume, or at the optimum of cost and risk."""
+"""Schedules fixed before the open: TWAP, VWAP and the static optimum under concave impact."""
 
 import math
 from collections.abc import Callable
@@ -26,33 +26,33 @@ __all__ = [
 
 
 CUTS, ROUNDS = 64, 34
-"""The bracket is cut in 64 and narrowed to one part, 34 times: an urgent order's last marginal cost is
-so close to zero that only some 2^-200 of the first bracket holds it apart."""
+"""The bracket of the root is divided by 64, 34 times: the marginal cost at the end of an urgent order is as
+small as 2^-200 of the first bracket."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Trade the same share of what is left in each bucket on every path."""
+    """A policy that follows a fixed schedule of inventory."""
 
     inventory: Tensor
     """Planned q_0 = 1 to q_N = 0, [N + 1] or [N + 1, paths]."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Planned trade over planned inventory, so a schedule joined midway keeps its shape."""
+        """Planned trade over planned inventory, [paths]; it applies from any inventory."""
         now, after = self.inventory[obs.k], self.inventory[obs.k + 1]
         return (1 - after / now.clamp_min(1e-30)).clamp(0, 1).to(noise.dtype).expand_as(noise)
 
 
 @dataclass(frozen=True)
 class EstimatedSchedule:
-    """The schedule for the urgency that the pre-trade estimates of each path say.
+    """A policy that follows the schedule for the urgency estimated on each path.
 
-    Conditions that differ in volatility, illiquidity, size and risk aversion alone share one family of
-    schedules, ordered by :func:`flowoe_lib.market.pre_trade.urgency`; it is interpolated linearly.
+    Conditions that differ only in volatility, illiquidity, size and risk aversion share one family of
+    schedules, indexed by :func:`flowoe_lib.market.pre_trade.urgency` and interpolated linearly.
     """
 
     log_urgency: Tensor
-    """Uniform, [members]."""
+    """Uniform nodes of log urgency, [members]."""
     inventory: Tensor
     """Planned q_0 = 1 to q_N = 0 of each member, [N + 1, members]."""
 
@@ -72,7 +72,7 @@ class EstimatedSchedule:
     def around(
         cls, schedule: Callable[[Market, Order, int], Schedule], condition: Condition, n_buckets: int
     ) -> "EstimatedSchedule":
-        """The family of ``schedule`` for urgencies up to five times the condition's, and down to a fifth."""
+        """Solve ``schedule`` for urgencies from a fifth to five times that of the condition."""
         factors = torch.linspace(-math.log(5), math.log(5), 33, dtype=torch.float64)
         market, order = align(condition.market, condition.order)
         lifted = replace(order, risk_aversion=order.risk_aversion * factors.exp())
@@ -81,12 +81,58 @@ class EstimatedSchedule:
 
 
 def twap(obs: Observation, noise: Tensor) -> Tensor:
-    """Time-weighted average price: an equal share of the rest in each bucket left."""
+    """Trade an equal amount in each of the remaining buckets: the time-weighted average price (TWAP).
+
+    Parameters
+    ----------
+    obs : flowoe_lib.execution.execution.Observation
+        What the trader observes at the start of the bucket.
+    noise : Tensor, [paths]
+        Not used, apart from its shape.
+
+    Returns
+    -------
+    Tensor, [paths]
+        Fraction of the remaining inventory to trade, 1 / (number of remaining buckets).
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
+    >>> done = fo.execute(fo.twap, days, market, order, fo.generator(1, "noise"))
+    >>> round(done.utility_bps(order).mean().item(), 1)
+    -16.7
+    """
     return torch.full_like(noise, 1 / (obs.n_buckets - obs.k))
 
 
 def vwap(obs: Observation, noise: Tensor) -> Tensor:
-    """Volume-weighted average price: trade in proportion to the forecast volume profile."""
+    """Trade in proportion to the forecast of volume: the volume-weighted average price (VWAP).
+
+    Parameters
+    ----------
+    obs : flowoe_lib.execution.execution.Observation
+        What the trader observes at the start of the bucket.
+    noise : Tensor, [paths]
+        Not used, apart from its shape.
+
+    Returns
+    -------
+    Tensor, [paths]
+        Fraction of the remaining inventory to trade.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
+    >>> done = fo.execute(fo.vwap, days, market, order, fo.generator(1, "noise"))
+    >>> round(done.inventory[20, 0].item(), 3)
+    0.487
+    """
     left = obs.volume[obs.k :]
     return (left[0] / left.sum(0)).expand_as(noise)
 
@@ -94,7 +140,7 @@ def vwap(obs: Observation, noise: Tensor) -> Tensor:
 def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
     """Exact -E[P&L] of a schedule, bps, for ``inventory`` [N + 1, ...].
 
-    Depth is at its stationary law, so E[L^-beta] is that of a lognormal.
+    Depth follows its stationary lognormal law, which gives E[L^-beta] in closed form.
     """
     market, order = align(market, order, inventory.shape[1:])
     n = len(inventory) - 1
@@ -108,7 +154,7 @@ def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
 
 
 def expected_risk(market: Market, inventory: Tensor) -> Tensor:
-    """Exact E[sum_k q_{k+1}^2 1e8 int V ds] of a schedule, bps^2; its root is the sd of driftless P&L."""
+    """Exact E[sum_k q_{k+1}^2 1e8 int V ds] of a schedule, bps^2: the variance of P&L without drift."""
     return 1e8 * market.heston.theta / (len(inventory) - 1) * inventory[1:].square().sum(0)
 
 
@@ -118,14 +164,40 @@ def expected_utility(market: Market, order: Order, inventory: Tensor) -> Tensor:
 
 
 def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
-    """Best schedule under concave temporary impact, Almgren (2003) generalised, in float64.
+    """Solve for the best fixed schedule under concave temporary impact.
 
-    Fields of ``market`` and ``order`` of shape [] or [conditions]; the schedule is [N + 1, ...].
     With linear permanent impact the first-order conditions link neighbouring buckets,
-    M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta, so the last bucket's
-    marginal cost M determines the whole schedule, and the one that sells exactly the order is bracketed.
-    Sub-linear permanent impact makes the problem non-convex: it is then descended on from there, to
-    a local optimum.
+    M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta and R = lambda 1e8 theta dt.
+    The marginal cost M of the last bucket therefore determines the whole schedule; the value under which the
+    schedule sells exactly the order is found by bracketing. Sub-linear permanent impact makes the problem
+    non-convex; a descent from that schedule then finds a local optimum.
+
+    Parameters
+    ----------
+    market : Market
+        Fields of shape [] or [conditions].
+    order : Order
+        Fields of shape [] or [conditions].
+    n_buckets : int
+        Number of buckets N of the day.
+
+    Returns
+    -------
+    flowoe_lib.policies.schedules.Schedule
+        Inventory in fractions of the order, [N + 1, ...], float64.
+
+    References
+    ----------
+    Almgren (2003), "Optimal execution with nonlinear impact functions and trading-enhanced risk", Applied
+    Mathematical Finance 10, generalised to a volume profile, random depth and drift.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> [round(q, 2) for q in fo.static_optimal(market, order, 4).inventory.tolist()]
+    [1.0, 0.53, 0.28, 0.12, 0.0]
     """
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta
@@ -157,7 +229,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
 
 
 def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
-    """Local optimum of :func:`expected_utility` near ``inventory``, over softmax shares."""
+    """Local optimum of :func:`expected_utility` near ``inventory``, with trades as softmax weights."""
     logits = (-inventory.diff(dim=0)).clamp_min(1e-9).log().requires_grad_()
 
     def planned() -> Tensor:
