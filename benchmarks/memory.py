@@ -27,7 +27,7 @@ def run(n_paths: int) -> None:
     # Imported here alone: a process starts out with the peak of the one that made it.
     import torch
 
-    from flowoe_lib.evaluation.scorecard import market_days
+    from flowoe_lib.evaluation.scorecard import Evaluation, market_days
     from flowoe_lib.execution.execution import execute
     from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
     from flowoe_lib.policies.schedules import static_optimal
@@ -38,8 +38,9 @@ def run(n_paths: int) -> None:
     order = Order(scalar(0.1), scalar(5e-4))
     condition = Condition("benchmark", "base", market, order)
     policy, draws = static_optimal(market, order, STEPS), generator(1, "benchmark noise")
+    days = Evaluation(n_paths=n_paths, n_buckets=STEPS, seed=1)
     total = torch.zeros(2, dtype=torch.float64)
-    for paths in market_days(condition, n_paths, STEPS, 1, "benchmark"):
+    for paths in market_days(condition, days, "benchmark"):
         pnl = execute(policy, paths, market, order, draws).pnl_bps.double()
         total += torch.stack((pnl.sum(), pnl.square().sum()))
     mean = total[0].item() / n_paths

@@ -14,7 +14,7 @@ import torch
 from _report import by_turns, report
 from torch import Tensor
 
-from flowoe_lib.evaluation.scorecard import CHUNK, evaluate
+from flowoe_lib.evaluation.scorecard import CHUNK, Evaluation, evaluate
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
@@ -95,6 +95,7 @@ def main() -> None:
     shown = demonstrate(SCHEDULE_EXPERTS, conditions, DEMONSTRATED, N, 1)
     field = EndpointField(generator(1, "benchmark"))
     wide = TrainingRange(kappa=(KAPPA, KAPPA), rho=RHO)
+    days = Evaluation(n_paths=EVALUATED, n_buckets=N, seed=1)
     policies: dict[str, Policy] = {
         "static optimum": static_optimal(condition.market, condition.order, N),
         "re-planned Almgren-Chriss": replanned,
@@ -123,7 +124,7 @@ def main() -> None:
     for name, policy in policies.items():
         steps = policy.steps if isinstance(policy, FlowPolicy) else 0
         tasks[f"{EVALUATED:,} paths of the {name}"] = (
-            partial(evaluate, {name: (policy, EVALUATED)}, condition, N, 1, "benchmark"),
+            partial(evaluate, {name: policy}, condition, days, "benchmark"),
             decisions(CHUNK, steps) if steps else None,
             (N - 1) * EVALUATED // CHUNK,
         )

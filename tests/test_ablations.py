@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal
 
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.execution import Observation, execute
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
@@ -108,10 +108,9 @@ def test_advantage_weighting_improves_without_a_simulator_gradient() -> None:
     start = EndpointField(generator(3, "init"))
     better = advantage_weighted(start, RANGE, N_BUCKETS, 150, seed=0).field
     runs = evaluate(
-        {"before": (FlowPolicy(start, 1), 2_000), "after": (FlowPolicy(better, 1), 2_000)},
+        {"before": FlowPolicy(start, 1), "after": FlowPolicy(better, 1)},
         CONDITION,
-        N_BUCKETS,
-        1,
+        Evaluation(n_paths=2_000, n_buckets=N_BUCKETS, seed=1, chunk=2_000),
         "test",
     )
     assert paired_interval(runs["after"].utility - runs["before"].utility)[1] > 0

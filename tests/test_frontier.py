@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.frontier import dominance, frontier, with_risk_aversion
-from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal, twap
@@ -16,6 +16,10 @@ MARKET = Market(
     liquidity=Liquidity(depth_sd=scalar(0.8), depth_reversion=scalar(20)),
 )
 CONDITION = Condition("test", "deep and thin", MARKET, Order(scalar(0.1), scalar(5e-4)))
+
+
+def days(n_paths: int, seed: int) -> Evaluation:
+    return Evaluation(n_paths=n_paths, n_validation=4000, n_buckets=N, seed=seed, chunk=min(n_paths, 5_000))
 
 
 def patient(obs: Observation, noise: Tensor) -> Tensor:
@@ -29,15 +33,15 @@ def test_turning_the_dial_changes_the_order_alone() -> None:
     other = with_risk_aversion(CONDITION, 1e-4)
     assert (other.market, other.name, other.world) == (MARKET, CONDITION.name, CONDITION.world)
     assert other.order.risk_aversion.item() == pytest.approx(1e-4)
-    runs: dict[str, tuple[Policy, int]] = {"twap": (twap, 200)}
-    one, two = (evaluate(runs, c, N, 1, "test")["twap"] for c in (CONDITION, other))
+    runs: dict[str, Policy] = {"twap": twap}
+    one, two = (evaluate(runs, c, days(200, 1), "test")["twap"] for c in (CONDITION, other))
     assert torch.equal(one.pnl, two.pnl)
 
 
 def test_frontier_of_a_schedule_is_its_exact_one() -> None:
     aversions = [1e-4, 1e-3]
     table = frontier(
-        lambda c: {"s": static_optimal(c.market, c.order, N)}, CONDITION, aversions, 20_000, N, 1
+        lambda c: {"s": static_optimal(c.market, c.order, N)}, CONDITION, aversions, days(20_000, 1)
     )
     for row, aversion in zip(table.itertuples(), aversions, strict=True):
         c = with_risk_aversion(CONDITION, aversion)
@@ -53,21 +57,20 @@ def test_frontier_of_a_schedule_is_its_exact_one() -> None:
 def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validation_paths() -> None:
     slow = Schedule(torch.linspace(1, 0, N + 1))
     aversions = [2e-4, 6e-4, 9e-4]
-    table = dominance(patient, {"slow": slow}, CONDITION, aversions, 4000, 8000, N, 3)
+    table = dominance(patient, {"slow": slow}, CONDITION, aversions, days(8000, 3))
     [row] = table.to_dict("records")
     assert row["risk_aversion"] in aversions
     assert row["mean_ci_low"] > 0
     assert row["std_ci_high"] < 0
     # The test paths, at the chosen risk aversion, by hand.
-    ours = evaluate(
-        {"p": (patient, 8000)}, with_risk_aversion(CONDITION, row["risk_aversion"]), N, 3, "test"
-    )["p"]
-    theirs = evaluate({"s": (slow, 8000)}, CONDITION, N, 3, "test")["s"]
+    at_chosen = with_risk_aversion(CONDITION, row["risk_aversion"])
+    ours = evaluate({"p": patient}, at_chosen, days(8000, 3), "test")["p"]
+    theirs = evaluate({"s": slow}, CONDITION, days(8000, 3), "test")["s"]
     gain = (ours.controlled_pnl - theirs.controlled_pnl).double().mean().item()
     assert row["mean"] == pytest.approx(gain, abs=1e-6)
     assert row["reference_std_bps"] == pytest.approx(theirs.pnl.std().item(), rel=1e-6)
 
 
 def test_nobody_dominates_itself() -> None:
-    table = dominance(twap, {"twap": twap}, CONDITION, [5e-4], 1000, 1000, N, 3)
+    table = dominance(twap, {"twap": twap}, CONDITION, [5e-4], days(1000, 3))
     assert table[["mean", "std"]].abs().to_numpy().max() == 0

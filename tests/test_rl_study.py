@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from flowoe_lib.evaluation.scorecard import Evaluation
 from flowoe_lib.execution.execution import execute
 from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
@@ -40,7 +41,7 @@ def test_each_condition_gets_an_expert_and_one_all_the_methods() -> None:
 def test_the_study_trains_measures_and_keeps() -> None:
     runs = grid_runs(GRID, base=GRID[0], hard=GRID[1], seeds=[0], steps=4_000)[:2]
     trained = [train_run(run, N_BUCKETS) for run in runs]
-    table = progress(runs, trained, 500, N_BUCKETS, seed=1)
+    table = progress(runs, trained, Evaluation(n_paths=500, n_buckets=N_BUCKETS, seed=1, chunk=500))
     assert list(table.columns) == ["run", "condition", "seed", "steps", "seconds", "capture"]
     assert len(table) == sum(len(taken) for taken in trained)
     by_run = table.groupby("condition")

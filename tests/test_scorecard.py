@@ -13,7 +13,9 @@ from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.evaluation.scorecard import (
     CHUNK,
     COLUMNS,
+    VALIDATION_CHUNK,
     Entry,
+    Evaluation,
     PathResults,
     best_expert,
     captures,
@@ -23,7 +25,7 @@ from flowoe_lib.evaluation.scorecard import (
     reactions,
     score_condition,
 )
-from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.execution.information import Perceive, Perception, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
@@ -45,6 +47,11 @@ CONDITION = Condition(
 
 def outcome(pnl: torch.Tensor, shift: float = 0.0) -> PathResults:
     return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, 0.0)
+
+
+def days(n_paths: int, seed: int = 1, **others: int) -> Evaluation:
+    others = {"n_validation": 100, "chunk": min(n_paths, CHUNK)} | others
+    return Evaluation(n_paths=n_paths, n_buckets=N_BUCKETS, seed=seed, **others)
 
 
 def hasty(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
@@ -94,28 +101,60 @@ def test_compare_uses_the_paths_both_ran_on() -> None:
     assert measured["std"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_shorter_run_is_the_beginning_of_a_longer_one() -> None:
-    long = CHUNK + 700
-    runs = evaluate({"a": (twap, long), "b": (twap, 300)}, CONDITION, N_BUCKETS, 1, "test")
-    assert len(runs["a"].pnl) == long
-    assert torch.equal(runs["a"].pnl[:300], runs["b"].pnl)
-    alone = evaluate({"a": (twap, 300)}, CONDITION, N_BUCKETS, 1, "test")
-    # The path count of a chunk shapes its draws, so runs compare only within one call.
-    assert not torch.equal(alone["a"].pnl, runs["a"].pnl[:300])
+@pytest.mark.parametrize("shorter", [300, 1_000, 1_700, 2_000])
+def test_a_shorter_run_is_the_beginning_of_a_longer_one(shorter: int) -> None:
+    def noisy(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(noise + obs.variance / obs.market.heston.theta - 3)
+
+    few, many = (
+        evaluate({"noisy": noisy}, of_random_depth(), days(n, chunk=1_000), "test", with_errors)["noisy"]
+        for n in (shorter, 2_700)
+    )
+    assert len(few.pnl) == shorter
+    assert len(many.pnl) == 2_700
+    for name in ("pnl", "controlled_pnl", "martingale", "utility"):
+        assert torch.equal(getattr(few, name), getattr(many, name)[:shorter])
+
+
+def test_fewer_days_of_an_entry_are_the_beginning_of_all() -> None:
+    entries = [Entry(hasty, "hasty", 1, 0), Entry(hasty, "hasty", 2, 0, n_paths=300)]
+    evaluation = days(700, chunk=500)
+    scores = score_condition(CONDITION, {"twap": twap}, entries, evaluation).scorecard.set_index(
+        "solver_steps"
+    )
+    alone = evaluate({"hasty": hasty}, CONDITION, dataclasses.replace(evaluation, n_paths=300), "test")
+    assert scores["n_paths"][2] == 300
+    assert scores["utility_bps"][2] == alone["hasty"].utility.double().mean().item()
+
+
+def test_two_policies_of_one_name_are_refused() -> None:
+    # The second TWAP would have become the yardstick, and scored zero.
+    for contenders, informed in (([Entry(hasty, "twap")], []), ([], [Entry(hasty, "twap")])):
+        with pytest.raises(ValueError, match="named twap/None/None"):
+            score_condition(CONDITION, {"twap": twap}, contenders, days(100), informed=informed)
+    twice = [Entry(hasty, "flow_refined", 1, 0), Entry(twap, "flow_refined", 1, 0)]
+    with pytest.raises(ValueError, match="named flow_refined/1/0"):
+        score_condition(CONDITION, {"twap": twap}, twice, days(100))
+
+
+@pytest.mark.parametrize("name", ["n_paths", "n_few", "n_validation", "n_buckets", "chunk"])
+def test_counts_of_days_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} = 0: must be at least 1"):
+        dataclasses.replace(days(100), **{name: 0})
 
 
 def test_streams_share_no_path() -> None:
-    days = [
-        next(market_days(CONDITION, 200, N_BUCKETS, seed, stream)).martingale_bps
+    drawn = [
+        next(market_days(CONDITION, days(200, seed), stream)).martingale_bps
         for seed in (1, 2)
         for stream in ("validation", "test", "refinement check")
     ]
-    first = torch.stack([d[0] for d in days])
+    first = torch.stack([d[0] for d in drawn])
     assert len(torch.unique(first)) == first.numel()
 
 
 def test_evaluation_agrees_with_the_exact_utility() -> None:
-    runs = evaluate({"twap": (twap, 20_000)}, CONDITION, N_BUCKETS, 7, "test")
+    runs = evaluate({"twap": twap}, CONDITION, days(20_000, 7), "test")
     exact = expected_utility(CONDITION.market, CONDITION.order, torch.linspace(1, 0, N_BUCKETS + 1)).item()
     mean, low, high = paired_interval(runs["twap"].utility)
     assert abs(mean - exact) < 2 * (high - low)
@@ -125,10 +164,11 @@ def test_evaluation_agrees_with_the_exact_utility() -> None:
 def test_best_expert_and_scores() -> None:
     experts = {n: make([CONDITION], 1, N_BUCKETS) for n, make in SCHEDULE_EXPERTS.items()}
     experts["hasty"] = hasty
-    best = best_expert(experts, CONDITION, 2000, N_BUCKETS, 1)
+    evaluation = days(3000, n_validation=2000)
+    best = best_expert(experts, CONDITION, evaluation)
     assert best != "hasty"
     contenders = [Entry(hasty, "flow_imitation", 1, 0), Entry(twap, "flow_refined", 1, 0, n_paths=500)]
-    scores, comparisons, checks = score_condition(CONDITION, experts, contenders, 3000, 2000, N_BUCKETS, 1)
+    scores, comparisons, checks = score_condition(CONDITION, experts, contenders, evaluation)
     assert list(scores.columns) == COLUMNS
     assert len(scores) == len(checks) == len(experts) + 3
     by_policy = scores.set_index("policy")
@@ -148,7 +188,7 @@ def test_best_expert_and_scores() -> None:
 
 
 def test_captures_are_paired_with_the_first_policy() -> None:
-    table = captures({"replanned": replanned, "twap too": twap}, CONDITION, 2_000, N_BUCKETS, 1, "test")
+    table = captures({"replanned": replanned, "twap too": twap}, CONDITION, days(2_000), "test")
     first, second = table.to_dict("records")
     assert (first["difference"], first["low"], first["high"]) == (0, 0, 0)
     assert 0 < first["capture"] < 1
@@ -158,7 +198,10 @@ def test_captures_are_paired_with_the_first_policy() -> None:
 
 def test_reactions_are_the_decisions_of_the_policies() -> None:
     ratios = torch.tensor([0.2, 1.0, 5.0])
-    table = reactions({"twap": twap, "replanned": replanned}, CONDITION, N_BUCKETS, 2, scalar(0.6), ratios)
+    policies: dict[str, Policy] = {"twap": twap, "replanned": replanned}
+    table = reactions(
+        policies, CONDITION, n_buckets=N_BUCKETS, k=2, inventory=scalar(0.6), variance_ratios=ratios
+    )
     by_policy = table.groupby("policy")["fraction"].apply(list)
     assert by_policy["twap"] == pytest.approx([1 / 6] * 3)
     assert by_policy["replanned"] == sorted(by_policy["replanned"])
@@ -180,10 +223,10 @@ def of_random_depth() -> Condition:
     ("condition", "perceive"), [(in_two_regimes(), blind_to_regimes), (of_random_depth(), with_errors)]
 )
 def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, perceive: Perceive) -> None:
-    n = CHUNK + 300
-    runs = {"even": (twap, n), "replanned": (replanned, n), "again": (twap, 100)}
-    sharp, blurred = (evaluate(runs, condition, N_BUCKETS, 1, "test", view) for view in (exact, perceive))
-    default = evaluate(runs, condition, N_BUCKETS, 1, "test")
+    runs: dict[str, Policy] = {"even": twap, "replanned": replanned}
+    evaluation = days(CHUNK + 300)
+    sharp, blurred = (evaluate(runs, condition, evaluation, "test", view) for view in (exact, perceive))
+    default = evaluate(runs, condition, evaluation, "test")
     for name in runs:
         for f in dataclasses.fields(PathResults):
             a, b, c = (getattr(o[name], f.name) for o in (sharp, blurred, default))
@@ -195,7 +238,7 @@ def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, p
         assert paired_interval(sharp["replanned"].utility - blurred["replanned"].utility)[1] > 0
     assert abs(blurred["replanned"].martingale_z) < 4
     # The same is perceived each time, and something else on another set of paths.
-    again = evaluate(runs, condition, N_BUCKETS, 1, "test", perceive)
+    again = evaluate(runs, condition, evaluation, "test", perceive)
     assert torch.equal(again["replanned"].pnl, blurred["replanned"].pnl)
 
 
@@ -214,7 +257,7 @@ def test_errors_have_a_stream_of_their_own_in_every_chunk() -> None:
     others = (CONDITION, 1, "validation"), (CONDITION, 2, "test"), (of_random_depth(), 1, "test")
     for condition, seed, stream in ((CONDITION, 1, "test"), *others):
         named = dataclasses.replace(condition, name=str(float(condition.market.liquidity.depth_sd)))
-        evaluate({"noisy": (noisy, CHUNK + 1)}, named, N_BUCKETS, seed, stream, perceive)
+        evaluate({"noisy": noisy}, named, days(101, seed, chunk=100), stream, perceive)
     # A draw of the errors and one of the policy's noise in each of two chunks, four times.
     assert len(set(first)) == len(first) == 16
 
@@ -251,16 +294,13 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
         condition,
         {"twap": twap, "watching": expert},
         [Entry(contender, "flow_refined", 1, 0)],
-        400,
-        200,
-        N_BUCKETS,
-        1,
+        days(400),
         perceive,
         [Entry(oracle, "oracle"), Entry(informed, "knowing"), Entry(told, "told", perceive=doubled)],
     )
     # Experts are chosen by what the world shows, too: on validation paths, then on the test's.
-    assert [p.n_paths for p in validated] == [200, 400]
-    [day] = market_days(condition, 400, N_BUCKETS, 1, "test")
+    assert [p.n_paths for p in validated] == [VALIDATION_CHUNK, 400]
+    [day] = market_days(condition, days(400), "test")
     for watch in (expert, contender):
         market, variance = watch.of_last_day()
         assert market.heston.theta == moment_matched(condition.market).heston.theta
@@ -280,7 +320,7 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
 
 def test_informed_on_fewer_paths_are_compared_on_these() -> None:
     knowing = [Entry(twap, "knowing", n_paths=100)]
-    scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], 300, 100, N_BUCKETS, 1, informed=knowing)
+    scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], days(300), informed=knowing)
     row = scores.set_index("policy").loc["knowing"]
     assert row["n_paths"] == 100
     assert (row["vs_best_expert_ci_low"], row["vs_best_expert_ci_high"]) == (0, 0)

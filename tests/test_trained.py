@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
@@ -131,9 +131,8 @@ def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
     trained = load_pretrained()
     assert trained.field.observe.weight.shape[1] == len(FEATURES)
     for condition in design(trained.conditions, 8, 7)[4:]:
-        [capture] = captures({"flow": trained.policy()}, condition, 1000, trained.n_buckets, 1, "test")[
-            "capture"
-        ]
+        days = Evaluation(n_paths=1000, n_buckets=trained.n_buckets, seed=1, chunk=1000)
+        [capture] = captures({"flow": trained.policy()}, condition, days, "test")["capture"]
         assert capture > 0.97
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowoe_lib.data.conditions import conditions_to_records
-from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.flow import FlowPolicy
@@ -62,7 +62,8 @@ def test_training_is_reproducible_and_gains_on_twap() -> None:
     worth = [c for c in design(RANGE, 16, 1) if PreTrade.of(c.market, c.order).attainable_gain > 0.1]
     assert len(worth) >= 4
     for c in worth[:4]:
-        [capture] = captures({"flow": FlowPolicy(first.field, 1)}, c, 500, 12, 1, "test")["capture"]
+        days = Evaluation(n_paths=500, n_buckets=12, seed=1, chunk=500)
+        [capture] = captures({"flow": FlowPolicy(first.field, 1)}, c, days, "test")["capture"]
         assert capture > 0.5
 
 

@@ -17,7 +17,7 @@ from flowoe_lib.data.conditions import (
     conditions_to_records,
     heston_grid,
 )
-from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, Liquidity
@@ -211,8 +211,8 @@ def test_what_lies_beyond_training_does(grid: list[Condition], day: Liquidity) -
 def test_every_condition_can_be_traded_in_as_it_is_perceived(name: str, worlds: dict[str, World]) -> None:
     world = worlds[name]
     for c in world.conditions[::3]:
-        policies = {key: (policy, 20) for key, policy in from_estimates(c, 13).items()}
-        for outcome in evaluate(policies, c, 13, 1, "test", world.perceive).values():
+        days = Evaluation(n_paths=20, n_buckets=13, seed=1, chunk=20)
+        for outcome in evaluate(from_estimates(c, 13), c, days, "test", world.perceive).values():
             assert torch.isfinite(outcome.utility).all()
             assert torch.isfinite(outcome.pnl).all()
             assert outcome.left == 0

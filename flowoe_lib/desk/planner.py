@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from flowoe_lib.data.bars import Bars
 from flowoe_lib.desk.market_estimates import MarketEstimates, estimate
 from flowoe_lib.evaluation.frontier import frontier, with_risk_aversion
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
 from flowoe_lib.market.impact import impact_in_window
 from flowoe_lib.market.model import (
@@ -289,7 +289,8 @@ def plan_order(
         cap = ticket.participation_cap
         return everyone if cap is None else {name: ParticipationCap(p, cap) for name, p in everyone.items()}
 
-    curve = frontier(policies, condition, AVERSIONS, max(n_paths // 2, 100), n, seed)
+    evaluation = Evaluation(n_paths=n_paths, n_buckets=n, seed=seed)
+    curve = frontier(policies, condition, AVERSIONS, replace(evaluation, n_paths=max(n_paths // 2, 100)))
     if ticket.cost_limit_bps is not None:
         condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, curve))
     flags, chosen = _checked(condition, ticket, trained), policies(condition)
@@ -300,7 +301,7 @@ def plan_order(
         condition=condition,
         flags=flags,
         schedule=_schedule(chosen, condition, ticket, paths, seed),
-        costs=_costs(chosen, condition, n_paths, n, seed, ticket.shares * known.price.value),
+        costs=_costs(chosen, condition, evaluation, ticket.shares * known.price.value),
         frontier=curve.assign(cost_bps=-curve["mean_bps"]).drop(columns=["condition", "mean_bps"]),
         day=_day(chosen, condition, ticket, seed),
     )
@@ -368,10 +369,9 @@ def _volume(condition: Condition, n_buckets: int) -> Tensor:
 
 
 def _costs(
-    policies: Mapping[str, Policy], condition: Condition, n_paths: int, n: int, seed: int, notional: float
+    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, notional: float
 ) -> pd.DataFrame:
-    runs = {name: (policy, n_paths) for name, policy in policies.items()}
-    out = evaluate(runs, condition, n, seed, "test")
+    out = evaluate(policies, condition, evaluation, "test")
     rows = {}
     for name, o in out.items():
         cost = -o.controlled_pnl.double().mean().item()

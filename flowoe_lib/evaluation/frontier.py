@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from flowoe_lib.evaluation.scorecard import PathResults, compare, evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, PathResults, compare, evaluate
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.market.model import Condition, scalar
 
@@ -25,11 +25,10 @@ def frontier(
     calibrate: Callable[[Condition], Mapping[str, Policy]],
     condition: Condition,
     aversions: Sequence[float],
-    n_paths: int,
-    n_buckets: int,
-    seed: int,
+    evaluation: Evaluation,
+    stream: str = "frontier",
 ) -> pd.DataFrame:
-    """Points of every policy's frontier in one condition.
+    """Points of every policy's frontier in one condition, all measured on the same days.
 
     Columns policy, risk_aversion, mean_bps, std_bps, and cost95_bps, which 95 % of days stay below.
 
@@ -39,8 +38,7 @@ def frontier(
     rows = []
     for aversion in aversions:
         c = with_risk_aversion(condition, aversion)
-        runs = {name: (policy, n_paths) for name, policy in calibrate(c).items()}
-        for name, o in evaluate(runs, c, n_buckets, seed, "frontier").items():
+        for name, o in evaluate(calibrate(c), c, evaluation, stream).items():
             worst = -o.pnl.quantile(0.05).item()
             mean, std = o.controlled_pnl.mean().item(), o.pnl.std().item()
             rows.append((c.name, name, aversion, mean, std, worst))
@@ -60,40 +58,25 @@ def dominance(
     benchmarks: Mapping[str, Policy],
     condition: Condition,
     aversions: Sequence[float],
-    n_validation: int,
-    n_paths: int,
-    n_buckets: int,
-    seed: int,
+    evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """Whether turning risk aversion gives ``policy`` a higher mean and a lower std at once.
+    """Whether another risk aversion gives ``policy`` a higher mean and a lower std at once.
 
     A row a benchmark, which keeps the condition's own risk aversion: the one chosen for the policy, where
-    its lead in the weaker of the two is clearest on validation paths, and on test paths the columns of
+    its lead in the weaker of the two is clearest on validation days, and on test days the columns of
     :func:`flowoe_lib.evaluation.scorecard.compare`.
     """
-    runs = {name: (b, n_validation) for name, b in benchmarks.items()}
-    standard = evaluate(runs, condition, n_buckets, seed, "validation")
-    trial = {
-        aversion: evaluate(
-            {"policy": (policy, n_validation)},
-            with_risk_aversion(condition, aversion),
-            n_buckets,
-            seed,
-            "validation",
-        )["policy"]
-        for aversion in aversions
-    }
+
+    def at(aversion: float, evaluation: Evaluation, stream: str) -> PathResults:
+        c = with_risk_aversion(condition, aversion)
+        return evaluate({"policy": policy}, c, evaluation, stream)["policy"]
+
+    standard = evaluate(benchmarks, condition, evaluation.validation, "validation")
+    trial = {aversion: at(aversion, evaluation.validation, "validation") for aversion in aversions}
     chosen = {name: max(trial, key=lambda a: _margin(trial[a], b)) for name, b in standard.items()}
-    runs = {name: (b, n_paths) for name, b in benchmarks.items()}
-    standard = evaluate(runs, condition, n_buckets, seed, "test")
-    reached = {
-        aversion: evaluate(
-            {"policy": (policy, n_paths)}, with_risk_aversion(condition, aversion), n_buckets, seed, "test"
-        )["policy"]
-        for aversion in set(chosen.values())
-    }
+    reached = {aversion: at(aversion, evaluation, "test") for aversion in set(chosen.values())}
     rows = []
-    for name, b in standard.items():
+    for name, b in evaluate(benchmarks, condition, evaluation, "test").items():
         row: dict[str, object] = {"world": condition.world, "condition": condition.name, "reference": name}
         row |= {"risk_aversion": chosen[name], "reference_std_bps": b.pnl.std().item()}
         rows.append(row | compare(reached[chosen[name]], b))

@@ -5,8 +5,10 @@ term of P&L; standard deviation and CVaR are those of the whole P&L. Intervals a
 the mean over independent paths.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -25,8 +27,11 @@ from flowoe_lib.randomness import generator
 __all__ = [
     "CHUNK",
     "COLUMNS",
+    "VALIDATION_CHUNK",
     "Entry",
+    "Evaluation",
     "PathResults",
+    "Scores",
     "best_expert",
     "captures",
     "compare",
@@ -37,9 +42,8 @@ __all__ = [
 ]
 
 
-CHUNK = 5_000
-"""Paths simulated at a time, few enough to stay in cache. It is part of what defines a set of paths, as
-each chunk has a stream of its own."""
+CHUNK, VALIDATION_CHUNK = 5_000, 2_500
+"""Days simulated together for a test and for validation, few enough to stay in cache."""
 
 
 COLUMNS = [
@@ -48,6 +52,37 @@ COLUMNS = [
     "vs_best_expert_bps", "vs_best_expert_ci_low", "vs_best_expert_ci_high",
     "capture", "capture_ci_low", "capture_ci_high",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """On how many simulated days policies are compared, and which ones.
+
+    Days are drawn in whole chunks, each from a random stream of its own, and then cut to the number asked
+    for: so the first days are the same however many follow, whoever else runs. Another ``chunk``, seed or
+    number of buckets gives other days. Raises ValueError for a count below one.
+    """
+
+    n_paths: int
+    """Test days of a condition."""
+    n_few: int = CHUNK
+    """The first of them, for entries of minor interest."""
+    n_validation: int = VALIDATION_CHUNK
+    """Days on which choices are made and nothing is scored."""
+    n_buckets: int
+    seed: int
+    chunk: int = CHUNK
+    """Test days simulated together."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.name != "seed" and getattr(self, f.name) < 1:
+                raise ValueError(f"{f.name} = {getattr(self, f.name)}: must be at least 1")
+
+    @property
+    def validation(self) -> "Evaluation":
+        """The same on ``n_validation`` days."""
+        return replace(self, n_paths=self.n_validation, chunk=VALIDATION_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -94,44 +129,50 @@ class Entry:
     """What it sees of the market where it is one of the informed."""
 
 
-def market_days(
-    condition: Condition, n_paths: int, n_buckets: int, seed: int, stream: str
-) -> Iterator[MarketPaths]:
-    """Paths of a condition in chunks; ``stream`` (validation, test, ...) names an independent set."""
-    for chunk, start in enumerate(range(0, n_paths, CHUNK)):
-        draws = generator(seed, stream, condition.world, condition.name, chunk)
-        yield simulate(condition.market, min(CHUNK, n_paths - start), n_buckets, draws)
+class Scores(NamedTuple):
+    """What is measured of the policies in a condition, a table each."""
+
+    scorecard: pd.DataFrame
+    """A row a policy, with the columns ``COLUMNS``."""
+    comparisons: pd.DataFrame
+    """A row for each contender and reference: paired differences as in :func:`compare`."""
+    checks: pd.DataFrame
+    """A row a policy: whether it looked ahead, and what it left unsold."""
+
+
+def market_days(condition: Condition, evaluation: Evaluation, stream: str) -> Iterator[MarketPaths]:
+    """Days of a condition in whole chunks; ``stream`` (validation, test, ...) names an independent set."""
+    for chunk in range(-(-evaluation.n_paths // evaluation.chunk)):
+        draws = generator(evaluation.seed, stream, condition.world, condition.name, chunk)
+        yield simulate(condition.market, evaluation.chunk, evaluation.n_buckets, draws)
 
 
 def evaluate(
-    policies: Mapping[str, tuple[Policy, int]],
+    policies: Mapping[str, Policy],
     condition: Condition,
-    n_buckets: int,
-    seed: int,
+    evaluation: Evaluation,
     stream: str,
     perceive: Perceive = exact,
 ) -> dict[str, PathResults]:
-    """Run policies, each on the first so many paths of one set, a chunk at a time.
+    """Run policies on the same days, a chunk at a time.
 
-    ``perceive`` is what they all see of the market; the paths do not depend on it.
+    ``perceive`` is what they all see of the market; the days do not depend on it.
     """
     parts: dict[str, list[PathResults]] = {key: [] for key in policies}
-    longest = max(n for _, n in policies.values())
-    done = 0
+    seed, of = evaluation.seed, (condition.world, condition.name)
     with torch.no_grad():
-        for chunk, paths in enumerate(market_days(condition, longest, n_buckets, seed, stream)):
-            errors = generator(seed, stream, "perception", condition.world, condition.name, chunk)
+        for chunk, paths in enumerate(market_days(condition, evaluation, stream)):
+            errors = generator(seed, stream, "perception", *of, chunk)
             known = perceive(paths, condition.market, errors)
-            for key, (policy, n_paths) in policies.items():
-                if done < n_paths:
-                    noise = generator(seed, stream, "policy noise", condition.world, condition.name, chunk)
-                    e = execute(policy, paths, condition.market, condition.order, noise, known)
-                    utility = e.utility_bps(condition.order)
-                    left = e.inventory[-1].abs().max().item()
-                    outcome = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
-                    parts[key].append(outcome.head(n_paths - done))
-            done += paths.n_paths
-    return {key: _joined(part) for key, part in parts.items()}
+            for key, policy in policies.items():
+                noise = generator(seed, stream, "policy noise", *of, chunk)
+                e = execute(policy, paths, condition.market, condition.order, noise, known)
+                utility = e.utility_bps(condition.order)
+                left = e.inventory[-1].abs().max().item()
+                parts[key].append(
+                    PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
+                )
+    return {key: _joined(part).head(evaluation.n_paths) for key, part in parts.items()}
 
 
 def _joined(parts: list[PathResults]) -> PathResults:
@@ -163,54 +204,49 @@ def compare(a: PathResults, b: PathResults) -> dict[str, float]:
 
 
 def best_expert(
-    experts: Mapping[str, Policy],
-    condition: Condition,
-    n_paths: int,
-    n_buckets: int,
-    seed: int,
-    perceive: Perceive = exact,
+    experts: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, perceive: Perceive = exact
 ) -> str:
-    """Name of the expert with the highest utility on validation paths, on which nothing is scored."""
-    runs = {k: (p, n_paths) for k, p in experts.items()}
-    outcomes = evaluate(runs, condition, n_buckets, seed, "validation", perceive)
+    """Name of the expert with the highest utility on validation days, on which nothing is scored."""
+    outcomes = evaluate(experts, condition, evaluation.validation, "validation", perceive)
     return max(outcomes, key=lambda name: outcomes[name].utility.mean().item())
 
 
 def score_condition(
     condition: Condition,
     experts: Mapping[str, Policy],
-    contenders: list[Entry],
-    n_paths: int,
-    n_validation: int,
-    n_buckets: int,
-    seed: int,
+    contenders: Sequence[Entry],
+    evaluation: Evaluation,
     perceive: Perceive = exact,
     informed: Sequence[Entry] = (),
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Scores of one condition: rows of the scorecard, paired comparisons, integrity checks.
+) -> Scores:
+    """Scores of one condition.
 
-    The scorecard has the columns ``COLUMNS``; ``vs_best_expert`` is the paired utility difference to
-    the expert that was best on validation paths; ``capture`` is the share of the way from TWAP (an
-    expert that must be there) to the oracle. Comparisons hold a row for each contender and each
-    reference: every expert, and the one-step imitation of the contender's own seed.
+    In the scorecard, ``vs_best_expert`` is the paired utility difference to the expert that was best on
+    validation days; ``capture`` is the share of the way from TWAP (an expert that must be there) to the
+    oracle. References of a contender are every expert and the one-step imitation of its own seed.
 
     Experts and contenders see what ``perceive`` gives. The ``informed``, yardsticks that see all, run on
-    the same paths; the oracle is solved here unless it is among them.
+    the same days; the oracle is solved here unless it is among them. Raises ValueError where two policies
+    have the same name, solver steps and training seed.
     """
     if "oracle" not in {e.name for e in informed}:
-        informed = [*informed, Entry(solve_oracle(condition.market, condition.order, n_buckets), "oracle")]
-    best = best_expert(experts, condition, n_validation, n_buckets, seed, perceive)
-    entries = [Entry(policy, name) for name, policy in experts.items()] + contenders
-    keyed, knowing = (
-        {f"{e.name}/{e.solver_steps}/{e.training_seed}": e for e in group} for group in (entries, informed)
-    )
-    runs = {key: (e.policy, e.n_paths or n_paths) for key, e in keyed.items()}
-    outcomes = evaluate(runs, condition, n_buckets, seed, "test", perceive)
-    for key, entry in knowing.items():
-        alone = {key: (entry.policy, n_paths)}
-        o = evaluate(alone, condition, n_buckets, seed, "test", entry.perceive)[key]
-        outcomes[key] = o.head(entry.n_paths or n_paths)
-    keyed |= knowing
+        oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
+        informed = [*informed, Entry(oracle, "oracle")]
+    everyone = [
+        *(Entry(policy, name, perceive=perceive) for name, policy in experts.items()),
+        *(replace(entry, perceive=perceive) for entry in contenders),
+        *informed,
+    ]
+    keyed = {_key(entry): entry for entry in everyone}
+    if len(keyed) < len(everyone):
+        clash = next(key for key, count in Counter(map(_key, everyone)).items() if count > 1)
+        raise ValueError(f"two policies are named {clash} (name/solver steps/training seed): must differ")
+    best = best_expert(experts, condition, evaluation, perceive)
+    outcomes: dict[str, PathResults] = {}
+    days = {key: (entry.n_paths or evaluation.n_paths, entry.perceive) for key, entry in keyed.items()}
+    for n_paths, view in dict.fromkeys(days.values()):
+        runs = {key: keyed[key].policy for key in keyed if days[key] == (n_paths, view)}
+        outcomes |= evaluate(runs, condition, replace(evaluation, n_paths=n_paths), "test", view)
     by_expert = {name: outcomes[f"{name}/None/None"] for name in experts}
     market, order = condition.market, condition.order
     where = {
@@ -251,7 +287,7 @@ def score_condition(
         )
         label = {"world": condition.world, "condition": condition.name}
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
-        if any(entry is contender for contender in contenders):
+        if key in map(_key, contenders):
             imitation = f"flow_imitation/1/{entry.training_seed}"
             references = by_expert | (
                 {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
@@ -263,21 +299,24 @@ def score_condition(
                 row |= {"reference_std_bps": reference.pnl.std().item(), "is_best_expert": name == best}
                 comparisons.append(row | compare(o, reference))
     table = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
-    return table, pd.DataFrame(comparisons), pd.DataFrame(checks)
+    return Scores(table, pd.DataFrame(comparisons), pd.DataFrame(checks))
+
+
+def _key(entry: Entry) -> str:
+    return f"{entry.name}/{entry.solver_steps}/{entry.training_seed}"
 
 
 def captures(
-    policies: Mapping[str, Policy], condition: Condition, n_paths: int, n_buckets: int, seed: int, stream: str
+    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, stream: str
 ) -> pd.DataFrame:
     """Capture and utility of policies in one condition, paired with the first policy.
 
     A row a policy: condition, policy, capture, utility, and the difference to the first policy in units
     of the oracle's gain over TWAP, with its 95 % interval.
     """
-    oracle = solve_oracle(condition.market, condition.order, n_buckets)
+    oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
     everyone: dict[str, Policy] = {"twap": twap, "oracle": oracle, **policies}
-    runs = {name: (policy, n_paths) for name, policy in everyone.items()}
-    outcomes = evaluate(runs, condition, n_buckets, seed, stream)
+    outcomes = evaluate(everyone, condition, evaluation, stream)
     floor, roof = outcomes["twap"].utility, outcomes["oracle"].utility
     gap, first, rows = (roof - floor).double().mean().item(), outcomes[next(iter(policies))].utility, []
     for name in policies:
@@ -293,6 +332,7 @@ def captures(
 def reactions(
     policies: Mapping[str, Policy],
     condition: Condition,
+    *,
     n_buckets: int,
     k: int,
     inventory: Tensor,

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.batching import map_tensors
@@ -331,7 +331,7 @@ def train_variant(
     return policies, before + time.process_time() - start
 
 
-def measure(setting: Setting, grid: Sequence[Condition], n_paths: int, seed: int) -> pd.DataFrame:
+def measure(setting: Setting, grid: Sequence[Condition], evaluation: Evaluation) -> pd.DataFrame:
     """Train every variant and measure it: rows of :func:`flowoe_lib.evaluation.scorecard.captures`.
 
     The first policy, with which all are paired, is the main line in one step. Columns variant, sampled
@@ -348,7 +348,7 @@ def measure(setting: Setting, grid: Sequence[Condition], n_paths: int, seed: int
         for name, (made, _) in zip(VARIANTS, runs, strict=True)
         for how, policy in made.items()
     }
-    tasks = [(policies, c, n_paths, setting.n_buckets, seed, "ablations") for c in grid]
+    tasks = [(policies, c, evaluation, "ablations") for c in grid]
     table = pd.concat(sweep(captures, tasks, "conditions"), ignore_index=True)
     table[["variant", "sampled"]] = table["policy"].str.split(" | ", regex=False, expand=True)
     seconds = {name: spent for name, (_, spent) in zip(VARIANTS, runs, strict=True)}

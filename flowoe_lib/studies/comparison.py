@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
-from flowoe_lib.evaluation.scorecard import Entry, evaluate, market_days, score_condition
+from flowoe_lib.evaluation.scorecard import (
+    Entry,
+    Evaluation,
+    Scores,
+    evaluate,
+    market_days,
+    score_condition,
+)
 from flowoe_lib.evaluation.statistics import bootstrap_intervals, model_confidence_set, spa_pvalue
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import Errors, Perceive, exact, regimes_as_depth
@@ -56,25 +63,22 @@ def score_in_world(
     condition: Condition,
     fields: Mapping[int, EndpointField],
     rl: Mapping[str, RLExpert],
-    n_paths: int,
-    n_few: int,
-    n_validation: int,
-    n_buckets: int,
-    seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    evaluation: Evaluation,
+) -> Scores:
     """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy and the experts of a
     world.
 
-    The first of the ``fields`` runs on all paths in one step, its other steps and the other training
-    seeds on ``n_few`` of them. Where not all is seen, the same policy that sees all comes as
+    The first of the ``fields`` runs on all days in one step, its other steps and the other training
+    seeds on the first few. Where not all is seen, the same policy that sees all comes as
     "flow_informed". The limit is the optimum given the regimes or the belief where these are hidden.
     """
-    first_seed = min(fields)
+    first_seed, n_buckets = min(fields), evaluation.n_buckets
+    few = min(evaluation.n_few, evaluation.n_paths)
     contenders = [
-        Entry(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, n_few) for k in (2, 4, 8)
+        Entry(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
     ]
     contenders += [
-        Entry(FlowPolicy(field, 1), "flow_refined", 1, s, n_paths if s == first_seed else n_few)
+        Entry(FlowPolicy(field, 1), "flow_refined", 1, s, None if s == first_seed else few)
         for s, field in fields.items()
     ]
     experts, informed = experts_in(perceive, condition, n_buckets, rl), []
@@ -84,13 +88,11 @@ def score_in_world(
     if perceive is not exact:
         knowing = FlowPolicy(fields[first_seed], 1)
         informed.append(Entry(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
-    return score_condition(
-        condition, experts, contenders, n_paths, n_validation, n_buckets, seed, perceive, informed
-    )
+    return score_condition(condition, experts, contenders, evaluation, perceive, informed)
 
 
 def whole_range(
-    fields: Mapping[int, EndpointField], condition: Condition, n_paths: int, n_buckets: int, seed: int
+    fields: Mapping[int, EndpointField], condition: Condition, evaluation: Evaluation
 ) -> pd.DataFrame:
     """The universal policy in a condition of its range: capture, and regret as a share of the oracle's cost.
 
@@ -100,9 +102,8 @@ def whole_range(
     entries = [(s, 1) for s in fields] + [(first_seed, 8)]
     policies: dict[str, Policy] = {f"{s}/{k}": FlowPolicy(fields[s], k) for s, k in entries}
     policies["twap"] = twap
-    policies["oracle"] = solve_oracle(condition.market, condition.order, n_buckets)
-    runs = {key: (p, n_paths) for key, p in policies.items()}
-    out = evaluate(runs, condition, n_buckets, seed, "design")
+    policies["oracle"] = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
+    out = evaluate(policies, condition, evaluation, "design")
     best, rows = out["oracle"].utility, []
     for trained, steps in entries:
         utility = out[f"{trained}/{steps}"].utility
@@ -113,24 +114,22 @@ def whole_range(
     return pd.DataFrame(rows, columns=columns)
 
 
-def hidden_gain(
-    field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
-) -> pd.DataFrame:
+def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
     """What learning about a hidden drift is worth, over the optimum that is blind to it.
 
     One row: the share of the belief-state optimum's gain that the policy has, with its interval, and the
     realised gain in the lowest, middle and highest third of days by their actual drift, bps.
     """
-    runs: dict[str, tuple[Policy, int]] = {
-        "flow": (FlowPolicy(field, 1), n_paths),
-        "blind": (_blind(condition, n_buckets), n_paths),
-        "belief": (solve_belief(condition.market, condition.order, n_buckets), n_paths),
+    policies: dict[str, Policy] = {
+        "flow": FlowPolicy(field, 1),
+        "blind": _blind(condition, evaluation.n_buckets),
+        "belief": solve_belief(condition.market, condition.order, evaluation.n_buckets),
     }
-    out = evaluate(runs, condition, n_buckets, seed, "test")
+    out = evaluate(policies, condition, evaluation, "test")
     utilities = [out[name].utility for name in ("flow", "blind", "belief")]
     share = capture_interval(*utilities)
-    days = market_days(condition, n_paths, n_buckets, seed, "test")
-    drift = torch.cat([paths.day_drift_bps for paths in days])
+    days = market_days(condition, evaluation, "test")
+    drift = torch.cat([paths.day_drift_bps for paths in days])[: evaluation.n_paths]
     # By drift the martingale term does not vanish: what was earned is P&L itself.
     gain = out["flow"].martingale - out["blind"].martingale + utilities[0] - utilities[1]
     thirds = gain[drift.argsort()].tensor_split(3)
@@ -160,9 +159,7 @@ def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
     return kept
 
 
-def error_costs(
-    field: EndpointField, condition: Condition, n_paths: int, n_buckets: int, seed: int
-) -> pd.DataFrame:
+def error_costs(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
     """Utility that comes back once errors of the realistic world are healed, bps, with its 95 % interval.
 
     Columns condition, healed, regained_bps, ci_low, ci_high. One error at a time, and all of them; what
@@ -175,9 +172,9 @@ def error_costs(
         "depth": Errors(depth=0.0),
         "all": exact,
     }
-    policy = {"flow": (FlowPolicy(field, 1), n_paths)}
+    policy = {"flow": FlowPolicy(field, 1)}
     utility = {
-        name: evaluate(policy, condition, n_buckets, seed, "test", perceive)["flow"].utility
+        name: evaluate(policy, condition, evaluation, "test", perceive)["flow"].utility
         for name, perceive in healed.items()
     }
     rows = [
@@ -193,19 +190,17 @@ def refereed(
     condition: Condition,
     field: EndpointField,
     rl: Mapping[str, RLExpert],
-    n_paths: int,
     reps: int,
-    n_buckets: int,
-    seed: int,
+    evaluation: Evaluation,
 ) -> dict[str, object]:
     """One condition before a referee: the set of the best policies, Hansen's test, and bootstrap intervals.
 
     ``spa_p`` is the chance of the others' lead over FlowOE if none were better; ``best_set`` names the
     policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
     """
-    policies = experts_in(world.perceive, condition, n_buckets, rl) | {"flow_refined": FlowPolicy(field, 1)}
-    runs = {name: (p, n_paths) for name, p in policies.items()}
-    out = evaluate(runs, condition, n_buckets, seed, "test", world.perceive)
+    policies = experts_in(world.perceive, condition, evaluation.n_buckets, rl)
+    policies["flow_refined"] = FlowPolicy(field, 1)
+    out, seed = evaluate(policies, condition, evaluation, "test", world.perceive), evaluation.seed
     utilities: dict[str, Tensor] = {name: o.utility for name, o in out.items()}
     ranked = model_confidence_set(utilities, reps, seed)
     kept: Sequence[str] = ranked.loc[ranked["in_set"], "policy"].tolist()

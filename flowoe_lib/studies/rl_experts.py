@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 from torch import Tensor
 
-from flowoe_lib.evaluation.scorecard import captures
+from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.execution.environment import Reward, advantage_over_twap, controlled_utility, realised_utility
 from flowoe_lib.market.model import Condition
 from flowoe_lib.studies.worlds import World
@@ -75,19 +75,10 @@ def expert_tensors(runs: Sequence[Run], trained: Sequence[list[Snapshot]]) -> di
     return {f"{name}:{key}": t for name, expert in experts.items() for key, t in expert.to_tensors().items()}
 
 
-def progress(
-    runs: Sequence[Run], trained: Sequence[list[Snapshot]], n_paths: int, n_buckets: int, seed: int
-) -> pd.DataFrame:
+def progress(runs: Sequence[Run], trained: Sequence[list[Snapshot]], evaluation: Evaluation) -> pd.DataFrame:
     """Capture at every snapshot: columns run, condition, seed, steps, seconds, capture."""
     tasks = [
-        (
-            {str(i): s.expert for i, s in enumerate(taken)},
-            run.condition,
-            n_paths,
-            n_buckets,
-            seed,
-            "RL progress",
-        )
+        ({str(i): s.expert for i, s in enumerate(taken)}, run.condition, evaluation, "RL progress")
         for run, taken in zip(runs, trained, strict=True)
     ]
     rows = [
