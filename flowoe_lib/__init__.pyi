@@ -12,6 +12,7 @@ from .data.calibration import calibrate as calibrate
 from .data.conditions import heston_grid as heston_grid
 from .desk.planner import Ticket as Ticket
 from .desk.planner import plan_order as plan_order
+from .evaluation.scorecard import Evaluation as Evaluation
 from .evaluation.scorecard import evaluate as evaluate
 from .evaluation.scorecard import score_condition as score_condition
 from .execution.execution import execute as execute
