@@ -66,9 +66,9 @@ def planned_scores(c: Condition) -> Tensor:
     return torch.stack([score_of_fraction(f, N - k) for k, f in enumerate(fractions)]).float()
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.7])
-def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: float) -> None:
-    demonstrations = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, spread=spread)
+@pytest.mark.parametrize("noise_sd", [0.0, 0.7])
+def test_recorded_actions_are_what_the_experts_would_do_undisturbed(noise_sd: float) -> None:
+    demonstrations = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, noise_sd=noise_sd)
     shape = (2, N - 1, len(CONDITIONS), 20)
     # Actions are scores in units of what is at stake in the condition.
     units = torch.stack([action_unit(PreTrade.of(c.market, c.order)) for c in CONDITIONS])
@@ -83,7 +83,7 @@ def test_recorded_actions_are_what_the_experts_would_do_undisturbed(spread: floa
     inventory = (demonstrations.observed.reshape(*shape, -1)[..., column] + 1) / 2
     even = torch.linspace(1, 1 / N, N)[:-1]
     assert (inventory[:, 0] == 1).all()
-    if spread == 0:
+    if noise_sd == 0:
         torch.testing.assert_close(inventory[1], even[:, None, None].expand(shape[1:]), rtol=0, atol=1e-5)
     else:
         assert (inventory[:, 3:].std(-1) > 0.01).all()

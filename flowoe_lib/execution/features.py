@@ -1,8 +1,8 @@
-"""What the learned policies make of an observation: dimensionless numbers of order one.
+"""Features of an observation for the learned policies: dimensionless numbers of order one.
 
-Up to scale, an order's problem depends on volatility, illiquidity, size and risk aversion through
-its urgency alone (:func:`flowoe_lib.market.pre_trade.urgency`), so they enter as that one number, and drift
-as a multiple of the same cost. Prices tell nothing but the drift, where that is hidden.
+The optimal schedule depends on volatility, illiquidity, size and risk aversion through urgency alone
+(:func:`flowoe_lib.market.pre_trade.urgency`), so they enter as that one number; drift enters as a multiple of
+the expected cost. Past prices matter only for the estimate of a hidden drift.
 """
 
 import torch
@@ -74,24 +74,25 @@ def features(obs: Observation) -> Tensor:
         log_rest.exp().log1p() / unit,
         pace.clamp_min(1e-2).log() / unit,
     )
-    # Rows are laid side by side ten times as fast as columns.
+    # Stacking rows and transposing is ten times as fast as stacking columns.
     return torch.stack([c.expand(obs.inventory.shape) for c in columns]).T
 
 
 def _pace(root: Tensor, drift: Tensor) -> Tensor:
-    """How fast Almgren and Chriss (2000, J. Risk 3) start on what is left, as a multiple of an even pace.
+    """Initial pace of Almgren and Chriss's schedule for the remaining order, as a multiple of an even pace.
 
-    ``root`` is that of the urgency of what is left, ``drift`` its gain from waiting over its cost. Negative
-    where drift is worth buying more for.
+    ``root`` is the square root of the urgency of the remaining order, ``drift`` its expected gain from
+    waiting over its cost. The pace is negative where the drift makes buying more worthwhile. Source: Almgren,
+    Chriss (2001), Journal of Risk 3.
     """
     return root / torch.tanh(root) - drift * torch.tanh(root / 2) / (2 * root)
 
 
 def action_unit(pre_trade: PreTrade) -> Tensor:
-    """The unit in which learned policies express the score of a trade, [paths] or [].
+    """Unit in which learned policies express the score of a trade, [paths] or [].
 
-    Costs are quadratic in scores, so with the root of what is at stake an error of the same number of
-    units costs about the same share of the gain in every condition.
+    Loss is quadratic in the error of a score. With a unit proportional to the square root of the attainable
+    gain, an error of one unit loses about the same share of that gain in every condition.
     """
     root = pre_trade.attainable_gain.clamp_min(1e-6).sqrt()
     return 6 * root / (1 + root)

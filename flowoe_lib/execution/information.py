@@ -1,7 +1,7 @@
-"""What traders make of a market that they do not see exactly: estimates, filters, averages.
+"""Information: what traders know of the market, exactly or by estimates, filters and averages.
 
-Every agent of a world gets the same perception, so that none knows more than another. Filters look
-back only: what they say at bucket k rests on what happened before it, and on the depth seen at its start.
+All agents of a world have the same information. Filters use the past only: the estimate at bucket k depends
+on what happened before it and on the depth displayed at its start.
 """
 
 import math
@@ -34,46 +34,47 @@ __all__ = [
 
 
 RETURNS = 10
-"""Returns a bucket, one a minute, from which realised variance is measured."""
+"""Returns in a bucket, one a minute, from which realised variance is measured."""
 
 
 CELLS = 30
-"""Of the filter's grid of variance."""
+"""Cells of the filter's grid of variance."""
 
 
 DEPTH_NOISE = 0.4
-"""Standard deviation of the logarithm of the depth on display around what there is."""
+"""Standard deviation of the error of displayed log depth."""
 
 
 SIGNALS = (0.2, 2.0)
-"""Standard deviations of signals of the regime, calm being zero and stressed one: from plain to vague."""
+"""Lowest and highest standard deviation of the noise of a regime signal around 0 (calm) or 1 (stressed)."""
 
 
 @dataclass(frozen=True)
 class Perception:
-    """What is known of the day on each path."""
+    """What traders know of the market on each path."""
 
     market: Market
     """Pre-trade estimates, fields of shape [] or [paths]."""
     variance: Tensor
-    """Variance per day at the start of each bucket, [N, paths]."""
+    """Estimated variance per day at the start of each bucket, [N, paths]."""
     log_depth: Tensor
-    """At the start of each bucket, broadcastable to [N, paths]."""
+    """Estimated log depth at the start of each bucket, broadcastable to [N, paths]."""
 
 
 Perceive = Callable[[MarketPaths, Market, torch.Generator], Perception]
-"""(paths, the true market, randomness of the errors) -> what is known."""
+"""(paths, true market, generator of the errors) -> what traders know."""
 
 
 def exact(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-    """Everything but the future: the true parameters, variance and depth."""
+    """Full information: the true parameters, variance and depth, but not the future."""
     return Perception(market, paths.variance, paths.log_depth)
 
 
 def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-    """Averages over the regimes, and what realised returns tell of variance and of the regime's depth.
+    """Information of agents who know the law of the regimes but observe neither regime nor depth.
 
-    Agents know that there are regimes and how they behave, but not which one prevails.
+    Parameters are moment-matched over the regimes; variance and the probability of stress are filtered from
+    realised variance.
     """
     believed = moment_matched(market)
     variance, stressed = filtered_state(realised_variance(paths, generator), market, paths.dt)
@@ -82,56 +83,60 @@ def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Genera
 
 
 def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-    """Everything but the future, with regimes told as variance and depth around their averages."""
+    """Full information, with the regime expressed as variance and depth of the moment-matched market."""
     believed = moment_matched(market)
     return Perception(believed, paths.variance, paths.log_depth + _relative_depth(market, believed))
 
 
 def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-    """Everything but the future and the regime, of which a signal comes at the start of each bucket.
+    """Full information except for the regime, of which a noisy signal arrives at the start of each bucket.
 
-    Signals are the regime in noise, whose standard deviation is drawn for each path, log-uniform within
-    ``SIGNALS``: so beliefs are met as sure and as vague as they may be. They are turned into variance and
-    depth as in :func:`blind_to_regimes`. Fields of the market may differ between paths. Source: Hamilton
-    (1989), Econometrica 57, for the forward algorithm.
+    A signal is the regime (0 or 1) plus normal noise, whose standard deviation is drawn for each path,
+    log-uniform within ``SIGNALS``, so that training covers beliefs from certain to vague. The filtered
+    probability of stress is expressed as variance and depth, as in :func:`blind_to_regimes`. Fields of the
+    market may differ between paths. Source: Hamilton (1989), Econometrica 57, for the forward algorithm.
     """
     if not market.regimes.present:
         return regimes_as_depth(paths, market, generator)
     believed, regimes = moment_matched(market), market.regimes
-    spread = torch.empty_like(paths.variance[0]).uniform_(*map(math.log, SIGNALS), generator=generator).exp()
-    signals = paths.stressed + spread * torch.empty_like(paths.variance).normal_(generator=generator)
+    noise_sd = (
+        torch.empty_like(paths.variance[0]).uniform_(*map(math.log, SIGNALS), generator=generator).exp()
+    )
+    signals = paths.stressed + noise_sd * torch.empty_like(paths.variance).normal_(generator=generator)
     from_calm, from_stressed = regimes.jump(paths.dt)
-    belief, told = regimes.stressed_share, []
-    for evidence in (signals - 0.5) / spread.square():
-        told.append(torch.sigmoid(torch.logit(belief, 1e-6) + evidence))
-        belief = from_calm + (from_stressed - from_calm) * told[-1]
-    risen, dearer = (
-        (1 + torch.stack(told) * (factor - 1)) / torch.where(paths.stressed, factor, 1)
+    prior, posteriors = regimes.stressed_share, []
+    for evidence in (signals - 0.5) / noise_sd.square():
+        posteriors.append(torch.sigmoid(torch.logit(prior, 1e-6) + evidence))
+        prior = from_calm + (from_stressed - from_calm) * posteriors[-1]
+    variance_ratio, cost_ratio = (
+        (1 + torch.stack(posteriors) * (factor - 1)) / torch.where(paths.stressed, factor, 1)
         for factor in (regimes.volatility_multiplier.square(), regimes.cost_multiplier)
     )
-    depth = paths.log_depth - dearer.log() / market.impact.beta
-    return Perception(believed, paths.variance * risen, depth + _relative_depth(market, believed))
+    depth = paths.log_depth - cost_ratio.log() / market.impact.beta
+    return Perception(believed, paths.variance * variance_ratio, depth + _relative_depth(market, believed))
 
 
 def _relative_depth(market: Market, believed: Market) -> Tensor:
-    """Log depth of the calm regime, relative to what an average market believes of its own."""
+    """Log depth of the calm regime relative to the moment-matched market."""
     usual, calm = (m.liquidity.illiquidity * m.heston.theta.sqrt() for m in (believed, market))
     return (usual / calm).log() / market.impact.beta
 
 
 @dataclass(frozen=True)
 class Errors:
-    """A way to perceive: parameters are estimates, variance is measured, depth is seen with noise."""
+    """Information with errors: estimated parameters, filtered variance, and depth observed with noise."""
 
     volatility: float = 0.1
-    """Standard deviation of the logarithm of a pre-trade estimate."""
+    """Standard deviation of the log error of the volatility estimate."""
     illiquidity: float = 0.2
+    """Standard deviation of the log error of the illiquidity estimate."""
     returns: int | None = RETURNS
-    """From which variance is measured in a bucket; None: it is seen as it is."""
+    """Returns in a bucket from which variance is measured; None for the true variance."""
     depth: float = DEPTH_NOISE
+    """Standard deviation of the error of displayed log depth."""
 
     def __call__(self, paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
-        """What is known of ``paths``; ``generator`` draws the errors."""
+        """What traders know of ``paths``; ``generator`` draws the errors."""
         errors = torch.randn(2, paths.n_paths, generator=generator, device=generator.device)
         theta = market.heston.theta * torch.exp(2 * self.volatility * errors[0])
         illiquidity = market.liquidity.illiquidity * torch.exp(self.illiquidity * errors[1])
@@ -148,11 +153,11 @@ class Errors:
 
 
 with_errors = Errors()
-"""The errors of the realistic world: volatility to 10 %, illiquidity to 20 %, depth to .4 in logs."""
+"""The errors of the realistic world: 10 % in volatility, 20 % in illiquidity, .4 in log depth."""
 
 
 def realised_variance(paths: MarketPaths, generator: torch.Generator, returns: int = RETURNS) -> Tensor:
-    """Variance per day measured over each bucket from so many squared ``returns``, [N, paths].
+    """Draw the realised variance per day of each bucket, measured from ``returns`` returns, [N, paths].
 
     Source: Barndorff-Nielsen and Shephard (2002), Journal of the Royal Statistical Society B 64.
     """
@@ -164,12 +169,12 @@ def realised_variance(paths: MarketPaths, generator: torch.Generator, returns: i
 def filtered_state(
     realised: Tensor, market: Market, dt: float, returns: int = RETURNS
 ) -> tuple[Tensor, Tensor]:
-    """Expected variance per day and probability of stress at the start of each bucket, each [N, paths].
+    """Filter variance per day and the probability of stress at the start of each bucket, each [N, paths].
 
-    Given ``realised`` before it, [N, paths]: the forward algorithm on variance cut into ``CELLS`` cells of
-    equal stationary probability, times the regimes. A measured variance is gamma around the true one.
-    ``theta`` may differ between paths, ``cv``, ``kappa`` and the regimes have shape []. Source: Hamilton
-    (1989), Econometrica 57.
+    Both are conditional on ``realised`` variance [N, paths] of earlier buckets. The forward algorithm runs on
+    ``CELLS`` cells of variance with equal stationary probability, crossed with the regimes; a measured
+    variance is gamma-distributed around the true one. ``theta`` may differ between paths; ``cv``, ``kappa``
+    and the regimes have shape []. Source: Hamilton (1989), Econometrica 57.
     """
     nodes, step = _variance_chain(market.heston.cv.item(), market.heston.kappa.item(), dt, CELLS)
     raised, start, jump = torch.ones(1), torch.ones(1), torch.ones(1, 1)
@@ -184,51 +189,51 @@ def filtered_state(
     means = torch.outer(raised, nodes).flatten()
     chain = torch.kron(jump, step)
     belief = torch.kron(start, torch.full((CELLS,), 1 / CELLS)).expand(realised.shape[1], -1)
-    known = []
+    history = []
     for measured in realised / market.heston.theta:
-        known.append(belief)
+        history.append(belief)
         evidence = -returns / 2 * (measured[:, None] / means + means.log())
         weighed = belief * torch.exp(evidence - evidence.amax(1, keepdim=True))
         belief = weighed @ chain / weighed.sum(1, keepdim=True)
-    beliefs = torch.stack(known)
+    beliefs = torch.stack(history)
     return beliefs @ means * market.heston.theta, beliefs[..., CELLS:].sum(-1)
 
 
 @cache
 def _variance_chain(cv: float, kappa: float, dt: float, cells: int) -> tuple[Tensor, Tensor]:
-    """Mean of V / theta in each cell, and the chances of moving from cell to cell within ``dt`` days."""
+    """Mean of V / theta in each cell, and the probabilities of transition between cells in ``dt`` days."""
     shape = 1 / cv**2
     edges = gammaincinv(shape, np.linspace(0, 1, cells + 1))
-    # The mean over a cell of a gamma is the next gamma's probability of it.
+    # The mean over a cell under Gamma(shape) is its probability under Gamma(shape + 1), rescaled.
     nodes = np.diff(gammainc(shape + 1, edges)) * cells
     decay = math.exp(-kappa * dt)
     unit = (1 - decay) / 2
     start = gammaincinv(shape, (np.arange(cells * 8) + 0.5) / (cells * 8)).reshape(cells, 8, 1)
-    reached = chndtr(edges / unit, 2 * shape, decay * start / unit)
-    step = np.diff(reached).mean(1)
-    # Cells are equally likely and the process reversible, so the exact chances are symmetric.
+    cumulative = chndtr(edges / unit, 2 * shape, decay * start / unit)
+    step = np.diff(cumulative).mean(1)
+    # Cells are equally likely and the process is reversible, so the exact matrix is symmetric.
     step = (step + step.T) / 2
     step /= step.sum(1, keepdims=True)
     return torch.tensor(nodes).float(), torch.tensor(step).float()
 
 
 def filtered_depth(
-    paths: MarketPaths, believed: Market, generator: torch.Generator, spread_of_noise: float = DEPTH_NOISE
+    paths: MarketPaths, believed: Market, generator: torch.Generator, noise_sd: float = DEPTH_NOISE
 ) -> Tensor:
-    """Best estimate of log depth at the start of each bucket from all that was on display, [N, paths].
+    """Filter log depth at the start of each bucket from the depth displayed up to then, [N, paths].
 
-    Displayed depth is true depth with noise of ``spread_of_noise`` in logs; the Kalman filter of a
-    stationary first-order autoregression observed with noise. Where depth is constant it is zero.
+    Displayed log depth is true log depth plus normal noise of standard deviation ``noise_sd``. The filter is
+    Kalman's for a stationary first-order autoregression. Where depth is constant the estimate is zero.
     """
     liquidity = believed.liquidity
     decay = torch.exp(-liquidity.depth_reversion * paths.dt)
-    spread = liquidity.depth_sd**2
-    estimate, error = torch.zeros_like(paths.variance[0]), spread
-    known = []
+    stationary = liquidity.depth_sd**2
+    estimate, error = torch.zeros_like(paths.variance[0]), stationary
+    estimates = []
     for depth in paths.log_depth:
         noise = torch.empty_like(estimate).normal_(generator=generator)
-        gain = error / (error + spread_of_noise**2).clamp_min(1e-12)
-        updated = estimate + gain * (depth + spread_of_noise * noise - estimate)
-        known.append(updated)
-        estimate, error = decay * updated, decay**2 * (1 - gain) * error + (1 - decay**2) * spread
-    return torch.stack(known)
+        gain = error / (error + noise_sd**2).clamp_min(1e-12)
+        updated = estimate + gain * (depth + noise_sd * noise - estimate)
+        estimates.append(updated)
+        estimate, error = decay * updated, decay**2 * (1 - gain) * error + (1 - decay**2) * stationary
+    return torch.stack(estimates)

@@ -249,7 +249,7 @@ def _distilled(s: Setting, start: EndpointField) -> dict[str, Policy]:
     draws = generator(s.seed, "distillation")
     market, order = s.conditions.draw(2_000, draws)
     days = simulate(market, 2_000, s.n_buckets, draws)
-    watched = Recorder(teacher, spread=0.5)
+    watched = Recorder(teacher, noise_sd=0.5)
     with torch.no_grad():
         execute(watched, days, market, order, draws)
     return _flow(imitate(watched.demonstrations(), 2 * s.imitations, s.seed).field)

@@ -1,4 +1,4 @@
-"""Imitation: conditional flow matching on what an ensemble of experts does, condition by condition."""
+"""Imitation: conditional flow matching on the actions of an ensemble of experts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,18 +29,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """States and the actions an expert would take in them."""
+    """States, and the actions that an expert would take in them."""
 
     observed: Tensor
     """[samples, features]."""
     actions: Tensor
     """[samples]."""
     weights: Tensor
-    """Share of each sample in the loss, mean one, [samples]."""
+    """Weight of each sample in the loss, mean one, [samples]."""
 
 
 def merge(parts: Sequence[Demonstrations]) -> Demonstrations:
-    """Demonstrations of several occasions as one."""
+    """Concatenate several sets of demonstrations."""
     return Demonstrations(
         observed=torch.cat([p.observed for p in parts]),
         actions=torch.cat([p.actions for p in parts]),
@@ -54,34 +54,35 @@ SampleLoss = Callable[[EndpointField, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class Recorder:
-    """Lets an expert act under noise of ``spread`` in score, and notes what it would have done without."""
+    """A policy that trades an expert's action plus noise, and records the action without noise."""
 
     expert: Policy
-    spread: float
+    noise_sd: float
+    """Standard deviation of the noise, in units of the score."""
     observed: list[Tensor] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """The disturbed fraction, [paths]."""
+        """Fraction of the remaining inventory, noise included, [paths]."""
         fraction = self.expert(obs, noise)
         self.observed.append(features(obs))
         self.actions.append(action_of_fraction(obs, fraction))
         n_left = obs.n_buckets - obs.k
-        return fraction_of_score(score_of_fraction(fraction, n_left) + self.spread * noise, n_left)
+        return fraction_of_score(score_of_fraction(fraction, n_left) + self.noise_sd * noise, n_left)
 
     def demonstrations(self) -> Demonstrations:
-        """What was recorded, bucket by bucket, all of one weight."""
+        """The recorded states and actions, bucket by bucket, with equal weights."""
         actions = torch.cat(self.actions)
         return Demonstrations(torch.cat(self.observed), actions, torch.ones_like(actions))
 
 
 def expert_weights(utility: Tensor, sharpness: float) -> Tensor:
-    """Softmax weights [experts, ...] by utility, on the scale of the spread between best and worst.
+    """Softmax weights of experts by utility, [experts, ...], scaled by the range from worst to best.
 
-    ``sharpness`` 0 imitates all alike, a large one only the best.
+    With ``sharpness`` 0 all experts weigh the same; with a large one only the best counts.
     """
-    spread = (utility.amax(0) - utility.amin(0)).clamp_min(1e-9)
-    return torch.softmax(sharpness * (utility - utility.amax(0)) / spread, 0)
+    scale = (utility.amax(0) - utility.amin(0)).clamp_min(1e-9)
+    return torch.softmax(sharpness * (utility - utility.amax(0)) / scale, 0)
 
 
 def demonstrate(
@@ -90,14 +91,14 @@ def demonstrate(
     paths_each: int,
     n_buckets: int,
     seed: int,
-    spread: float = 0.5,
+    noise_sd: float = 0.5,
     sharpness: float = 10.0,
 ) -> Demonstrations:
-    """Run every expert in every condition under execution noise of ``spread`` in score.
+    """Record the actions of every expert in every condition.
 
-    The noise takes the experts off their own course, so that the states cover what an imitator may
-    get into, while the recorded action is the undisturbed one (Laskey et al. 2017, DART). Each
-    expert's samples weigh by its utility in the condition, :func:`expert_weights`.
+    Experts trade with noise of standard deviation ``noise_sd`` in score, so that the recorded states cover
+    those that an imitator may reach; the recorded actions are without noise (Laskey et al. 2017, DART).
+    Samples are weighted by the utility of their expert in the condition, :func:`expert_weights`.
     """
     draws = generator(seed, "demonstrations")
     market, order = batch(conditions, paths_each)
@@ -108,7 +109,7 @@ def demonstrate(
             expert = calibrate(conditions, paths_each, n_buckets)
             calm = execute(expert, paths, market, order, draws)
             utilities.append(calm.utility_bps(order).reshape(len(conditions), paths_each).mean(1))
-            recorder = Recorder(expert, spread)
+            recorder = Recorder(expert, noise_sd)
             execute(recorder, paths, market, order, draws)
             recorded.append(recorder.demonstrations())
     weights = expert_weights(torch.stack(utilities), sharpness) * len(experts)
@@ -125,9 +126,47 @@ def imitate(
     make: Callable[[torch.Generator], EndpointField] = EndpointField,
     loss_of: SampleLoss = matching_loss,
 ) -> TrainingRun:
-    """A field made by ``make``, trained on the weighted loss per sample, with the curve "loss".
+    """Train a flow on demonstrations by conditional flow matching.
 
-    Adam under a one-cycle rate; weights and minibatches come from the streams of ``seed``.
+    The optimiser is Adam with a one-cycle learning rate.
+
+    Parameters
+    ----------
+    demonstrations : flowoe_lib.training.imitation.Demonstrations
+        Features [samples, features], actions [samples] and weights [samples].
+    iterations : int
+        Number of optimiser steps.
+    seed : int
+        Seed of the initial weights and of the minibatches.
+    minibatch : int
+        Samples in each step.
+    learning_rate : float
+        Peak learning rate.
+    make : callable
+        Makes the untrained field from a generator.
+    loss_of : callable
+        Loss per sample from (field, features, x1, x0, t), [samples].
+
+    Returns
+    -------
+    flowoe_lib.policies.flow.TrainingRun
+        The trained field, and the learning curve "loss".
+
+    References
+    ----------
+    Lipman, Chen, Ben-Hamu, Nickel, Le (2023), "Flow matching for generative modeling", ICLR, eq. (9).
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> order = fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> condition = fo.Condition("mine", "stressed", fo.Market(heston), order)
+    >>> shown = fo.training.imitation.demonstrate(SCHEDULE_EXPERTS, [condition], 5, 13, seed=1)
+    >>> losses = fo.imitate(shown, iterations=60, seed=1, minibatch=128).curves["loss"]
+    >>> bool(losses[-10:].mean() < losses[:10].mean() / 2)
+    True
     """
     learner = make(generator(seed, "initial weights"))
     draws = generator(seed, "minibatches")
@@ -156,9 +195,9 @@ def nearest_expert(
     n_buckets: int,
     seed: int,
 ) -> Tensor:
-    """Share of a policy's decisions that lie nearest to each expert's, [conditions, experts].
+    """Share of a policy's decisions that are nearest to the decision of each expert, [conditions, experts].
 
-    Decisions are compared as scores, in the states that the policy itself gets into.
+    Decisions are compared as scores, in the states that the policy itself reaches.
     """
     draws = generator(seed, "nearest expert")
     market, order = batch(conditions, paths_each)
@@ -166,7 +205,7 @@ def nearest_expert(
     ensemble = [calibrate(conditions, paths_each, n_buckets) for calibrate in experts.values()]
     nearest = []
 
-    def watched(obs: Observation, noise: Tensor) -> Tensor:
+    def compared(obs: Observation, noise: Tensor) -> Tensor:
         n_left = obs.n_buckets - obs.k
         fraction = policy(obs, noise)
         others = torch.stack([score_of_fraction(e(obs, noise), n_left) for e in ensemble])
@@ -174,7 +213,7 @@ def nearest_expert(
         return fraction
 
     with torch.no_grad():
-        execute(watched, paths, market, order, draws)
+        execute(compared, paths, market, order, draws)
     chosen = torch.stack(nearest).reshape(n_buckets - 1, len(conditions), paths_each)
     one_hot = torch.nn.functional.one_hot(chosen, len(ensemble)).float()
     return one_hot.mean((0, 2))

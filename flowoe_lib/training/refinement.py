@@ -1,9 +1,9 @@
-"""Refinement: the utility takes the place of the squared endpoint error, and the policy outgrows its experts.
+"""The refining loss: the negative utility that a policy earns in the simulator replaces the squared error.
 
-Flow matching corrupts an action, x_t = (1 - t) x_0 + t x_1, and asks the network for the endpoint.
-The refining loss keeps the corruption, with the policy's own one-step endpoint in the place of x_1,
-executes the answer in the differentiable simulator and descends on the utility that it earns. So every
-endpoint the sampler may ask for is trained to be a good trade, whatever the number of solver steps.
+Flow matching corrupts an action, x_t = (1 - t) x_0 + t x_1, and trains the network to predict the endpoint
+x_1. The refining loss corrupts in the same way, with the policy's own one-step endpoint in the place of x_1,
+executes the prediction in the differentiable simulator and descends on the negative utility. Every endpoint
+that the solver may evaluate is therefore trained to be a good trade, for any number of solver steps.
 """
 
 import copy
@@ -27,16 +27,16 @@ __all__ = ["Optimisers", "RefiningPolicy", "muon_and_adam", "refine", "utility_s
 
 
 Optimisers = Callable[[EndpointField, float], list[torch.optim.Optimizer]]
-"""What moves the weights of a field, at a learning rate."""
+"""(field, learning rate) -> the optimisers of its weights."""
 
 
 @dataclass(frozen=True)
 class RefiningPolicy:
-    """Trades the endpoint predicted from a corrupted version of the policy's own action."""
+    """A policy that trades the endpoint predicted from a corrupted version of its own action."""
 
     field: EndpointField
     times: Tensor
-    """Corruption t of each decision, [N, paths]; at zero the action is the one-step sample."""
+    """Corruption time t of each decision, [N, paths]; at t = 0 the action is the one-step sample."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the field's weights, [paths]."""
@@ -49,19 +49,20 @@ class RefiningPolicy:
 
 
 def utility_scale(market: Market, order: Order) -> Tensor:
-    """What a unit of loss is worth in each condition, bps: about what a good policy can gain there.
+    """Scale of the loss in each condition, bps: the approximate gain of a good policy over TWAP.
 
-    So small gains count as much as large ones, and every condition is learned at the same pace.
+    Scaled losses weigh conditions of small and of large gains alike.
     """
     plan = PreTrade.of(market, order)
     return plan.cost_bps * plan.attainable_gain.clamp_min(1e-6)
 
 
 def muon_and_adam(field: EndpointField, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for every matrix but that of the last layer, Adam for the rest.
+    """Muon for the weight matrices of all layers but the last, Adam for the other weights.
 
-    A step of Muon is as long in every direction, so what few conditions ask of the network is learned
-    as fast as what all do. Source: Jordan et al. (2024), "Muon: an optimizer for hidden layers".
+    A step of Muon has the same length in all singular directions, so directions that matter in few conditions
+    are learned as fast as those that matter in all. Source: Jordan et al. (2024), "Muon: an optimizer for
+    hidden layers".
     """
     inner = [layer.weight for layer in (field.observe, field.corrupt, *field.hidden)]
     rest = [*(layer.bias for layer in (field.observe, *field.hidden)), *field.out.parameters()]
@@ -81,24 +82,59 @@ def refine(
     optimisers: Optimisers = muon_and_adam,
     device: str = "cpu",
 ) -> TrainingRun:
-    """A field refined from ``start`` on fresh paths of random conditions.
+    """Train a flow to earn utility, on new simulated days of random conditions in every iteration.
 
-    ``acting`` makes the policy that is executed from a field and corruption times, ``earned`` is what it
-    is to raise, in bps. Curves: "utility", the minibatch mean of what was ``earned`` above TWAP on the same
-    days, in units of the loss, and "gradient", the norm of the loss's before clipping.
+    The learning rate is one-cycle and gradients are clipped to norm 1. A quarter of the decisions is not
+    corrupted.
 
-    A one-cycle learning rate, gradients clipped to norm 1, a quarter of the decisions uncorrupted.
-    Days are simulated and the field is trained on ``device``; it comes back on the CPU.
+    Parameters
+    ----------
+    start : flowoe_lib.policies.flow.EndpointField
+        The field to refine; it is not changed.
+    conditions : flowoe_lib.market.ranges.TrainingRange
+        Range from which markets and orders are drawn.
+    n_buckets : int
+        Number of buckets N of a day.
+    iterations : int
+        Number of optimiser steps.
+    seed : int
+        Seed of all draws.
+    paths : int
+        Simulated days in each iteration.
+    learning_rate : float
+        Peak learning rate.
+    acting : callable
+        Makes the executed policy from a field and corruption times [N, paths].
+    earned : callable
+        The objective from an execution and its order, bps, [paths]; by default utility.
+    optimisers : callable
+        Makes the optimisers from a field and a learning rate.
+    device : str
+        Device of simulation and training, such as "cuda"; the result is on the CPU.
+
+    Returns
+    -------
+    flowoe_lib.policies.flow.TrainingRun
+        The refined field and two learning curves: "utility", the mean objective above TWAP on the same
+        days in units of the loss, and "gradient", the norm of the gradient before clipping.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> trained = fo.load_pretrained()
+    >>> more = fo.refine(trained.field, trained.conditions, 13, iterations=2, seed=1, paths=16)
+    >>> {name: len(curve) for name, curve in more.curves.items()}
+    {'utility': 2, 'gradient': 2}
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
     even = torch.linspace(1, 0, n_buckets + 1, device=device)
-    movers = optimisers(field, learning_rate)
+    steppers = optimisers(field, learning_rate)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
-            mover, learning_rate, total_steps=iterations, cycle_momentum=False
+            stepper, learning_rate, total_steps=iterations, cycle_momentum=False
         )
-        for mover in movers
+        for stepper in steppers
     ]
     utilities, norms = [], []
     for _ in range(iterations):
@@ -113,8 +149,8 @@ def refine(
         field.zero_grad()
         (-utility).backward()
         norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)
-        for mover, schedule in zip(movers, schedules, strict=True):
-            mover.step()
+        for stepper, schedule in zip(steppers, schedules, strict=True):
+            stepper.step()
             schedule.step()
         utilities.append(utility.item() - floor.mean().item())
         norms.append(norm.item())

@@ -1,8 +1,9 @@
-"""Training of reinforcement-learning experts, one per condition: PPO on hundreds of orders at once.
+"""Training of reinforcement-learning experts, one per condition, by PPO on hundreds of orders in parallel.
 
-Source: Schulman et al. (2017), arXiv 1707.06347; Raffin et al. (2021), JMLR 22, for stable-baselines3. What
-made it work is the reward, :func:`flowoe_lib.execution.environment.advantage_over_twap`, which has no noise
-and is zero for TWAP, and a first policy that explores little around it.
+Source: Schulman et al. (2017), arXiv 1707.06347; Raffin et al. (2021), JMLR 22, for stable-baselines3. Two
+choices make training succeed: the reward
+:func:`flowoe_lib.execution.environment.advantage_over_twap`, which has no noise and is zero for TWAP, and an
+initial policy with small exploration around TWAP.
 """
 
 import time
@@ -23,26 +24,26 @@ __all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
 
 
 WIDTH = 32
-"""Of each of the two hidden layers."""
+"""Width of each of the two hidden layers."""
 
 
 FUSED = {"fused": True, "eps": 1e-5}
-"""Adam in one pass over the weights; in many it takes longer than the gradient of so small a network."""
+"""Fused Adam: unfused, its step takes longer than the gradient of so small a network."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An expert in the making."""
+    """An expert at one point of its training."""
 
     steps: int
-    """Decisions seen so far, over all orders."""
+    """Decisions so far, over all orders."""
     seconds: float
-    """Processor seconds spent so far."""
+    """Processor seconds so far."""
     expert: RLExpert
 
 
 def reward_unit(condition: Condition) -> float:
-    """Reward of one, in bps: a fiftieth of Almgren and Chriss's cost C kappa coth kappa."""
+    """Unit of the reward, bps: a fiftieth of Almgren and Chriss's cost C kappa coth kappa."""
     plan = PreTrade.of(condition.market, condition.order)
     root = plan.urgency.sqrt().clamp_min(1e-3)
     return float(0.02 * plan.cost_bps * root / torch.tanh(root))
@@ -61,9 +62,10 @@ def train_ppo(
 ) -> list[Snapshot]:
     """Train by proximal policy optimisation on one thread; the last snapshot is the result.
 
-    A rollout is one day of every order. The default reward is free of noise, so advantages look only a few
-    buckets ahead (``gae_lambda``) and steps are next to unclipped (``clip_range``); other rewards want more
-    of both. Raises ValueError where fewer steps than one rollout are asked for.
+    A rollout is one day of every order. Because the default reward has no noise, the advantage estimate looks
+    only a few buckets ahead (small ``gae_lambda``) and updates are almost unclipped (large ``clip_range``);
+    noisy rewards need a longer look-ahead and smaller updates. Raises ValueError if ``total_steps`` is
+    below one rollout.
     """
     env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
     model = PPO(
@@ -92,7 +94,7 @@ def train_sac(
     n_orders: int = 256,
     snapshots: int = 10,
 ) -> list[Snapshot]:
-    """The same by soft actor-critic (Haarnoja et al. 2018), for comparison."""
+    """Train by soft actor-critic (Haarnoja et al. 2018), for comparison with PPO."""
     env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
     model = SAC(
         "MlpPolicy",

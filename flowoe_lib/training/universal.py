@@ -1,7 +1,7 @@
-"""One policy for every world: imitation and refinement over the whole range of conditions at once.
+"""One policy for all worlds: imitation and refinement over the whole range of conditions.
 
-Everything that the policy is told differs from path to path in training, the risk aversion included, so
-that one network holds the whole efficient frontier and risk aversion becomes a dial.
+Every quantity that the policy observes varies over the paths of training, risk aversion included. One
+network therefore covers the whole efficient frontier, and risk aversion is an input.
 """
 
 import time
@@ -24,15 +24,15 @@ __all__ = ["design", "train_universal", "universal_range"]
 
 
 PATHS, FINE_RATE = 1152, 2e-2
-"""Days an iteration, and the learning rate of the last stage."""
+"""Simulated days in each iteration, and the learning rate of the last stage."""
 
 
 COARSE = 3
-"""The first refinement has a third of the buckets, which costs a third."""
+"""The first refinement has a third of the buckets, at a third of the computing time."""
 
 
 def universal_range(rho: float) -> TrainingRange:
-    """From next to nothing to more than was calibrated, of everything that policies observe."""
+    """The training range of the universal policy: it contains all calibrated values with a margin."""
     return TrainingRange(
         kappa=(0.5, 12.0),
         rho=rho,
@@ -68,16 +68,16 @@ def train_universal(
     seed: int,
     device: str = "cpu",
 ) -> tuple[TrainingRun, float]:
-    """The refined policy, and the processor seconds it took.
+    """Train the universal policy; returns the training run and its processor seconds.
 
-    Imitation of every schedule expert in ``demonstrated`` conditions, then ``coarse`` iterations of
-    refinement on days of a third of the buckets, then ``fine`` ones on whole days. Curves are those of
-    the last stage.
+    The stages are imitation of every schedule expert in ``demonstrated`` random conditions for
+    ``imitations`` iterations, ``coarse`` iterations of refinement on days of a third of the buckets, and
+    ``fine`` iterations on days of ``n_buckets``. The learning curves are those of the last stage.
     """
     start = time.process_time()
     drawn = replace(conditions, regimes=0.0).draw(demonstrated, generator(seed, "universal demonstrations"))
-    conditions_shown = _one_by_one("universal", *drawn, demonstrated)
-    demonstrations = demonstrate(SCHEDULE_EXPERTS, conditions_shown, 2, n_buckets, seed)
+    sampled = _one_by_one("universal", *drawn, demonstrated)
+    demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, 2, n_buckets, seed)
     field = imitate(demonstrations, imitations, seed).field
     rough = refine(field, conditions, n_buckets // COARSE, coarse, seed, PATHS, device=device).field
     learned = refine(rough, conditions, n_buckets, fine, seed + 1, PATHS, FINE_RATE, device=device)
@@ -85,11 +85,12 @@ def train_universal(
 
 
 def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
-    """``n`` driftless conditions that fill the range, the corners of risk aversion and size first.
+    """Space-filling design of ``n`` conditions without drift over the training range.
 
-    Raises ValueError unless ``n`` is a power of two, at least four, as the sequence wants it. A scrambled
-    Sobol sequence (Owen 1998) over the axes of :meth:`TrainingRange.at`; depth, profile and
-    shorter days are off in turn.
+    A scrambled Sobol sequence (Owen 1998) over the axes of
+    :meth:`flowoe_lib.market.ranges.TrainingRange.at`. The first four conditions are the corners of risk
+    aversion and size. Random depth, volume profile and shorter windows are switched off by turns. Raises
+    ValueError unless ``n`` is a power of two and at least four, as the sequence requires.
     """
     if n < 4 or n & (n - 1):
         raise ValueError(f"n = {n}: must be a power of two, at least 4")

@@ -1,4 +1,4 @@
-"""Thousands of orders worked at once in one tensor: the environment in which stable-baselines3 trains."""
+"""The environment in which stable-baselines3 trains: thousands of orders in parallel in one tensor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +27,12 @@ __all__ = ["ExecutionVecEnv"]
 
 
 class ExecutionVecEnv(VecEnv):
-    """``n_orders`` orders worked at the same time, each on a day of its own, for stable-baselines3.
+    """A vectorised environment for stable-baselines3: ``n_orders`` orders, each on its own simulated day.
 
     Spaces, transitions and episodes are those of :class:`flowoe_lib.execution.environment.ExecutionEnv`; the
-    reward comes in units of ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders].
-    Episodes end together, as terminated, never as truncated, so that no value is bootstrapped from beyond the
-    close.
+    reward is divided by ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders]. All
+    episodes end at the same time, as terminated and never as truncated, so that no value beyond the close is
+    bootstrapped.
     """
 
     render_mode = None
@@ -54,7 +54,7 @@ class ExecutionVecEnv(VecEnv):
         super().__init__(n_orders, *spaces())
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Start the stream of days anew."""
+        """Restart the random stream of days."""
         if seed is not None:
             self.generator = generator(seed, "market")
         return super().seed(seed)
@@ -67,11 +67,11 @@ class ExecutionVecEnv(VecEnv):
         return self._observe()
 
     def step_async(self, actions: Array) -> None:
-        """Take the scores, [n_orders, 1]."""
+        """Store the scores, [n_orders, 1]."""
         self.score = torch.as_tensor(actions, dtype=torch.float32).squeeze(-1)
 
     def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
-        """Trade; after the last decision the observation is the first of the next day."""
+        """Trade the stored scores; after the last decision the observation is the first of the next day."""
         self.inventory, earned = advance(self.venue, self.k, self.inventory, self.score, self.reward)
         self.k += 1
         rewards: Array = (earned / self.unit_bps).numpy()
@@ -90,7 +90,7 @@ class ExecutionVecEnv(VecEnv):
         """Nothing to release."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute, which all orders share, once an order."""
+        """The shared attribute, repeated for each order."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
