@@ -13,11 +13,9 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
 
-# Of an order, each left out where it is not given.
-ORDER = $(foreach option,DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS \
-	PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE,$(if $($(option)),--$(call lower,$(option)) '$($(option))')) \
-	$(if $(SESSION),--session $(SESSION))
-lower = $(shell echo '$(1)' | tr 'A-Z_' 'a-z-')
+# All variables given on the command line but those of make: the options of an order, quoted for the shell.
+ORDER = $(foreach name,$(filter-out PROFILE DEVICE PYTHON ENGINE EXTRA_INDEX,$(.VARIABLES)),\
+	$(if $(filter command,$(origin $(name))),'$(name)=$(subst ','\'',$($(name)))'))
 
 # One thread a process: torch's own threads cost more than they bring here, and change the last digits.
 export OMP_NUM_THREADS := 1
@@ -42,8 +40,7 @@ help: ## list the commands
 	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
 	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
-	@echo "Of an order: DATA SIDE SHARES ADV START END RISK_AVERSION COST_LIMIT_BPS DRIFT_BPS DRIFT_SD_BPS"
-	@echo "           PARTICIPATION_CAP ILLIQUIDITY BETA TIMEZONE SESSION, see docs/order.md"
+	@echo "The options of an order are in docs/order.md."
 
 reproduce: $(INSTALLED) ## make every figure and table; does only what is not up to date
 	$(BIN)/python -m flowoe_lib.reproduce --profile $(PROFILE) --device $(DEVICE)
@@ -58,7 +55,7 @@ test: lint ## lint, the tests, and the committed notebooks run again and compare
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
 order: $(INSTALLED) ## plan an order of yours: make order DATA=bars.parquet SIDE=buy SHARES=250000
-	@$(BIN)/python -m flowoe_lib.desk.report $(ORDER)
+	@$(BIN)/python -m flowoe_lib.desk $(ORDER)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from . import training as training
 from .data.bars import load_bars as load_bars
 from .data.calibration import calibrate as calibrate
 from .data.conditions import heston_grid as heston_grid
-from .desk.planner import Ticket as Ticket
 from .desk.planner import plan_order as plan_order
+from .desk.ticket import Ticket as Ticket
 from .evaluation.scorecard import Evaluation as Evaluation
 from .evaluation.scorecard import evaluate as evaluate
 from .evaluation.scorecard import score_condition as score_condition

@@ -1,7 +1,11 @@
 """A desk's order: what is read off its bars, the window in place of the day, caps, limits, refusals."""
 
-import dataclasses
 import math
+import runpy
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.exceptions import PapermillExecutionError
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars, BarsError, load_bars
 from flowoe_lib.desk import report as order_report
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
 from flowoe_lib.desk.market_estimates import Estimated, estimate
-from flowoe_lib.desk.planner import OrderError, ParticipationCap, Ticket, plan_order
+from flowoe_lib.desk.planner import ParticipationCap, plan_order
+from flowoe_lib.desk.ticket import OrderError, Ticket, described_options
 from flowoe_lib.execution.execution import Observation, execute
 from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
@@ -264,10 +270,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "shares not a number": ({"shares": math.nan}, "shares = nan"),
     "adv": ({"adv": -1.0}, "adv = -1.0"),
     "both": ({"risk_aversion": 1e-4, "cost_limit_bps": 9.0}, "only one of them"),
-    "cap": ({"participation_cap": 1.5}, "participation_cap = 1.5: must be at most 1"),
-    "beta": ({"beta": 0.0}, r"beta = 0: must be within \(0, 1\]"),
+    "cap": ({"participation_cap": 1.5}, r"participation_cap = 1\.5: must be a number within \(0, 1\]"),
+    "beta": ({"beta": 0.0}, r"beta = 0\.0: must be a number within \(0, 1\]"),
     "drift": ({"drift_bps": math.inf}, "drift_bps = inf: must be a finite number"),
-    "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1: must be >= 0"),
+    "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1.0: must be finite and >= 0"),
     "clock": ({"start": "ten"}, "start = 'ten': must be a time of day"),
     "minutes": ({"end": "09:75"}, "end = '09:75': must be a time of day"),
     "overnight": (
@@ -276,7 +282,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one time": ({"session": ("18:00",)}, "must be two times of day"),
     "yes is no number": ({"shares": True}, "shares = True: must be finite and > 0"),
-    "text for a number": ({"beta": "0.6"}, "beta = 0.6: must be a finite number"),
+    "text for a number": ({"beta": "0.6"}, "beta = '0.6': must be a number within"),
     "no drift given": ({"drift_bps": None}, "drift_bps = None: must be a finite number"),
     "no session": ({"session": None}, "session = None: must be two times of day"),
     "four days": ({"session": ("09:30", "99:59")}, "session = 09:30 to 99:59: must be at most a day long"),
@@ -284,6 +290,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "before the open": (
         {"start": "09:00"},
         "start = 09:00, end = 16:00: must be in order",
+    ),
+    "unknown": (
+        {"participation": 0.1},
+        "participation = 0.1: no such option; the nearest is participation_cap. All: side, shares",
     ),
     "backwards": ({"start": "15:00", "end": "10:00"}, "start = 15:00, end = 10:00: must be in order"),
 }
@@ -341,18 +351,19 @@ def test_the_report_holds_what_the_call_gives(tmp_path: Path, monkeypatch: pytes
     bars = tmp_path / "bars.csv"
     daily().frame.reset_index().to_csv(bars, index=False)
     monkeypatch.setenv("FLOWOE_FIGURES", "")
-    given = {"DATA": str(bars), "TIMEZONE": "UTC", "SIDE": "sell", "SHARES": 3e5, "N_PATHS": 500}
-    given |= {"PARTICIPATION_CAP": None}
+    given: dict[str, Any] = {"DATA": str(bars), "ORDER": {"side": "sell", "shares": 3e5}, "N_PATHS": 500}
     report = order_report.write_report(given, Workspace.open("full"), tmp_path / "report")
     page = report.read_text()
     assert "Your order" in page
     assert "sell 300,000 in the market of" in page
     assert "import pandas" not in page
+    assert "stays within its cap" not in page
     direct = plan_order(load_bars(bars), Ticket("sell", 3e5), n_paths=500)
     written = pd.read_csv(tmp_path / "report" / "order_costs.csv", index_col=0)
     pd.testing.assert_frame_equal(written, direct.costs, check_names=False, rtol=1e-4)
+    given["ORDER"] |= {"cost_limit_bps": 1}
     with pytest.raises(OrderError, match="cost_limit_bps = 1: must be at least"):
-        order_report.write_report(given | {"COST_LIMIT_BPS": 1}, Workspace.open("full"), tmp_path / "report")
+        order_report.write_report(given, Workspace.open("full"), tmp_path / "report")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +384,89 @@ def test_the_command_line_refuses_before_anything_runs(
     assert "Traceback" not in told
 
 
-def test_tickets_are_read_as_they_are() -> None:
-    names = {field.name for field in dataclasses.fields(Ticket)} - {"session"}
-    told = (Path(order_report.__file__).parents[2] / "docs" / "order.md").read_text()
-    assert [name for name in names if f"`{name}`" not in told] == []
+ROOT = Path(__file__).parents[1]
+
+
+def words_of_make(*variables: str) -> list[str]:
+    """What ``make order`` passes to the program, as the shell would split it."""
+    make = ["make", "--dry-run", "--no-print-directory", "order", *variables]
+    shown = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return shlex.split(shown.splitlines()[-1])[3:]
+
+
+def test_what_make_is_given_arrives_whatever_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARES", "1")
+    given = ["DATA=my 'own'  \"bars\".csv", "SESSION=09:30 16:00", "DRIFT_BPS=-5", "PARTICIPATION=0.1"]
+    assert sorted(words_of_make(*given, "PROFILE=quick", "PYTHON=python3")) == sorted(given)
+
+
+@pytest.mark.parametrize("style", ["make", "--"])
+def test_a_misspelt_option_is_refused_with_the_nearest(
+    style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--side", "buy", "--shares", "1e5", "--participation", "0.1"]
+    if style == "make":
+        words = words_of_make("SIDE=buy", "SHARES=1e5", "PARTICIPATION=0.1")
+    assert order_report.main(words) == 1
+    assert (
+        "participation = '0.1': no such option; the nearest is participation_cap" in capsys.readouterr().err
+    )
+
+
+def test_options_in_the_documents_are_those_of_the_ticket() -> None:
+    page = (ROOT / "docs" / "order.md").read_text()
+    for name, (meaning, unit, default) in described_options().items():
+        assert f"| `{name}` | `{name.upper()}` | {meaning} | {unit} | {default} |\n" in page
+        assert f"{name} : {unit or 'no unit'}, {default}\n        {meaning}\n" in str(Ticket.__doc__)
+
+
+def test_options_reach_the_report_as_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two orders at once: each report is whole, and the later one stays."""
+    (tmp_path / "build" / "order").mkdir(parents=True)
+    (tmp_path / "build" / "order" / "order_costs.csv").write_text("of an earlier order")
+    bars = tmp_path / "my bars.csv"
+    daily().frame.reset_index().assign(time=lambda f: f["time"].dt.date).to_csv(bars, index=False)
+    space = replace(Workspace.open("full"), root=tmp_path)
+    monkeypatch.setattr(Workspace, "open", lambda profile: space)
+    asked: list[dict[str, Any]] = []
+
+    def write(parameters: dict[str, Any], workspace: Workspace, folder: Path) -> Path:
+        asked.append(parameters)
+        folder.mkdir()
+        if len(asked) == 1:
+            assert order_report.main(["SIDE=sell", "SHARES=2e5"]) == 0
+        (folder / "report.html").write_text(parameters["ORDER"]["side"])
+        (folder / f"{parameters['ORDER']['side']}.csv").write_text("")
+        return folder / "report.html"
+
+    monkeypatch.setattr(order_report, "write_report", write)
+    given = [f"DATA={bars}", "SIDE=buy", "SHARES=1e5", "SESSION=09:30 15:30", "ADV=", "BETA=0.55"]
+    assert order_report.main(given) == 0
+    options = {"side": "buy", "shares": 1e5, "session": ["09:30", "15:30"], "beta": 0.55}
+    assert asked[0] == {"DATA": str(bars), "TIMEZONE": "America/New_York", "ORDER": options}
+    assert sorted(path.name for path in (tmp_path / "build").iterdir()) == ["order"]
+    assert sorted(path.name for path in (tmp_path / "build" / "order").iterdir()) == [
+        "buy.csv",
+        "report.html",
+    ]
+    shown = capsys.readouterr().out
+    assert "times without an offset from UTC were read as those of America/New_York (TIMEZONE)" in shown
+
+
+def test_ctrl_c_ends_an_order_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        """The kernel receives the signal too, and papermill reports what happened in its cell."""
+        raise PapermillExecutionError(3, 3, "order", "KeyboardInterrupt", "", [])
+
+    monkeypatch.setattr("papermill.execute_notebook", interrupted)
+    monkeypatch.setattr(sys, "argv", ["desk", "SIDE=buy", "SHARES=2.5e8"])
+    before = sorted((ROOT / "build").glob("*"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("flowoe_lib.desk", run_name="__main__")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: no report was written\n"
+    assert sorted((ROOT / "build").glob("*")) == before

@@ -14,7 +14,14 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-__all__ = ["Bars", "BarsError", "load_bars", "resample_trades"]
+__all__ = ["DEFAULT_TIMEZONE", "Bars", "BarsError", "load_bars", "resample_trades"]
+
+
+DEFAULT_TIMEZONE = "America/New_York"
+"""Time zone of times without an offset from UTC; the default session of an order is New York's too."""
+
+
+_OFFSET = "give times with an offset from UTC, or the time zone of times without one (timezone, TIMEZONE)"
 
 
 PRICES = ("open", "high", "low", "close")
@@ -54,7 +61,7 @@ def load_bars(
     source: str | Path | pd.DataFrame,
     *,
     name: str | None = None,
-    timezone: str = "UTC",
+    timezone: str = DEFAULT_TIMEZONE,
     minutes: float | None = None,
     min_days: int = 1,
 ) -> Bars:
@@ -62,7 +69,8 @@ def load_bars(
 
     Column names are matched without regard to case; the time is a column (or index) called time,
     date, datetime, date_time or timestamp, in ISO 8601, and further columns are ignored. Times
-    without an offset are local to ``timezone``, times with one are converted to it.
+    without an offset from UTC are local to ``timezone``, by default New York's, as with ``make order``;
+    times with an offset are converted to it.
 
     Raises BarsError naming source, column, row (the line of a CSV file; otherwise counted from 1)
     and what is allowed: unreadable or empty file, missing or doubled column, text for a number, NaN
@@ -175,7 +183,7 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
-        raise BarsError(f"{check.source}: unknown time zone '{timezone}'") from None
+        raise BarsError(f"{check.source}: timezone = {timezone!r}: unknown time zone") from None
     if pd.api.types.is_datetime64_any_dtype(column):
         times = column
     else:
@@ -187,7 +195,7 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
     check.rule("time", times.notna(), "must be an ISO 8601 time such as 2015-01-02 14:30:00")
     if times.dt.tz is None:
         times = times.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT")
-        check.rule("time", times.notna(), f"is skipped or repeated by the clock of {timezone}; use an offset")
+        check.rule("time", times.notna(), f"is skipped or repeated by the clock of {timezone}; {_OFFSET}")
     times = times.dt.tz_convert(zone)
     check.rule("time", ~times.duplicated(), "must not repeat an earlier row")
     check.rule("time", ~(times.diff() < pd.Timedelta(0)), "must be later than the row before")

@@ -4,3 +4,4 @@ from . import figures as figures
 from . import market_estimates as market_estimates
 from . import planner as planner
 from . import report as report
+from . import ticket as ticket

@@ -5,8 +5,6 @@ are scaled by its length, and the order is measured against the volume that fall
 """
 
 import math
-import numbers
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from flowoe_lib.data.bars import Bars
 from flowoe_lib.desk.market_estimates import MarketEstimates, estimate
+from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
 from flowoe_lib.evaluation.frontier import frontier, with_risk_aversion
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
@@ -34,133 +33,17 @@ from flowoe_lib.market.model import (
     volume_profile,
     volume_share,
 )
-from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS, RangeViolation
+from flowoe_lib.market.ranges import TESTED_LIMITS, RangeViolation
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
-__all__ = ["OrderError", "ParticipationCap", "Plan", "Ticket", "plan_order", "prepared"]
+__all__ = ["ParticipationCap", "Plan", "plan_order", "prepared"]
 
 
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
 """Risk aversions of the frontier, per bps: the range that the policy is trained on."""
-
-
-USUAL_AVERSION = 5e-4
-
-
-BUCKET_MINUTES = 10
-"""Length of a bucket where the number of buckets allows it."""
-
-
-DAY_MINUTES = 24 * 60
-
-
-class OrderError(ValueError):
-    """An order that cannot be worked as asked; the message names the field, its value and what is allowed."""
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """An order as a desk writes it. Raises OrderError naming a field that is out of its range."""
-
-    side: str
-    """buy or sell."""
-    shares: float
-    adv: float | None = None
-    """Average daily volume, shares; by default that of the bars."""
-    start: str | None = None
-    """Time of day, HH:MM, from which the order is worked; by default the open."""
-    end: str | None = None
-    risk_aversion: float | None = None
-    """lambda, per bps; by default 5e-4, or what ``cost_limit_bps`` asks for."""
-    cost_limit_bps: float | None = None
-    """Cost that 95 of 100 days are to stay below: the cheapest risk aversion that does so on the frontier's
-    simulated days is taken."""
-    drift_bps: float = 0.0
-    """Price change expected over the window, bps, whatever the side."""
-    drift_sd_bps: float = 0.0
-    """Standard deviation around it of what is not known of the drift, bps over the window."""
-    participation_cap: float | None = None
-    """Largest share of a bucket's expected volume that may be traded."""
-    illiquidity: float = 1.0
-    """Temporary impact as a multiple of the published one."""
-    beta: float = 0.6
-    """Exponent of temporary impact."""
-    session: tuple[str, str] = ("09:30", "16:00")
-    """Open and close of the market; times after midnight go on, 27:00 is 3:00 of the next day."""
-
-    def __post_init__(self) -> None:
-        if self.side not in ("buy", "sell"):
-            raise OrderError(f"side = {self.side!r}: must be buy or sell")
-        for name in ("shares", "illiquidity"):
-            _positive(name, getattr(self, name))
-        for name in ("adv", "risk_aversion", "cost_limit_bps", "participation_cap"):
-            if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
-        if self.participation_cap is not None and self.participation_cap > 1:
-            raise OrderError(f"participation_cap = {self.participation_cap:g}: must be at most 1")
-        if self.risk_aversion is not None and self.cost_limit_bps is not None:
-            raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
-        for name in ("beta", "drift_bps", "drift_sd_bps"):
-            if not _finite(getattr(self, name)):
-                raise OrderError(f"{name} = {getattr(self, name)}: must be a finite number")
-        if not 0 < self.beta <= 1:
-            raise OrderError(f"beta = {self.beta:g}: must be within (0, 1]")
-        if self.drift_sd_bps < 0:
-            raise OrderError(f"drift_sd_bps = {self.drift_sd_bps:g}: must be >= 0")
-        if not isinstance(self.session, tuple | list) or len(self.session) != 2:
-            raise OrderError(f"session = {self.session}: must be two times of day, open and close")
-        window_start, window_end = (_minutes("session", clock) for clock in self.session)
-        if window_start >= window_end:
-            raise OrderError(
-                f"session = {' to '.join(self.session)}: must close after it opens; 3:00 of the next day is "
-                "27:00"
-            )
-        if window_end - window_start > DAY_MINUTES:
-            raise OrderError(f"session = {' to '.join(self.session)}: must be at most a day long")
-        start, end = self.window
-        if not window_start <= start < end <= window_end:
-            given = f"start = {self.start or self.session[0]}, end = {self.end or self.session[1]}"
-            raise OrderError(f"{given}: must be in order within the session, {' to '.join(self.session)}")
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """Start and end in minutes since midnight."""
-        start, end = self.start or self.session[0], self.end or self.session[1]
-        return _minutes("start", start), _minutes("end", end)
-
-    @property
-    def part(self) -> tuple[float, float]:
-        """Start and end as parts of the session."""
-        window_start, window_end = (_minutes("session", clock) for clock in self.session)
-        start, end = ((t - window_start) / (window_end - window_start) for t in self.window)
-        return start, end
-
-    @property
-    def n_buckets(self) -> int:
-        """Ten minutes each, where that makes 13 to 78 of them."""
-        start, end = self.window
-        fewest, most = TESTED_BUCKETS
-        return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
-
-
-def _finite(value: object) -> bool:
-    """Numpy's numbers count; True and False, which Python takes for numbers, do not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(name: str, value: float) -> None:
-    if not (_finite(value) and value > 0):
-        raise OrderError(f"{name} = {value}: must be finite and > 0")
-
-
-def _minutes(name: str, clock: str) -> int:
-    found = re.fullmatch(r"(\d{1,2}):([0-5]\d)", str(clock))
-    if found is None:
-        raise OrderError(f"{name} = {clock!r}: must be a time of day such as 09:30")
-    return 60 * int(found[1]) + int(found[2])
 
 
 @dataclass(frozen=True)

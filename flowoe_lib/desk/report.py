@@ -1,20 +1,25 @@
 """The report behind ``make order``: notebook 08 run on a desk's own order, as HTML and CSV."""
 
 import argparse
+import errno
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from flowoe_lib.data.bars import BarsError, load_bars
+from flowoe_lib.data.bars import DEFAULT_TIMEZONE, BarsError, load_bars
 from flowoe_lib.data.records import sp500_daily
-from flowoe_lib.desk.planner import OrderError, Ticket, prepared
+from flowoe_lib.desk.planner import prepared
+from flowoe_lib.desk.ticket import OrderError, Ticket, described_options, read_options, refuse_unknown
 from flowoe_lib.store import Workspace, atomic_write
 from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained
 
@@ -22,6 +27,16 @@ __all__ = ["main", "write_report"]
 
 
 NOTEBOOK = "08_your_order.ipynb"
+
+
+ASSIGNMENT = re.compile(r"^([A-Za-z]\w*)=")
+
+
+BARS_OPTIONS = {
+    "data": "bars, .csv or .parquet; the S&P 500 index, 1999 to 2018, where it is left out",
+    "timezone": f"time zone of the session, and of times without an offset from UTC ({DEFAULT_TIMEZONE})",
+}
+"""What the command line takes besides the options of the ticket."""
 
 
 OWN_ERRORS = ("BarsError", "OrderError", "TrainedPolicyError")
@@ -59,6 +74,8 @@ def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path)
     except PapermillExecutionError as error:
         if error.ename in OWN_ERRORS:
             raise OrderError(error.evalue) from None
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
         raise
     body, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
     report = folder / "report.html"
@@ -66,48 +83,72 @@ def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path)
     return report
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _given(words: Sequence[str] | None) -> dict[str, str]:
+    """Texts of the options in ``words``, each NAME=value or --name value; empty ones are left out."""
+    known = BARS_OPTIONS | {name: meaning for name, (meaning, _, _) in described_options().items()}
     parser = argparse.ArgumentParser(
-        prog="python -m flowoe_lib.desk.report", description="Plan an order and report it as HTML and CSV."
+        prog="make order",
+        usage="make order NAME=value ...  (or: python -m flowoe_lib.desk --name value ...)",
+        description="Plan an order and report it as HTML and CSV.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--data", help="bars, .csv or .parquet; by default the S&P 500 that comes along")
-    parser.add_argument("--side", required=True, help="buy or sell")
-    parser.add_argument("--shares", type=float, required=True)
-    parser.add_argument("--adv", type=float, help="average daily volume, shares; by default that of the bars")
-    parser.add_argument("--start", help="HH:MM; by default the open")
-    parser.add_argument("--end", help="HH:MM; by default the close")
-    parser.add_argument("--risk-aversion", type=float, help="lambda, per bps; by default 5e-4")
-    parser.add_argument("--cost-limit-bps", type=float, help="what 95 of 100 days are to cost less than")
-    parser.add_argument("--drift-bps", type=float, default=0.0, help="expected price change over the window")
-    parser.add_argument("--drift-sd-bps", type=float, default=0.0, help="standard deviation around it")
-    parser.add_argument("--participation-cap", type=float, help="largest share of expected volume")
-    parser.add_argument("--illiquidity", type=float, default=1.0, help="multiple of published impact")
-    parser.add_argument("--beta", type=float, default=0.6, help="exponent of temporary impact")
-    parser.add_argument("--timezone", default="America/New_York")
-    parser.add_argument("--session", nargs=2, default=["09:30", "16:00"], metavar=("OPEN", "CLOSE"))
-    return parser.parse_args(arguments)
+    for name, meaning in known.items():
+        parser.add_argument(_flag(name), nargs="+", help=meaning.replace("%", "%%"))
+    words = sys.argv[1:] if words is None else words
+    found, unknown = parser.parse_known_args([ASSIGNMENT.sub(lambda m: f"{_flag(m[1])}=", w) for w in words])
+    if unknown:
+        name, _, value = unknown[0].removeprefix("--").partition("=")
+        refuse_unknown({name.replace("-", "_"): value or " ".join(unknown[1:2])}, known)
+    return {name: " ".join(texts) for name, texts in vars(found).items() if texts != [""]}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Move the folder ``made`` to ``place``, which then holds all of it and nothing else.
+
+    Of several at once the last one stays.
+    """
+    while True:
+        with suppress(FileNotFoundError):
+            place.rename(made.with_name("replaced"))
+        try:
+            made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            shutil.rmtree(made.with_name("replaced"))
+        else:
+            return
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if the report was written, 1 where the order or the bars are refused."""
-    options = vars(_arguments(arguments))
     try:
-        workspace = Workspace.open("full")
-        data, timezone = options.pop("data"), options.pop("timezone")
+        given = {"timezone": DEFAULT_TIMEZONE} | _given(words)
+        timezone, data = given.pop("timezone"), given.pop("data", None)
         path = None if data is None else Path(data).resolve()
         # Whatever can be refused is refused before the notebook starts.
-        ticket = Ticket(**options | {"session": tuple(options["session"])})
+        options = read_options(given)
+        ticket = Ticket(**options)
         bars = sp500_daily() if path is None else load_bars(path, timezone=timezone)
         prepared(bars, ticket, load_pretrained())
-        parameters = {name.upper(): value for name, value in options.items()}
-        parameters |= {"DATA": None if path is None else str(path), "TIMEZONE": timezone}
-        report = write_report(parameters, workspace, workspace.root / "build" / "order")
+        workspace = Workspace.open("full")
+        parameters = {"ORDER": options, "DATA": None if path is None else str(path), "TIMEZONE": timezone}
+        place = workspace.root / "build" / "order"
+        place.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(prefix=".order-", dir=place.parent) as folder:
+            report = write_report(parameters, workspace, Path(folder, "made"))
+            _put_in_place(report.parent, place)
     except (BarsError, OrderError, TrainedPolicyError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(f"written: {report.relative_to(workspace.root)}, and its tables beside it\n")
+    sys.stdout.write(
+        f"written: {place.relative_to(workspace.root) / report.name}, and its tables beside it\n"
+    )
+    if path is not None:
+        sys.stdout.write(f"times without an offset from UTC were read as those of {timezone} (TIMEZONE)\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
