@@ -436,7 +436,7 @@ def test_options_reach_the_report_as_they_were_given(
         asked.append(parameters)
         folder.mkdir()
         if len(asked) == 1:
-            assert order_report.main(["SIDE=sell", "SHARES=2e5"]) == 0
+            assert order_report.main(["SIDE=sell", "SHARES=2e8"]) == 0
         (folder / "report.html").write_text(parameters["ORDER"]["side"])
         (folder / f"{parameters['ORDER']['side']}.csv").write_text("")
         return folder / "report.html"
