@@ -1,7 +1,6 @@
-"""The efficient frontier of a policy: mean against standard deviation of P&L as risk aversion is turned.
+"""The efficient frontier of a policy: mean against standard deviation of P&L as risk aversion varies.
 
-Risk aversions are compared and chosen on validation paths; what is claimed of a choice is measured on
-test paths.
+Risk aversions are chosen on validation paths; the result of a choice is measured on test paths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ __all__ = ["dominance", "frontier", "with_risk_aversion"]
 
 
 def with_risk_aversion(condition: Condition, risk_aversion: float) -> Condition:
-    """The condition with another risk aversion, per bps; its paths stay the same."""
+    """The same condition with another risk aversion, per bps; its simulated paths do not change."""
     return replace(condition, order=replace(condition.order, risk_aversion=scalar(risk_aversion)))
 
 
@@ -28,12 +27,11 @@ def frontier(
     evaluation: Evaluation,
     stream: str = "frontier",
 ) -> pd.DataFrame:
-    """Points of every policy's frontier in one condition, all measured on the same days.
+    """Frontiers of policies in one condition, all measured on the same days.
 
-    Columns policy, risk_aversion, mean_bps, std_bps, and cost95_bps, which 95 % of days stay below.
-
-    ``calibrate`` gives the policies for the condition at each risk aversion. One that has no dial gives
-    the same point every time.
+    ``calibrate`` makes the policies for the condition at each risk aversion; a policy that ignores risk
+    aversion gives the same point every time. Columns condition, policy, risk_aversion, mean_bps, std_bps and
+    cost95_bps, the 95 % quantile of cost.
     """
     rows = []
     for aversion in aversions:
@@ -47,7 +45,7 @@ def frontier(
 
 
 def _margin(a: PathResults, b: PathResults) -> float:
-    """By how many half-intervals a is above b in mean and below it in std, whichever is less."""
+    """The smaller of a's lead over b in mean and in standard deviation, in half-widths of the interval."""
     d = compare(a, b)
     mean, std = (d[q] / max(d[f"{q}_ci_high"] - d[q], 1e-9) for q in ("mean", "std"))
     return min(mean, -std)
@@ -60,11 +58,11 @@ def dominance(
     aversions: Sequence[float],
     evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """Whether another risk aversion gives ``policy`` a higher mean and a lower std at once.
+    """Whether ``policy`` has, at some risk aversion, both a higher mean and a lower standard deviation.
 
-    A row a benchmark, which keeps the condition's own risk aversion: the one chosen for the policy, where
-    its lead in the weaker of the two is clearest on validation days, and on test days the columns of
-    :func:`flowoe_lib.evaluation.scorecard.compare`.
+    One row per benchmark, which trades at the condition's own risk aversion. The risk aversion of the policy
+    is the one of ``aversions`` whose lead, in the weaker of the two measures, is clearest on validation days;
+    the columns of :func:`flowoe_lib.evaluation.scorecard.compare` are measured on test days.
     """
 
     def at(aversion: float, evaluation: Evaluation, stream: str) -> PathResults:
@@ -74,10 +72,10 @@ def dominance(
     standard = evaluate(benchmarks, condition, evaluation.validation, "validation")
     trial = {aversion: at(aversion, evaluation.validation, "validation") for aversion in aversions}
     chosen = {name: max(trial, key=lambda a: _margin(trial[a], b)) for name, b in standard.items()}
-    reached = {aversion: at(aversion, evaluation, "test") for aversion in set(chosen.values())}
+    tested = {aversion: at(aversion, evaluation, "test") for aversion in set(chosen.values())}
     rows = []
     for name, b in evaluate(benchmarks, condition, evaluation, "test").items():
         row: dict[str, object] = {"world": condition.world, "condition": condition.name, "reference": name}
         row |= {"risk_aversion": chosen[name], "reference_std_bps": b.pnl.std().item()}
-        rows.append(row | compare(reached[chosen[name]], b))
+        rows.append(row | compare(tested[chosen[name]], b))
     return pd.DataFrame(rows)

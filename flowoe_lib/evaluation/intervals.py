@@ -10,9 +10,9 @@ __all__ = ["capture_interval", "paired_interval"]
 def capture_interval(policy: Tensor, twap: Tensor, oracle: Tensor) -> tuple[float, float, float]:
     """Capture (U_policy - U_TWAP) / (U_oracle - U_TWAP) and the ends of its 95 % interval.
 
-    From utilities of the same paths, bps, [paths]. The interval is the delta method's: the capture errs
-    like the mean of (policy - twap) - capture (oracle - twap) over the mean gap. Raises ValueError for
-    other shapes, fewer than two paths, or an oracle that does not beat TWAP on them.
+    The arguments are utilities on the same paths, bps, [paths]. By the delta method, the error of the capture
+    is that of the mean of (policy - twap) - capture (oracle - twap), divided by the mean of oracle - twap.
+    Raises ValueError for other shapes, fewer than two paths, or an oracle that does not beat TWAP on them.
     """
     if not (policy.dim() == 1 and policy.shape == twap.shape == oracle.shape and len(policy) > 1):
         shapes = ", ".join(str(list(x.shape)) for x in (policy, twap, oracle))
@@ -30,14 +30,14 @@ Z95 = 1.959964
 
 
 def paired_interval(difference: Tensor) -> tuple[float, float, float]:
-    """Mean of per-path differences with its 95 % interval."""
+    """Mean of per-path differences and the ends of its 95 % interval."""
     d = difference.double()
     mean, half = d.mean().item(), Z95 * d.std().item() / len(d) ** 0.5
     return mean, mean - half, mean + half
 
 
 def _std_influence(pnl: Tensor) -> Tensor:
-    """Influence of each path on the standard deviation: its average is that of the estimate's error."""
+    """Influence of each path on the standard deviation, [paths]; their mean is the standard deviation."""
     x = pnl.double()
     squares = (x - x.mean()).square()
     return x.std() + (squares - squares.mean()) / (2 * x.std())

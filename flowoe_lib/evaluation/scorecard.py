@@ -1,8 +1,8 @@
 """The scorecard: every policy on the same test paths, with paired confidence intervals.
 
-Profit and utility are measured with the control variate, that is without the zero-mean martingale
-term of P&L; standard deviation and CVaR are those of the whole P&L. Intervals are 95 %, normal in
-the mean over independent paths.
+Mean P&L and utility are measured with the control variate, that is without the zero-mean martingale term of
+P&L; standard deviation and CVaR are those of the full P&L. Intervals are 95 % normal intervals of means over
+independent paths.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ __all__ = [
 
 
 CHUNK, VALIDATION_CHUNK = 5_000, 2_500
-"""Days simulated together for a test and for validation, few enough to stay in cache."""
+"""Days simulated together for a test and for validation, few enough to stay in the processor's cache."""
 
 
 COLUMNS = [
@@ -56,23 +56,44 @@ COLUMNS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """On how many simulated days policies are compared, and which ones.
+    """The simulated days on which policies are compared.
 
-    Days are drawn in whole chunks, each from a random stream of its own, and then cut to the number asked
-    for: so the first days are the same however many follow, whoever else runs. Another ``chunk``, seed or
-    number of buckets gives other days. Raises ValueError for a count below one.
+    Days are drawn in whole chunks, each from its own random stream, and then cut to the required number. The
+    first days are therefore the same for any number of days and any set of policies.
+
+    Parameters
+    ----------
+    n_paths : int
+        Number of test days of a condition.
+    n_few : int
+        Number of test days of entries of minor interest: the first of ``n_paths``.
+    n_validation : int
+        Number of validation days, on which choices are made and nothing is scored.
+    n_buckets : int
+        Number of buckets N of a day.
+    seed : int
+        Seed of the random streams.
+    chunk : int
+        Number of days simulated together. Another chunk, seed or number of buckets gives other days.
+
+    Raises
+    ------
+    ValueError
+        If a count is below one.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.Evaluation(n_paths=10_000, n_buckets=39, seed=1).validation.n_paths
+    2500
     """
 
     n_paths: int
-    """Test days of a condition."""
     n_few: int = CHUNK
-    """The first of them, for entries of minor interest."""
     n_validation: int = VALIDATION_CHUNK
-    """Days on which choices are made and nothing is scored."""
     n_buckets: int
     seed: int
     chunk: int = CHUNK
-    """Test days simulated together."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -81,13 +102,13 @@ class Evaluation:
 
     @property
     def validation(self) -> "Evaluation":
-        """The same on ``n_validation`` days."""
+        """The same evaluation on ``n_validation`` days."""
         return replace(self, n_paths=self.n_validation, chunk=VALIDATION_CHUNK)
 
 
 @dataclass(frozen=True)
 class PathResults:
-    """What a policy earned on each path of a condition, bps, [paths]; more is better."""
+    """Results of a policy on each path of a condition, bps, [paths]; higher is better."""
 
     pnl: Tensor
     controlled_pnl: Tensor
@@ -110,38 +131,38 @@ class PathResults:
 
     @property
     def martingale_z(self) -> float:
-        """Mean of the martingale term over its standard error: far from zero for whoever looks ahead."""
+        """Mean of the martingale term over its standard error; far from zero if the policy looks ahead."""
         m = self.martingale.double()
         return float(m.mean() / (m.std() / len(m) ** 0.5))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A policy as it enters the scorecard."""
+    """A policy in the scorecard."""
 
     policy: Policy
     name: str
     solver_steps: int | None = None
     training_seed: int | None = None
     n_paths: int | None = None
-    """Number of test paths, if fewer than all."""
+    """Number of test paths; by default all."""
     perceive: Perceive = exact
-    """What it sees of the market where it is one of the informed."""
+    """Its information about the market."""
 
 
 class Scores(NamedTuple):
-    """What is measured of the policies in a condition, a table each."""
+    """The results of one condition, in three tables."""
 
     scorecard: pd.DataFrame
-    """A row a policy, with the columns ``COLUMNS``."""
+    """One row per policy, with the columns ``COLUMNS``."""
     comparisons: pd.DataFrame
-    """A row for each contender and reference: paired differences as in :func:`compare`."""
+    """One row per contender and reference: the paired differences of :func:`compare`."""
     checks: pd.DataFrame
-    """A row a policy: whether it looked ahead, and what it left unsold."""
+    """One row per policy: the z-score of its martingale term, and the inventory left at the close."""
 
 
 def market_days(condition: Condition, evaluation: Evaluation, stream: str) -> Iterator[MarketPaths]:
-    """Days of a condition in whole chunks; ``stream`` (validation, test, ...) names an independent set."""
+    """Simulate days of a condition in whole chunks; ``stream`` ("test", ...) names an independent set."""
     for chunk in range(-(-evaluation.n_paths // evaluation.chunk)):
         draws = generator(evaluation.seed, stream, condition.world, condition.name, chunk)
         yield simulate(condition.market, evaluation.chunk, evaluation.n_buckets, draws)
@@ -154,9 +175,38 @@ def evaluate(
     stream: str,
     perceive: Perceive = exact,
 ) -> dict[str, PathResults]:
-    """Run policies on the same days, a chunk at a time.
+    """Run policies on the same simulated days of a condition.
 
-    ``perceive`` is what they all see of the market; the days do not depend on it.
+    Parameters
+    ----------
+    policies : mapping of str to policy
+        Policies by name.
+    condition : Condition
+        Market and order, fields of shape [].
+    evaluation : Evaluation
+        Number and seed of the days.
+    stream : str
+        Name of an independent set of days, such as "test" or "validation".
+    perceive : callable
+        The information that all policies have about the market, a function of
+        :mod:`flowoe_lib.execution.information`; by default full information. The days do not depend on it.
+
+    Returns
+    -------
+    dict of str to flowoe_lib.evaluation.scorecard.PathResults
+        P&L and utility by policy, bps, [n_paths].
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> condition = fo.Condition("mine", "stressed", market, order)
+    >>> evaluation = fo.Evaluation(n_paths=1_000, n_buckets=13, seed=1)
+    >>> policies = {"twap": fo.twap, "static": fo.static_optimal(market, order, 13)}
+    >>> results = fo.evaluate(policies, condition, evaluation, "test")
+    >>> {name: round(result.utility.mean().item(), 1) for name, result in results.items()}
+    {'twap': -16.0, 'static': -14.4}
     """
     parts: dict[str, list[PathResults]] = {key: [] for key in policies}
     seed, of = evaluation.seed, (condition.world, condition.name)
@@ -186,9 +236,10 @@ def _joined(parts: list[PathResults]) -> PathResults:
 
 
 def compare(a: PathResults, b: PathResults) -> dict[str, float]:
-    """Paired differences a - b in utility, mean and std of P&L, with 95 % intervals, bps.
+    """Paired differences a - b in utility, mean and standard deviation of P&L, bps, with 95 % intervals.
 
-    On the paths both were run on. The interval of the std difference is the delta method's.
+    They are taken over the paths on which both were run. The interval of the difference in standard deviation
+    follows from the delta method.
     """
     n = min(len(a.pnl), len(b.pnl))
     a, b = a.head(n), b.head(n)
@@ -206,7 +257,7 @@ def compare(a: PathResults, b: PathResults) -> dict[str, float]:
 def best_expert(
     experts: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, perceive: Perceive = exact
 ) -> str:
-    """Name of the expert with the highest utility on validation days, on which nothing is scored."""
+    """Name of the expert with the highest mean utility on validation days."""
     outcomes = evaluate(experts, condition, evaluation.validation, "validation", perceive)
     return max(outcomes, key=lambda name: outcomes[name].utility.mean().item())
 
@@ -219,15 +270,48 @@ def score_condition(
     perceive: Perceive = exact,
     informed: Sequence[Entry] = (),
 ) -> Scores:
-    """Scores of one condition.
+    """Score policies in one condition against the experts and the oracle, on the same days.
 
-    In the scorecard, ``vs_best_expert`` is the paired utility difference to the expert that was best on
-    validation days; ``capture`` is the share of the way from TWAP (an expert that must be there) to the
-    oracle. References of a contender are every expert and the one-step imitation of its own seed.
+    In the scorecard, ``vs_best_expert`` is the paired difference in utility to the best expert, which is
+    chosen on validation days. ``capture`` is 0 for TWAP and 1 for the oracle. The references of a contender
+    are all experts and the one-step imitation of the same training seed.
 
-    Experts and contenders see what ``perceive`` gives. The ``informed``, yardsticks that see all, run on
-    the same days; the oracle is solved here unless it is among them. Raises ValueError where two policies
-    have the same name, solver steps and training seed.
+    Parameters
+    ----------
+    condition : Condition
+        Market and order, fields of shape [].
+    experts : mapping of str to policy
+        Experts calibrated to the condition; one of them must be "twap".
+    contenders : sequence of flowoe_lib.evaluation.scorecard.Entry
+        Policies to be compared with the experts.
+    evaluation : Evaluation
+        Number and seed of the days.
+    perceive : callable
+        The information of experts and contenders about the market; by default full information.
+    informed : sequence of flowoe_lib.evaluation.scorecard.Entry
+        References with their own information. The oracle is added unless it is among them.
+
+    Returns
+    -------
+    flowoe_lib.evaluation.scorecard.Scores
+        The tables ``scorecard``, ``comparisons`` and ``checks``, in bps.
+
+    Raises
+    ------
+    ValueError
+        If two policies have the same name, solver steps and training seed.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> condition = fo.Condition("mine", "stressed", market, order)
+    >>> evaluation = fo.Evaluation(n_paths=1_000, n_validation=500, n_buckets=13, seed=1)
+    >>> experts = {"twap": fo.twap, "static": fo.static_optimal(market, order, 13)}
+    >>> scores = fo.score_condition(condition, experts, [], evaluation)
+    >>> scores.scorecard.set_index("policy")["capture"].round(2).to_dict()
+    {'twap': 0.0, 'static': 0.9, 'oracle': 1.0}
     """
     if "oracle" not in {e.name for e in informed}:
         oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
@@ -309,20 +393,20 @@ def _key(entry: Entry) -> str:
 def captures(
     policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, stream: str
 ) -> pd.DataFrame:
-    """Capture and utility of policies in one condition, paired with the first policy.
+    """Capture and utility of policies in one condition, with paired differences to the first policy.
 
-    A row a policy: condition, policy, capture, utility, and the difference to the first policy in units
-    of the oracle's gain over TWAP, with its 95 % interval.
+    One row per policy: condition, policy, capture, utility_bps, and the difference to the first policy in
+    units of the oracle's gain over TWAP, with the ends of its 95 % interval.
     """
     oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
     everyone: dict[str, Policy] = {"twap": twap, "oracle": oracle, **policies}
     outcomes = evaluate(everyone, condition, evaluation, stream)
-    floor, roof = outcomes["twap"].utility, outcomes["oracle"].utility
-    gap, first, rows = (roof - floor).double().mean().item(), outcomes[next(iter(policies))].utility, []
+    lowest, highest = outcomes["twap"].utility, outcomes["oracle"].utility
+    gap, first, rows = (highest - lowest).double().mean().item(), outcomes[next(iter(policies))].utility, []
     for name in policies:
         utility = outcomes[name].utility
         difference, low, high = paired_interval((utility - first) / gap)
-        capture = capture_interval(utility, floor, roof)[0]
+        capture = capture_interval(utility, lowest, highest)[0]
         rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
     return pd.DataFrame(
         rows, columns=["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
@@ -338,10 +422,10 @@ def reactions(
     inventory: Tensor,
     variance_ratios: Tensor,
 ) -> pd.DataFrame:
-    """What policies would trade in bucket ``k`` with ``inventory`` left, at several variances over theta.
+    """Trades of policies in bucket ``k`` with ``inventory`` left, as a function of variance over theta.
 
-    Columns time, policy, variance_ratio, fraction (of what is left), twap_fraction. Depth is at its
-    mean and the price where it was at arrival.
+    Columns time, policy, variance_ratio, fraction (of the remaining inventory), twap_fraction. Depth is at
+    its mean and the price unchanged since arrival.
     """
     zeros = torch.zeros_like(variance_ratios)
     market = condition.market

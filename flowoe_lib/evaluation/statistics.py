@@ -1,8 +1,8 @@
-"""What a comparison of policies can claim: multiple testing, power, bootstrap intervals, the set of the best.
+"""Statistics of policy comparisons: multiple testing, power, bootstrap intervals, model confidence set.
 
-Policies run on the same paths, so comparisons are paired. Simulated paths are independent and the bootstrap
-draws single ones; recorded orders that follow or overlap each other are drawn in blocks. P-values of a
-bootstrap move in steps of 1 / reps: 0 says below the first step.
+Policies run on the same paths, so comparisons are paired. The bootstrap resamples single paths where they are
+independent, as simulated ones are, and blocks of recorded orders, which overlap or follow each other.
+Bootstrap p-values are multiples of 1 / reps; 0 means below 1 / reps.
 """
 
 import math
@@ -31,16 +31,16 @@ __all__ = [
 
 
 RESOLUTION = 1e-4
-"""Spread of a difference, bps, up to which it is float32 rounding and no test can be made of it."""
+"""Standard deviation of a difference, bps, below which it is float32 rounding and cannot be tested."""
 
 
 Array = npt.NDArray[np.float64]
 
 
 def _on_same_paths(series: Sequence[Tensor], reps: int) -> Array:
-    """Series side by side, [paths, series], once they and the number of draws are fit to resample."""
+    """Check series and number of resamples; stack the series, [paths, series]."""
     if reps < 100:
-        raise ValueError(f"reps = {reps}: must be at least 100, fewer draws have no 2.5 % tail")
+        raise ValueError(f"reps = {reps}: must be at least 100, to resolve a 2.5 % tail")
     shapes = [list(x.shape) for x in series]
     if len(shapes) < 2 or len(shapes[0]) != 1 or shapes[0][0] < 3 or any(s != shapes[0] for s in shapes):
         raise ValueError(f"series of shape {shapes}: must be two or more of [paths], the same three or more")
@@ -51,15 +51,14 @@ def _on_same_paths(series: Sequence[Tensor], reps: int) -> Array:
 
 
 def holm(comparisons: pd.DataFrame, quantity: str, by: Sequence[str]) -> pd.DataFrame:
-    """The comparisons with one-sided p-values of "better", columns ``p`` and ``p_holm``.
+    """Add one-sided p-values that the policy is better, ``p``, and Holm's correction of them, ``p_holm``.
 
     Rows are those of :func:`flowoe_lib.evaluation.scorecard.score_condition`: ``quantity`` in bps with the
-    ends of its normal 95 % interval, ``<quantity>_ci_low`` and ``<quantity>_ci_high``. Of "std" less is
-    better, of all others more. Holm's correction is over the rows that agree in the columns ``by``, at least
-    one: ["policy", "reference"] corrects over conditions. A difference without spread is better for sure or
-    not at all, and p is held above zero where the normal tail underflows. Raises ValueError where the
-    quantity has no interval or a value is not finite. Source: Holm (1979), Scandinavian Journal of Statistics
-    6.
+    ends of its normal 95 % interval, ``<quantity>_ci_low`` and ``<quantity>_ci_high``. A lower "std" is
+    better; of all other quantities a higher value. The correction is over rows with equal values in the
+    columns ``by``; ["policy", "reference"] corrects over conditions. If a difference has no variance, p is 1
+    or almost 0; p is never below the smallest positive float. Raises ValueError if the quantity has no
+    interval or a value is not finite. Source: Holm (1979), Scandinavian Journal of Statistics 6.
     """
     columns = [quantity, f"{quantity}_ci_low", f"{quantity}_ci_high"]
     if not set(columns) <= set(comparisons):
@@ -76,11 +75,12 @@ def holm(comparisons: pd.DataFrame, quantity: str, by: Sequence[str]) -> pd.Data
 
 
 def required_paths(sd_bps: float, effect_bps: float, level: float = 0.05, power: float = 0.9) -> int:
-    """Paths on which a paired, two-sided test at ``level`` finds a mean difference with chance ``power``.
+    """Number of paths on which a paired two-sided test at ``level`` detects a mean difference with ``power``.
 
-    ``sd_bps`` is the standard deviation of the per-path difference, ``effect_bps`` the size of its mean.
-    The chance to err to the wrong side is left out. Raises ValueError unless both are positive and finite
-    and 0 < level < power < 1. Source: Cohen (1988), Statistical Power Analysis, for the normal test.
+    ``sd_bps`` is the standard deviation of the per-path difference, ``effect_bps`` its mean in absolute
+    value. The probability of rejection on the wrong side is neglected. Raises ValueError unless both are
+    positive and finite and 0 < level < power < 1. Source: Cohen (1988), Statistical Power Analysis, for the
+    normal test.
     """
     for name, value in (("sd_bps", sd_bps), ("effect_bps", effect_bps)):
         if not 0 < value < math.inf:
@@ -99,11 +99,11 @@ def _std_and_cvar95(pnl: Array) -> Array:
 def bootstrap_intervals(a_pnl: Tensor, b_pnl: Tensor, reps: int, seed: int) -> dict[str, float]:
     """Differences a - b of standard deviation and CVaR95 of P&L, bps, with paired 95 % intervals.
 
-    From P&L of the same paths, bps, [paths]; CVaR95 is that of
-    :class:`flowoe_lib.evaluation.scorecard.PathResults`. Keys ``std`` and ``cvar95``, each also with
-    ``_ci_low`` and ``_ci_high``. Intervals run between percentiles of the draws. Raises ValueError for other
-    shapes, fewer than three paths, P&L that is not finite, or fewer than 100 reps. Source: Efron & Tibshirani
-    (1993), An Introduction to the Bootstrap, chapter 13.
+    The arguments are P&L on the same paths, bps, [paths]; CVaR95 is defined in
+    :class:`flowoe_lib.evaluation.scorecard.PathResults`. Keys are ``std`` and ``cvar95``, each also with
+    ``_ci_low`` and ``_ci_high``, from percentiles of the bootstrap. Raises ValueError for other shapes, fewer
+    than three paths, P&L that is not finite, or fewer than 100 reps. Source: Efron & Tibshirani (1993), An
+    Introduction to the Bootstrap, chapter 13.
     """
     a, b = np.ascontiguousarray(_on_same_paths([a_pnl, b_pnl], reps).T)
 
@@ -118,15 +118,15 @@ def bootstrap_intervals(a_pnl: Tensor, b_pnl: Tensor, reps: int, seed: int) -> d
 
 
 def block_intervals(differences: pd.DataFrame, block: int, reps: int, seed: int) -> pd.DataFrame:
-    """Means of ``differences`` [orders, columns] in time order, with percentile 95 % intervals.
+    """Means of ``differences`` [orders, columns], in time order, with 95 % intervals of the block bootstrap.
 
-    A row a column: mean, ci_low, ci_high. Blocks are of random length, ``block`` orders on average, which
-    keeps what neighbours have in common; with few blocks intervals are too narrow. Raises ValueError for
-    fewer than 100 reps, blocks of less than one order, or fewer than three blocks.
-    Source: Politis & Romano (1994), Journal of the American Statistical Association 89.
+    One row per column of ``differences``: mean, ci_low, ci_high. Blocks have random length with mean
+    ``block`` orders, which preserves the dependence between neighbours; with few blocks the intervals are too
+    narrow. Raises ValueError for fewer than 100 reps, blocks shorter than one order, or fewer than three
+    blocks. Source: Politis & Romano (1994), Journal of the American Statistical Association 89.
     """
     if reps < 100:
-        raise ValueError(f"reps = {reps}: must be at least 100, fewer draws have no 2.5 % tail")
+        raise ValueError(f"reps = {reps}: must be at least 100, to resolve a 2.5 % tail")
     if not 1 <= block <= len(differences) / 3:
         raise ValueError(f"block = {block} of {len(differences)} orders: must be 1 to a third of them")
     values = differences.to_numpy(dtype=np.float64)
@@ -139,18 +139,19 @@ def block_intervals(differences: pd.DataFrame, block: int, reps: int, seed: int)
 def model_confidence_set(
     utilities: Mapping[str, Tensor], reps: int, seed: int, level: float = 0.05
 ) -> pd.DataFrame:
-    """The model confidence set: it holds the policy of highest expected utility with chance 1 - level.
+    """The model confidence set: it contains the policy of highest utility with probability 1 - level.
 
-    From utilities of the same paths, bps, [paths]. A row a policy, in the order given: policy, p, in_set.
-    A policy within ``RESOLUTION`` of a better one shares its p; one that lies below by a constant is out
-    with p = 0. Memory is 8 * reps * paths bytes, as arch keeps its draws. Raises ValueError for other
-    shapes, fewer than two policies or three paths, utilities that are not finite, fewer than 100 reps, or
-    a level outside (0, 1). Source: Hansen, Lunde, Nason (2011), Econometrica 79.
+    The arguments are utilities on the same paths, bps, [paths]. One row per policy, in the given order:
+    policy, p, in_set. A policy within ``RESOLUTION`` of a better one has its p-value; a policy below a better
+    one by a constant has p = 0. Memory is 8 * reps * paths bytes, for the draws of arch. Raises ValueError
+    for other shapes, fewer than two policies or three paths, utilities that are not finite, fewer than 100
+    reps, or a level outside (0, 1). Source: Hansen, Lunde, Nason (2011), Econometrica 79.
     """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: must be in (0, 1)")
     values = _on_same_paths(list(utilities.values()), reps)
-    # Between policies without spread arch divides by zero, so only one of such a family is tested.
+    # arch divides by the variance of differences, so of policies that differ by a constant only one is
+    # tested.
     tested: list[int] = []
     same_as: dict[int, int] = {}
     for i in map(int, np.argsort(-values.mean(0), kind="stable")):
@@ -173,21 +174,21 @@ def model_confidence_set(
 def spa_pvalue(benchmark: Tensor, others: Mapping[str, Tensor], reps: int, seed: int) -> float:
     """P-value of the hypothesis that none of ``others`` has a higher expected utility than the benchmark.
 
-    The test of superior predictive ability, studentised, with Hansen's consistent p-value; 1 where the
-    benchmark has the highest average. From utilities of the same paths, bps, [paths]. Raises ValueError
-    for other shapes, no other policy, fewer than three paths, utilities that are not finite, or fewer than
-    100 reps. Source: Hansen (2005), Journal of Business & Economic Statistics 23.
+    This is the studentised test of superior predictive ability with Hansen's consistent p-value; p is 1 if
+    the benchmark has the highest mean. The arguments are utilities on the same paths, bps, [paths]. Raises
+    ValueError for other shapes, no other policy, fewer than three paths, utilities that are not finite, or
+    fewer than 100 reps. Source: Hansen (2005), Journal of Business & Economic Statistics 23.
     """
     values = _on_same_paths([benchmark, *others.values()], reps)
     gain = values[:, 1:] - values[:, :1]
-    mean, spread = gain.mean(0), gain.std(0)
-    if ((spread <= RESOLUTION) & (mean > RESOLUTION)).any():
+    mean, sd = gain.mean(0), gain.std(0)
+    if ((sd <= RESOLUTION) & (mean > RESOLUTION)).any():
         return 0.0
-    gain = gain[:, spread > RESOLUTION]
+    gain = gain[:, sd > RESOLUTION]
     if not (gain.mean(0) > 0).any():
         return 1.0
-    # arch compares means without dividing by their errors whatever it is told, hence unit variances here;
-    # its nested variance is the one that does not take time quadratic in paths.
+    # arch does not studentise whatever its option says, so gains are scaled to unit variance here; its nested
+    # estimate of the variance avoids time quadratic in the number of paths.
     losses = -gain / gain.std(0)
     test = SPA(np.zeros(len(gain)), losses, 1, reps, bootstrap="circular", nested=True, seed=seed)
     test.compute()
