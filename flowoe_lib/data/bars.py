@@ -1,7 +1,6 @@
-"""Market bars: one loader with one set of rules.
+"""Market bars: one loader, with one set of rules, for CSV and Parquet files, data frames and packages.
 
-Whoever brings bars (a CSV, a Parquet file, a data frame, a package) passes through
-:func:`load_bars`; nothing after it asks again whether the data make sense.
+All bars pass through :func:`load_bars`, so code that uses them does not check them again.
 """
 
 import math
@@ -49,7 +48,7 @@ class Bars:
     source: str
     timezone: str
     minutes: float | None = None
-    """Length of bars cut by the clock; None for bars cut by activity, which follow without a gap."""
+    """Length of time bars; None for bars of equal activity, which follow each other without gaps."""
 
     @property
     def index(self) -> pd.DatetimeIndex:
@@ -65,17 +64,47 @@ def load_bars(
     minutes: float | None = None,
     min_days: int = 1,
 ) -> Bars:
-    """Read and check bars from a .csv or .parquet file, or from a data frame.
+    """Read and check market bars.
 
-    Column names are matched without regard to case; the time is a column (or index) called time,
-    date, datetime, date_time or timestamp, in ISO 8601, and further columns are ignored. Times
-    without an offset from UTC are local to ``timezone``, by default New York's, as with ``make order``;
-    times with an offset are converted to it.
+    Columns are open, high, low, close, volume, and time, which may also be called date, datetime, date_time
+    or timestamp and may be the index. Names are matched without regard to case; other columns are ignored.
+    Times are in ISO 8601: the date of a daily bar, the end of an intraday one.
 
-    Raises BarsError naming source, column, row (the line of a CSV file; otherwise counted from 1)
-    and what is allowed: unreadable or empty file, missing or doubled column, text for a number, NaN
-    or infinity, unreadable, unsorted or duplicate time, price <= 0, volume < 0, high < low, open or
-    close outside [low, high], fewer than ``min_days`` days, ``minutes`` not above zero.
+    Parameters
+    ----------
+    source : str, Path or DataFrame
+        A .csv or .parquet file, or a data frame.
+    name : str, optional
+        Name of the bars in error messages.
+    timezone : str
+        Time zone of the result. Times without an offset from UTC are taken to be in it, times with one are
+        converted to it.
+    minutes : float, optional
+        Length of the bars if they are cut by the clock.
+    min_days : int
+        Smallest number of days that the bars must cover.
+
+    Returns
+    -------
+    flowoe_lib.data.bars.Bars
+        Checked bars, sorted by time; prices in the units of the source, volume in shares or contracts.
+
+    Raises
+    ------
+    BarsError
+        For a file that cannot be read, a missing or repeated column, a value that is not a finite number,
+        times that are unreadable, unsorted or repeated, a price that is not positive, a negative volume,
+        prices outside [low, high], or fewer than ``min_days`` days. The message names source, column, row
+        (the line of a CSV file, otherwise counted from 1) and what is allowed.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"open": [10.0], "high": [11.0], "low": [9.0], "close": [10.5], "volume": [1e6]})
+    >>> bars = fo.load_bars(frame.assign(time="2024-01-02"))
+    >>> str(bars.index[0]), bars.timezone
+    ('2024-01-02 00:00:00-05:00', 'America/New_York')
     """
     if minutes is not None:
         _check_minutes(name or "bars", minutes)
@@ -104,7 +133,7 @@ def load_bars(
 
 @dataclass(frozen=True)
 class _Check:
-    """Where a fault lies, in the words of the file."""
+    """Checks a rule on every row; the error names the place in the source."""
 
     source: str
     word: str
@@ -123,7 +152,7 @@ class _Check:
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, str]:
-    """The file as it stands; a CSV as text, indexed by line number."""
+    """Read a file without conversion; a CSV as text, indexed by line number."""
     if not path.is_file():
         raise BarsError(f"{path}: no such file; give a .csv or .parquet file of bars")
     if path.suffix.lower() not in (".csv", ".parquet"):
@@ -131,9 +160,9 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
     try:
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path), "row"
-        # Blank lines are read and then dropped, so that the numbers stay those of the file.
+        # Blank lines are read and dropped afterwards, so that line numbers are those of the file.
         with warnings.catch_warnings():
-            # Fields beyond the last column would be dropped with no more than a warning.
+            # pandas only warns when it drops fields beyond the last column.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             text = pd.read_csv(
                 path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
@@ -149,7 +178,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
 
 
 def _named_columns(raw: pd.DataFrame, label: str) -> pd.DataFrame:
-    """The six columns under our names."""
+    """Select the six columns and give them their standard names."""
     if isinstance(raw.index, pd.DatetimeIndex):
         name = "time" if raw.index.name is None else str(raw.index.name)
         if name in raw.columns:
@@ -169,7 +198,7 @@ def _named_columns(raw: pd.DataFrame, label: str) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series, check: _Check) -> pd.Series:
-    """The column as finite floats."""
+    """Convert a column to finite floats."""
     name = str(column.name)
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         raise BarsError(f"{check.source}: column '{name}' is of type {column.dtype}; must be numbers")
@@ -179,7 +208,7 @@ def _numbers(column: pd.Series, check: _Check) -> pd.Series:
 
 
 def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
-    """The column as strictly increasing times in ``timezone``."""
+    """Convert a column to strictly increasing times in ``timezone``."""
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
@@ -208,10 +237,10 @@ def _check_minutes(label: str, minutes: float) -> None:
 
 
 def resample_trades(trades: pd.DataFrame, minutes: float, *, name: str = "trades") -> Bars:
-    """Bars of ``minutes`` from trades with columns price and volume; minutes without a trade have no bar.
+    """Aggregate trades, columns price and volume, into bars of ``minutes``; empty intervals have no bar.
 
-    Raises BarsError as :func:`load_bars`, and when the trades carry no time zone, no order or not both
-    columns.
+    Raises BarsError as :func:`load_bars`, and for trades without time zone, out of order, or without one of
+    the columns.
     """
     index = trades.index
     if not isinstance(index, pd.DatetimeIndex) or index.tz is None or not index.is_monotonic_increasing:

@@ -1,8 +1,8 @@
-"""From market bars to the parameters of the market: volatility levels, variance, volume, leverage.
+"""Calibration: from market bars to volatility levels, variance process, volume profile and depth.
 
-A day's variance is modelled as a level, known the evening before, times a mean-one intraday process.
-Twenty years of daily ranges give the levels; a month of intraday bars gives the process. Everything
-is a pure function of tables; every figure is an :class:`Estimate` with a bootstrap interval.
+The variance of a day is modelled as a level, forecast on the evening before, times an intraday process with
+mean one. Twenty years of daily ranges give the levels, a month of intraday bars gives the process. Every
+estimate has a bootstrap interval, :class:`Estimate`.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 
 
 QUANTILES = (0.5, 0.975, 0.999)
-"""Volatility levels of the conditions: one day in two, in forty, and in a thousand."""
+"""Quantiles of the volatility level: exceeded on one day in two, in forty, and in a thousand."""
 
 
 BUCKETS = 39
@@ -50,16 +50,16 @@ BUCKETS = 39
 
 
 FIRST_LAG, LAST_LAG = 3, 24
-"""Lags fitted: from half an hour, beyond which no bar reaches into both buckets, to four hours."""
+"""Lags of the fit, in buckets. From half an hour on, no bar overlaps both buckets; the last is four hours."""
 
 
 GK_NOISE = 0.27
-"""Variance of a day's Garman-Klass estimate over its squared mean; a squared return has 2."""
+"""Squared coefficient of variation of the daily Garman-Klass estimate; that of a squared return is 2."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % bootstrap percentile interval."""
+    """An estimate with its 95 % bootstrap percentile interval."""
 
     value: float
     ci_low: float
@@ -67,14 +67,14 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, draws: Array) -> "Estimate":
-        """The estimate ``value`` with the interval that ``draws`` of its bootstrap span."""
+        """The estimate ``value`` with the percentile interval of its bootstrap ``draws``."""
         low, high = np.quantile(draws, (0.025, 0.975))
         return cls(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the data say; volatilities per sqrt(day), rates per day, the rest without unit."""
+    """The estimates from the data: volatilities per sqrt(day), rates per day, the others without unit."""
 
     calm: Estimate
     """Median volatility level."""
@@ -83,37 +83,81 @@ class Calibration:
     crisis: Estimate
     """Volatility level exceeded on one day in a thousand."""
     vix_ratio: Estimate
-    """Volatility level over VIX / sqrt(252), root mean squares."""
+    """Ratio of root mean squares: volatility level over VIX / sqrt(252)."""
     vix_correlation: Estimate
-    """Correlation of the logarithms of level and VIX."""
+    """Correlation of log volatility level and log VIX."""
     rho: Estimate
     """Correlation of the index return with the change of log VIX: the leverage effect."""
     kappa: Estimate
-    """Mean reversion of intraday variance."""
+    """Rate of mean reversion of intraday variance."""
     cv_month: Estimate
-    """Coefficient of variation of variance within the sampled month of intraday bars."""
+    """Coefficient of variation of intraday variance, from a month of intraday bars."""
     profile_amplitude: Estimate
     """Amplitude of the U-shaped volume profile."""
     depth_sd: Estimate
-    """Standard deviation of the lasting part of log volume around its profile."""
+    """Standard deviation of the persistent part of log volume around its profile."""
     depth_reversion: Estimate
-    """Mean reversion of log volume around its profile."""
+    """Rate of mean reversion of log volume around its profile."""
     cv_years: Estimate
-    """``cv_month`` from twenty years of days instead: how far each turned out from its level."""
+    """Coefficient of variation of intraday variance, from twenty years of daily ranges over their levels."""
 
 
 def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: int) -> Calibration:
-    """Estimate everything, with intervals from the stationary bootstrap of Politis and Romano (1994).
+    """Estimate the market's parameters, with intervals from the stationary bootstrap.
 
-    Blocks are a year for quantiles of the volatility level, a month for the other daily figures and
-    three days for the intraday ones. ``cv_years`` rests on the intraday ``kappa``, and its interval
-    carries the uncertainty of both. Raises BarsError when no session is covered by ``intraday``.
+    Blocks are a year for the quantiles of the volatility level, a month for the other daily estimates and
+    three days for the intraday ones. ``cv_years`` depends on the intraday ``kappa``; its interval includes
+    the uncertainty of both.
+
+    Parameters
+    ----------
+    daily : flowoe_lib.data.bars.Bars
+        Daily bars over years, for the volatility levels.
+    vix : Series
+        Daily close of the VIX by date, annualised percent.
+    intraday : flowoe_lib.data.bars.Bars
+        Intraday bars with sessions from 08:30 to 15:00 in their time zone, for the intraday process.
+    reps : int
+        Number of bootstrap replicates.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    flowoe_lib.data.calibration.Calibration
+        Estimates with their intervals; volatilities per sqrt(day), rates per day.
+
+    Raises
+    ------
+    BarsError
+        If no session is covered by ``intraday``.
+
+    References
+    ----------
+    Politis, Romano (1994), "The stationary bootstrap", Journal of the American Statistical Association 89;
+    Garman, Klass (1980), Journal of Business 53; Corsi (2009), Journal of Financial Econometrics 7.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> times = pd.date_range("2015-01-05 00:05", "2015-02-07", freq="5min", tz="America/Chicago")
+    >>> rng = np.random.default_rng(1)
+    >>> x = np.exp(rng.normal(0, 3e-4, (len(times), 9)).cumsum(1))
+    >>> prices = {"open": x[:, 0], "high": x.max(1), "low": x.min(1), "close": x[:, -1]}
+    >>> frame = pd.DataFrame(prices | {"volume": rng.gamma(4, size=len(times))}, index=times)
+    >>> intraday = fo.load_bars(frame, timezone="America/Chicago", minutes=5)
+    >>> daily, vix = fo.data.records.sp500_daily(), fo.data.records.vix_daily()
+    >>> calibration = fo.calibrate(daily, vix, intraday, reps=20, seed=1)
+    >>> round(calibration.stressed.value, 3), round(calibration.rho.value, 1)
+    (0.019, -0.8)
     """
     variance = garman_klass(daily.frame)
     level = volatility_level(variance)
     surprises = (variance.loc[level.index] / level).to_numpy()
     returns = np.log(daily.frame["close"]).diff()
-    # The level is foreseen from the evening before: it is held against the VIX of that evening.
+    # The level is a forecast of the evening before, so it is compared with the VIX of that evening.
     implied = (vix / 100 / np.sqrt(252)).shift()
     joint = (
         pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner")
@@ -126,10 +170,10 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     levels, level_draws = _bootstrap(_levels, level.to_numpy(), 252, reps, seed)
     against, against_draws = _bootstrap(_against_vix, joint, 21, reps, seed + 1)
     within, within_draws = _bootstrap(within_day, clocks, 3, reps, seed + 2)
-    spread, spread_draws = _bootstrap(_spread_of_surprises, surprises, 21, reps, seed + 3)
-    # A day's mean moves less than variance within it, by a share that depends on kappa.
-    years = spread[0] / np.sqrt(day_mean_share(within[0]))
-    years_draws = spread_draws[:, 0] / np.sqrt(day_mean_share(within_draws[:, 0]))
+    dispersion, dispersion_draws = _bootstrap(_cv_of_day_means, surprises, 21, reps, seed + 3)
+    # The mean of a day varies less than variance within the day; the ratio depends on kappa.
+    years = dispersion[0] / np.sqrt(day_mean_share(within[0]))
+    years_draws = dispersion_draws[:, 0] / np.sqrt(day_mean_share(within_draws[:, 0]))
 
     values = np.r_[levels, against, within, years]
     draws = np.column_stack([level_draws, against_draws, within_draws, years_draws])
@@ -158,8 +202,8 @@ def within_day(clocks: Array) -> Array:
     return np.array([kappa, cv, profile_amplitude(volume), depth_sd, depth_reversion])
 
 
-def _spread_of_surprises(surprises: Array) -> Array:
-    """Coefficient of variation of a day's true mean variance, the noise of its estimate taken out."""
+def _cv_of_day_means(surprises: Array) -> Array:
+    """Coefficient of variation of the daily mean variance, corrected for the noise of its estimate."""
     squares = (surprises**2).mean() / surprises.mean() ** 2
     return np.sqrt(np.maximum([squares / (1 + GK_NOISE) - 1], 0.0))
 
@@ -167,7 +211,7 @@ def _spread_of_surprises(surprises: Array) -> Array:
 def _bootstrap(
     statistic: Callable[[Array], Array], data: Array, block: int, reps: int, seed: int
 ) -> tuple[Array, Array]:
-    """``statistic`` [values] and its replicates [reps, values] from blocks of about ``block`` rows."""
+    """``statistic`` [values] and its replicates [reps, values], with blocks of ``block`` rows on average."""
     bootstrap = StationaryBootstrap(block, data, seed=np.random.default_rng(seed))
     return statistic(data), np.asarray(bootstrap.apply(statistic, reps), dtype=float)
 
@@ -175,9 +219,9 @@ def _bootstrap(
 def autocovariance_table(
     clock: Array, deviations: Callable[[Array], Array], *, reps: int, seed: int
 ) -> pd.DataFrame:
-    """Autocovariance of a clock [days, buckets] by lag, with its interval and the fitted decay.
+    """Autocovariance by lag of the ``deviations`` of ``clock`` [days, buckets], with the fitted decay.
 
-    Columns days (the lag), value, ci_low, ci_high, fit; rows are the lags the fit uses.
+    Columns days (the lag), value, ci_low, ci_high, fit; one row per lag of the fit.
     """
     lags = np.arange(FIRST_LAG, LAST_LAG + 1, dtype=float)
     values, draws = _bootstrap(lambda x: autocovariance(deviations(x), lags), clock, 3, reps, seed)
@@ -193,11 +237,10 @@ def autocovariance_table(
 
 
 def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: int) -> pd.DataFrame:
-    """The same from one session [buckets] and the ``profile`` of its time of day, known from elsewhere.
+    """Autocovariance by lag of a single ``session`` [buckets] relative to a given ``profile``.
 
-    The session's own mean is taken out, so a level that lasts all day is not seen.
-
-    Columns days, value, ci_low, ci_high for lags 1 to 12; blocks of about six pairs of buckets.
+    Demeaning one session removes any component that is constant over it. Columns days, value, ci_low, ci_high
+    for lags 1 to 12; mean block length six pairs of buckets.
     """
     relative = session / profile
     x = relative / relative.mean() - 1
@@ -210,6 +253,6 @@ def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: i
 
 
 def calibration_table(calibration: Calibration) -> pd.DataFrame:
-    """One row per figure: value, ci_low, ci_high, indexed by name."""
+    """One row per estimate: value, ci_low, ci_high, indexed by name."""
     rows = {f.name: vars(getattr(calibration, f.name)) for f in fields(calibration)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")

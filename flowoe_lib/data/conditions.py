@@ -1,6 +1,6 @@
-"""The grid of market conditions that the calibration leads to, and conditions as flat records.
+"""The grid of market conditions from the calibration, and conditions as flat records.
 
-A condition crosses how volatile the market is, how thin, and how restless its volatility.
+The grid crosses levels of volatility, illiquidity and volatility of volatility.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 
-if TYPE_CHECKING:  # its statistics package is slow to import, and every process needs this module
+if TYPE_CHECKING:  # the statistics packages it imports are slow to load
     from flowoe_lib.data.calibration import Calibration
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 
 
 ILLIQUIDITIES = {"normal": 1.0, "thin": 3.0}
-"""Temporary impact as a multiple of the published one; ours, not measured."""
+"""Multiples of the published temporary impact; our choice, not an estimate."""
 
 
 CV_RANGE = (0.4, 1.8)
@@ -65,24 +65,53 @@ def heston_grid(
     risk_aversion: float = 5e-4,
     beta: float = 0.6,
 ) -> list[Condition]:
-    """Three volatilities by two illiquidities by two volatilities of volatility: twelve conditions.
+    """Make the grid of twelve conditions: three levels of volatility, two of illiquidity, two of cv.
 
-    Volatilities and kappa are the estimates to one significant digit; the two cv, those of the month
-    and of the years, and rho are the estimates to one decimal; kappa is kept within 2 to 12, cv
-    within .4 to 1.8. Volume is flat and depth constant. ``beta`` is the exponent of temporary impact.
-    Raises ValueError when two levels coincide.
+    Volatilities and kappa are estimates rounded to one significant digit. The two values of cv, ``cv_month``
+    and ``cv_years``, and rho are rounded to one decimal. Kappa is clipped to [2, 12] and cv to [.4, 1.8].
+    Volume is flat and depth constant.
+
+    Parameters
+    ----------
+    calibration : flowoe_lib.data.calibration.Calibration
+        Estimates of volatilities, kappa, cv and rho.
+    size : float
+        Order size phi, shares over average daily volume.
+    risk_aversion : float
+        lambda, per bps.
+    beta : float
+        Exponent of temporary impact.
+
+    Returns
+    -------
+    list of Condition
+        Conditions of the world "heston", named volatility/illiquidity/cv, fields of shape [].
+
+    Raises
+    ------
+    ValueError
+        If two levels are equal after rounding.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> from flowoe_lib.data.calibration import Calibration, Estimate
+    >>> values = [0.007, 0.02, 0.05, 0.9, 0.9, -0.8, 4, 0.5, 0.6, 0.3, 6, 1.3]
+    >>> calibration = Calibration(*(Estimate(x, x, x) for x in values))
+    >>> [condition.name for condition in fo.heston_grid(calibration)][:2]
+    ['calm/normal/cv0.5', 'calm/normal/cv1.3']
     """
     c = calibration
     volatilities = {name: _one_digit(getattr(c, name).value) for name in ("calm", "stressed", "crisis")}
-    spreads = [_within(round(e.value, 1), CV_RANGE) for e in (c.cv_month, c.cv_years)]
-    if len({*volatilities.values()}) < 3 or len({*spreads}) < 2:
-        raise ValueError(f"volatilities {volatilities} and cv {spreads}: levels must differ")
+    cvs = [_within(round(e.value, 1), CV_RANGE) for e in (c.cv_month, c.cv_years)]
+    if len({*volatilities.values()}) < 3 or len({*cvs}) < 2:
+        raise ValueError(f"volatilities {volatilities} and cv {cvs}: levels must differ")
     kappa = scalar(_within(_one_digit(c.kappa.value), KAPPA_RANGE))
     rho, impact = scalar(round(c.rho.value, 1)), Impact(beta=scalar(beta))
     order = Order(scalar(size), scalar(risk_aversion))
     grid = []
     for (level, vol), (depth, illiquidity), cv in product(
-        volatilities.items(), ILLIQUIDITIES.items(), sorted(spreads)
+        volatilities.items(), ILLIQUIDITIES.items(), sorted(cvs)
     ):
         heston = Heston(theta=scalar(vol**2), kappa=kappa, cv=scalar(cv), rho=rho)
         market = Market(heston, impact, Liquidity(illiquidity=scalar(illiquidity)))
@@ -91,9 +120,9 @@ def heston_grid(
 
 
 def base_condition(grid: Sequence[Condition]) -> Condition:
-    """The stressed condition of normal liquidity and the lower cv, on which single examples are shown.
+    """The stressed condition with normal liquidity and the lower cv, used for single examples.
 
-    Raises ValueError when the grid has none.
+    Raises ValueError if the grid has no such condition.
     """
     found = [c for c in grid if c.name.startswith("stressed/normal/")]
     if not found:
@@ -102,7 +131,7 @@ def base_condition(grid: Sequence[Condition]) -> Condition:
 
 
 def conditions_to_records(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
-    """Flat records of strings and floats, one per condition; every tensor field must be a single number."""
+    """Convert conditions, fields of shape [], to flat records of strings and floats."""
     records = []
     for c in conditions:
         record: dict[str, Any] = {"world": c.world, "name": c.name}
@@ -114,7 +143,7 @@ def conditions_to_records(conditions: Sequence[Condition]) -> list[dict[str, Any
 
 
 def conditions_from_records(records: Sequence[Mapping[str, Any]]) -> list[Condition]:
-    """Conditions from :func:`conditions_to_records`, exactly as they were.
+    """Rebuild conditions from :func:`conditions_to_records`.
 
     Raises ValueError naming the condition and its missing, unknown or non-numeric field.
     """

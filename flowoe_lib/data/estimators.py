@@ -1,7 +1,7 @@
-"""Named estimators of what bars say about volatility, its motion, and volume.
+"""Estimators of volatility, variance process and volume profile from market bars.
 
-Pure functions of tables: ranges to variances, days to a level, a session to equal buckets, and
-autocovariances to the process behind noisy measurements.
+Pure functions of tables: variance from ranges, a volatility forecast from days, and the parameters of a
+mean-reverting process from the autocovariance of noisy measurements.
 """
 
 import numpy as np
@@ -29,24 +29,24 @@ Array = NDArray[np.float64]
 
 
 RATES = (0.2, 50.0)
-"""Mean reversions looked for, per day."""
+"""Range of the fitted rate of mean reversion, per day."""
 
 
 def garman_klass(bars: pd.DataFrame) -> pd.Series:
     """Variance of each bar, ln(H/L)^2 / 2 - (2 ln 2 - 1) ln(C/O)^2.
 
-    Unbiased for a driftless Brownian path watched continuously, with a variance of .27 sigma^4
-    against a squared return's 2. Source: Garman and Klass (1980), Journal of Business 53, eq. (20).
+    Unbiased for a driftless Brownian path observed continuously; its variance is .27 sigma^4, that of a
+    squared return 2 sigma^4. Source: Garman and Klass (1980), Journal of Business 53, eq. (20).
     """
     body, span = np.log(bars["close"] / bars["open"]), np.log(bars["high"] / bars["low"])
     return pd.Series(span**2 / 2 - (2 * np.log(2) - 1) * body**2)
 
 
 def yang_zhang(bars: pd.DataFrame) -> float:
-    """Mean variance of a day from close to close, robust to drift and overnight jumps.
+    """Mean daily variance from close to close, robust to drift and overnight jumps.
 
-    Source: Yang and Zhang (2000), Journal of Business 73, eq. (7)-(8): overnight variance plus k
-    times the open-to-close variance plus 1 - k times the range variance of Rogers and Satchell (1991).
+    It is the overnight variance plus k times the open-to-close variance plus 1 - k times the range variance
+    of Rogers and Satchell (1991). Source: Yang and Zhang (2000), Journal of Business 73, eq. (7)-(8).
     """
     opened, high, low, close = (np.log(bars[c].to_numpy()) for c in ("open", "high", "low", "close"))
     night = opened[1:] - close[:-1]
@@ -58,11 +58,11 @@ def yang_zhang(bars: pd.DataFrame) -> float:
 
 
 def volatility_level(variance: pd.Series) -> pd.Series:
-    """Each day's variance as foreseen the evening before, in the units of ``variance``.
+    """Forecast of each day's variance on the evening before, in the units of ``variance``.
 
-    A regression of log variance on the logarithms of yesterday's, last week's and last month's mean
-    (heterogeneous autoregression), scaled to be unbiased; the first 22 days have no level.
-    Source: Corsi (2009), Journal of Financial Econometrics 7.
+    A heterogeneous autoregression: log variance is regressed on the logarithms of yesterday's variance and of
+    the means over the last week and month; the forecast is scaled to be unbiased. The first 22 days have
+    none. Source: Corsi (2009), Journal of Financial Econometrics 7.
     """
     past = pd.concat([variance.rolling(days).mean().shift() for days in (1, 5, 22)], axis=1).dropna()
     design = np.column_stack([np.ones(len(past)), np.log(past.to_numpy())])
@@ -73,22 +73,22 @@ def volatility_level(variance: pd.Series) -> pd.Series:
 
 
 def relative_to_profile(clock: Array) -> Array:
-    """Deviation of each bucket from the mean of its time of day, as a share of it; shape [days, buckets]."""
+    """Relative deviation of each bucket from the mean over days of that bucket, [days, buckets]."""
     relative: Array = clock / clock.mean(axis=0) - 1
     return relative
 
 
 def log_to_profile(clock: Array) -> Array:
-    """Deviation of each bucket's logarithm from the mean of its time of day; shape [days, buckets]."""
+    """Deviation of the log of each bucket from the mean over days of that log, [days, buckets]."""
     logs = np.log(clock)
     return np.asarray(logs - logs.mean(axis=0))
 
 
 def autocovariance(deviations: Array, lags: Array) -> Array:
-    """Covariance of buckets ``lags`` apart within a day, pooled over the day, shape [lags].
+    """Covariance of buckets ``lags`` apart within a day, pooled over the day, [lags].
 
-    ``deviations`` [days, buckets] have mean zero in each bucket, which takes one degree of freedom;
-    a single day is taken to deviate from a mean known otherwise.
+    ``deviations`` [days, buckets] have mean zero in each bucket, for which one degree of freedom is
+    subtracted; the deviations of a single day are taken from a known mean.
     """
     days, n = deviations.shape
     products = [(deviations[:, h:] * deviations[:, : n - h]).mean() for h in lags.astype(int)]
@@ -97,7 +97,7 @@ def autocovariance(deviations: Array, lags: Array) -> Array:
 
 
 def decay_curve(rate: Array | float, lags: Array, n_buckets: int) -> Array:
-    """Correlation exp(-rate |t - s|) averaged over two buckets of 1/n_buckets days, ``lags`` >= 1 apart.
+    """Correlation exp(-rate |t - s|) averaged over two buckets of 1 / n_buckets days, ``lags`` >= 1 apart.
 
     ``rate`` (per day) broadcasts against ``lags``.
     """
@@ -106,29 +106,30 @@ def decay_curve(rate: Array | float, lags: Array, n_buckets: int) -> Array:
 
 
 def fit_decay(deviations: Array, first_lag: int, last_lag: int) -> tuple[float, float]:
-    """Standard deviation and mean reversion (per day) of the process behind noisy ``deviations``.
+    """Fit standard deviation and rate of mean reversion (per day) of a process observed with noise.
 
-    Least squares of the autocovariance at lags first..last on sd^2 exp(-rate h), weighted by the
-    number of pairs. Measurement noise, independent between buckets ``first_lag`` apart, drops out:
-    sd is the autocovariance continued to lag zero, not the variance of what is seen.
+    The autocovariance of ``deviations`` at lags ``first_lag`` to ``last_lag`` is fitted by sd^2 exp(-rate h),
+    by least squares weighted with the number of pairs. Noise that is independent between buckets
+    ``first_lag`` apart does not enter: sd^2 is the autocovariance extrapolated to lag zero, not the variance
+    of the measurements.
     """
     n = deviations.shape[1]
     lags = np.arange(first_lag, last_lag + 1, dtype=float)
-    seen, weight = autocovariance(deviations, lags), n - lags
+    measured, weight = autocovariance(deviations, lags), n - lags
     low, high = RATES
-    # Four zooms of a grid find the global minimum over the rate to five digits; sd^2 is linear.
+    # The loss is quadratic in sd^2; four refinements of a grid give the best rate to five digits.
     for _ in range(4):
         rates = np.geomspace(low, high, 41)
         curves = decay_curve(rates[:, None], lags, n)
-        variances = np.maximum(curves @ (weight * seen) / (curves**2 @ weight), 0)
-        losses = (seen - variances[:, None] * curves) ** 2 @ weight
+        variances = np.maximum(curves @ (weight * measured) / (curves**2 @ weight), 0)
+        losses = (measured - variances[:, None] * curves) ** 2 @ weight
         best = int(np.argmin(losses))
         low, high = rates[max(best - 1, 0)], rates[min(best + 1, 40)]
     return float(np.sqrt(variances[best])), float(rates[best])
 
 
 def profile_amplitude(volume: Array) -> float:
-    """Amplitude A of u(t) = 1 + A P2(2t - 1) by least squares on the mean day's shares of volume."""
+    """Fit the amplitude A of u(t) = 1 + A P2(2t - 1) to mean volume by bucket, by least squares."""
     shares = volume.mean(axis=0) / volume.mean()
     unit = Liquidity(profile_amplitude=torch.tensor(1.0, dtype=torch.float64))
     shape = volume_profile(unit, len(shares)).numpy() - 1
@@ -136,5 +137,5 @@ def profile_amplitude(volume: Array) -> float:
 
 
 def day_mean_share(rate: Array | float) -> Array:
-    """Variance of the mean over a day of a process with correlation exp(-rate h), over its own variance."""
+    """Variance of the daily mean of a process with correlation exp(-rate h), over the process's variance."""
     return np.asarray(2 * (rate + np.expm1(-rate)) / np.square(rate))

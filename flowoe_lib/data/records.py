@@ -1,4 +1,4 @@
-"""The public data sets of the suite, through the same loader as anyone's own bars.
+"""The public data sets of the suite, loaded and checked like a user's own bars.
 
 The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples are read out of pinned
 wheels of public packages, downloaded when first wanted and never stored with the code.
@@ -69,7 +69,7 @@ class FetchError(RuntimeError):
 
 
 def sp500_daily() -> Bars:
-    """Daily S&P 500 index bars, 1999-2018, points and shares, from the ``arch`` package.
+    """Daily S&P 500 index bars, 1999-2018, in points and shares, from the ``arch`` package.
 
     Until 2006, and in part until 2013, the recorded open is the previous close: the index was
     published before its members had traded, so those days' ranges include the night.

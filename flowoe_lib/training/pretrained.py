@@ -1,7 +1,7 @@
-"""The trained policy that comes with the library, and the card that says what it was made for.
+"""The pretrained policy of the library, and the card that describes it.
 
-The card holds the ranges of its training, what it is told, how it was made and how it scored; weights
-without a fitting card are refused, because a policy of unknown origin looks like any other.
+The card holds the training range, the features, the training settings and the scores of the policy. Weights
+that do not match their card are refused, because a policy of unknown origin cannot be recognised otherwise.
 """
 
 import dataclasses
@@ -33,31 +33,31 @@ __all__ = [
 
 
 SHIPPED = Path(__file__).parent / "weights"
-"""Where the policy lies that comes with the library."""
+"""Folder of the pretrained policy."""
 
 
 CARD, WEIGHTS = "universal.json", "universal.safetensors"
 
 
 class TrainedPolicyError(ValueError):
-    """A policy that is missing or not what its card says; the message names the file and the fault."""
+    """A policy that is missing or does not match its card; the message names the file and the fault."""
 
 
 @dataclass(frozen=True)
 class PretrainedPolicy:
-    """A policy and what is known of it."""
+    """A trained policy with its training range, calibration and card."""
 
     field: EndpointField
     conditions: TrainingRange
-    """What it was trained for."""
+    """The training range."""
     n_buckets: int
-    """Into how many buckets its days were cut."""
+    """Number of buckets of its training days."""
     calibration: Mapping[str, float]
-    """Estimates of the suite's own data, for what a user's bars do not tell."""
+    """Estimates from the suite's own data, used where a user's bars give none."""
     card: Mapping[str, Any]
 
     def policy(self, steps: int = 1) -> FlowPolicy:
-        """The policy, drawing each trade in ``steps`` solver steps."""
+        """The policy with ``steps`` solver steps."""
         return FlowPolicy(self.field, steps)
 
 
@@ -70,9 +70,9 @@ def ship(
     scores: Mapping[str, Any],
     folder: Path = SHIPPED,
 ) -> None:
-    """Write a policy and its card into ``folder``, each whole.
+    """Write a policy and its card into ``folder``, each file completely or not at all.
 
-    ``training`` says how it was made, ``scores`` how well it did; both are plain JSON values.
+    ``training`` describes how it was trained and ``scores`` how it performed, both as JSON values.
     """
     tensors = {name: value.contiguous() for name, value in field.state_dict().items()}
     content = safetensors.torch.save(tensors)
@@ -94,9 +94,10 @@ def ship(
 
 
 def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
-    """Ship the first seed's policy of notebook 07 with the card that the notebook wrote.
+    """Make the policy of notebook 07, first seed, the pretrained policy, with the card of that notebook.
 
-    ``scorecard`` is the CSV whose digest goes with it. Raises MissingArtifact where the notebook was not run.
+    The card records the digest of the CSV file ``scorecard``. Raises MissingArtifact if the notebook was not
+    run.
     """
     runs, card = unpack(store.read_tensors("universal")), store.read_json("universal_card")
     estimates = {name: figure["value"] for name, figure in store.read_json("calibration").items()}
@@ -113,10 +114,30 @@ def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
 
 
 def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
-    """The policy in ``folder``.
+    """Load the pretrained policy, after checking it against its card.
 
-    Raises TrainedPolicyError where a file is missing, the card cannot be read or lacks an entry, the
-    weights are not those of the card, or were made to observe something else than this library shows.
+    Parameters
+    ----------
+    folder : Path
+        Folder of weights and card; by default that of the library.
+
+    Returns
+    -------
+    flowoe_lib.training.pretrained.PretrainedPolicy
+        The network, its training range, its calibration and its card.
+
+    Raises
+    ------
+    TrainedPolicyError
+        If a file is missing, the card is unreadable or incomplete, the weights do not match the card, or
+        the policy was trained on other features than those of this library.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> trained = fo.load_pretrained()
+    >>> trained.n_buckets, trained.conditions.size
+    (39, (0.01, 0.25))
     """
     place = folder / CARD
     try:
@@ -156,15 +177,12 @@ def _pair(value: Any) -> Any:
 
 
 def max_weight_difference(one: EndpointField, other: EndpointField) -> float:
-    """Largest difference of two policies' weights, zero where they are the same to the last bit.
-
-    Infinite where they are not of the same shape.
-    """
+    """Largest absolute difference between the weights of two networks; infinite if their shapes differ."""
     a, b = one.state_dict(), other.state_dict()
 
-    def apart(x: Tensor, y: Tensor) -> float:
+    def difference(x: Tensor, y: Tensor) -> float:
         return float((x - y).abs().max()) if x.shape == y.shape else float("inf")
 
     if a.keys() != b.keys():
         return float("inf")
-    return float(torch.tensor([apart(a[name], b[name]) for name in a]).max())
+    return float(torch.tensor([difference(a[name], b[name]) for name in a]).max())
