@@ -163,7 +163,7 @@ def test_time_zones() -> None:
     assert load_bars(utc, timezone="America/Chicago").index[0].hour == 9
     hours = sound(2).assign(time=["2020-01-02 09:30:00-05", "2020-07-02 09:30:00-04"])
     assert [t.hour for t in load_bars(hours, timezone="America/New_York").index] == [9, 9]
-    with pytest.raises(BarsError, match="unknown time zone 'Mars/Base'"):
+    with pytest.raises(BarsError, match="timezone = 'Mars/Base': unknown time zone"):
         load_bars(sound(), timezone="Mars/Base")
     skipped = sound(2).assign(time=["2020-03-08 01:00", "2020-03-08 02:30"])
     with pytest.raises(BarsError, match=r"row 2: .*skipped or repeated by the clock of America/Chicago"):
