@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+from datetime import datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -39,7 +42,7 @@ from flowoe_lib.data.estimators import (
     volatility_level,
     yang_zhang,
 )
-from flowoe_lib.data.sessions import session_clock
+from flowoe_lib.data.sessions import lay_out, session_clock
 from flowoe_lib.market.model import Condition
 
 Array = NDArray[np.float64]
@@ -192,7 +195,7 @@ def test_session_clock_spreads_a_bar_over_its_duration() -> None:
     frame = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 1.0), index).assign(
         volume=[9, 6, 4, 8]
     )
-    bars = load_bars(frame)
+    bars = load_bars(frame, timezone="UTC")
     # 8:30-9:00 holds half of 6, 9:00-9:30 all of 4, 9:30-10:00 half of 8.
     clock = session_clock(bars, bars.frame["volume"], 3, opens="08:30", closes="10:00")
     np.testing.assert_allclose(clock, [[3, 4, 4]])
@@ -203,7 +206,7 @@ def test_session_clock_leaves_out_days_on_which_a_bar_cut_by_activity_spans_a_pa
     ends += ["2020-01-07 08:00", "2020-01-07 08:30", "2020-01-07 10:00"]
     index = pd.DatetimeIndex(ends, tz="UTC", name="time")
     frame = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 1.0), index).assign(volume=1.0)
-    bars = load_bars(frame)
+    bars = load_bars(frame, timezone="UTC")
     clock = session_clock(bars, bars.frame["volume"], 3, opens="08:30", closes="10:00")
     assert list(clock.index) == [pd.Timestamp("2020-01-06")]
 
@@ -215,7 +218,7 @@ def test_session_clock_of_long_bars_whose_last_is_short(minutes: int) -> None:
     frame = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 1.0), ends.rename("time"))
     # One trade a minute, so that every bucket holds as many as it has minutes.
     length = ends.to_series().diff().fillna(pd.Timedelta(minutes=minutes)) / pd.Timedelta(minutes=1)
-    bars = load_bars(frame.assign(volume=length.to_numpy()), minutes=minutes)
+    bars = load_bars(frame.assign(volume=length.to_numpy()), timezone="UTC", minutes=minutes)
     clock = session_clock(bars, bars.frame["volume"], BUCKETS, opens="09:30", closes="16:00")
     np.testing.assert_allclose(clock, np.full((1, BUCKETS), 390 / BUCKETS), rtol=1e-9)
 
@@ -228,6 +231,66 @@ def test_session_clock_leaves_out_days_with_holes() -> None:
     assert list(clock.index) == [pd.Timestamp("2020-01-06")]
     with pytest.raises(BarsError, match="no day is covered by bars from 08:30 to 15:00"):
         session_clock(dataclasses.replace(bars, frame=short.iloc[39:]), short["volume"].iloc[39:], BUCKETS)
+
+
+def half_hours_around_the_clock(first: str, days: int) -> Bars:
+    """Half-hour bars by day and night, of New York, with volumes and closes that differ from bar to bar."""
+    draws = np.random.default_rng(6)
+    begin = pd.Timestamp(first, tz="America/New_York").tz_convert("UTC")
+    ends = pd.date_range(begin, periods=48 * days + 1, freq="30min")[1:]
+    close = 100 + draws.integers(-50, 50, len(ends)) / 10
+    prices = dict.fromkeys(("open", "high", "low", "close"), close)
+    frame = pd.DataFrame(prices, ends.rename("time")).assign(volume=draws.gamma(2, 1, len(ends)))
+    return load_bars(frame, timezone="America/New_York", minutes=30)
+
+
+def moment(day: str, clock: str) -> datetime:
+    """When a clock in New York shows ``clock``, counted from the midnight before ``day``, in UTC."""
+    hours, minutes = map(int, clock.split(":"))
+    wall = datetime.fromisoformat(day) + timedelta(hours=hours, minutes=minutes)
+    return wall.replace(tzinfo=ZoneInfo("America/New_York")).astimezone(ZoneInfo("UTC"))
+
+
+@pytest.mark.parametrize(
+    ("day", "opens", "closes", "n_buckets"),
+    [
+        ("2024-11-03", "00:00", "24:00", 50),
+        ("2024-11-03", "00:00", "24:00", 48),
+        ("2024-11-03", "09:30", "16:00", 13),
+        ("2024-11-02", "18:00", "41:00", 24),
+        ("2024-11-04", "00:00", "24:00", 48),
+        ("2024-03-10", "00:00", "24:00", 46),
+        ("2024-03-10", "00:00", "24:00", 48),
+        ("2024-03-10", "03:00", "16:00", 39),
+        ("2024-03-11", "00:00", "24:00", 48),
+    ],
+)
+def test_clock_changes_leave_each_amount_in_its_bucket(
+    day: str, opens: str, closes: str, n_buckets: int
+) -> None:
+    """Against the overlap of every bar with every bucket, in exact time by Python's own clock."""
+    bars = half_hours_around_the_clock(str(pd.Timestamp(day) - pd.Timedelta(days=2))[:10], 5)
+    first, last = moment(day, opens), moment(day, closes)
+    edges = [first + i * (last - first) / n_buckets for i in range(n_buckets + 1)]
+    half_hour = timedelta(minutes=30)
+    ends = [time.to_pydatetime().astimezone(ZoneInfo("UTC")) for time in bars.index]
+    volumes, closes_of_bars = bars.frame["volume"].to_list(), bars.frame["close"].to_list()
+    wanted = [
+        sum(
+            volume * max((min(end, high) - max(end - half_hour, low)) / half_hour, 0.0)
+            for end, volume in zip(ends, volumes, strict=True)
+        )
+        for low, high in pairwise(edges)
+    ]
+    clock = session_clock(bars, bars.frame["volume"], n_buckets, opens=opens, closes=closes)
+    np.testing.assert_allclose(clock.loc[day], wanted, rtol=1e-9)
+    laid = lay_out(bars, n_buckets, opens, closes)
+    row = list(clock.index).index(pd.Timestamp(day))
+    known = [closes_of_bars[max(i for i, end in enumerate(ends) if end <= edge)] for edge in edges]
+    np.testing.assert_allclose(laid.price[row], known)
+    shown = laid.times[row * n_buckets : (row + 1) * n_buckets]
+    local = [edge.astimezone(ZoneInfo("America/New_York")).replace(tzinfo=None) for edge in edges[:-1]]
+    np.testing.assert_allclose((shown - pd.DatetimeIndex(local)).total_seconds(), 0, atol=2e-6)
 
 
 def simulated_market(seed: int) -> tuple[Bars, pd.Series, Bars]:

@@ -158,6 +158,13 @@ def test_blank_lines_keep_the_numbers_of_the_file(tmp_path: Path) -> None:
         load_bars(path)
 
 
+def test_times_without_an_offset_are_new_york_s_as_in_an_order() -> None:
+    assert str(load_bars(sound()).index[0]) == "2020-01-01 00:00:00-05:00"
+    skipped = sound().assign(time=lambda f: "2020-03-08 02:30:0" + pd.Series(range(5)).astype(str))
+    with pytest.raises(BarsError, match=r"clock of America/New_York; .* time zone of times without one"):
+        load_bars(skipped)
+
+
 def test_time_zones() -> None:
     utc = sound().assign(time=lambda f: f["time"] + "T15:30:00Z")
     assert load_bars(utc, timezone="America/Chicago").index[0].hour == 9

@@ -45,13 +45,16 @@ def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
     )
     if not (volume > 0).all(axis=None):
         raise BarsError(f"{bars.source}: a bucket from {opens} to {closes} has no volume; take longer ones")
-    first, last = (pd.Timedelta(f"{clock}:00") for clock in (opens, closes))
-    offsets = pd.to_timedelta(np.linspace(0, (last - first).total_seconds(), n_buckets + 1), unit="s")
-    edges = (volume.index.to_numpy()[:, None] + first.to_numpy()) + offsets.to_numpy()
-    known = np.searchsorted(bars.index.tz_localize(None).to_numpy(), edges, side="right")
+    days = pd.DatetimeIndex(volume.index)
+    first, last = (_instants(days, clock, bars.timezone) for clock in (opens, closes))
+    offsets = np.linspace(0.0, _seconds(last, first), n_buckets + 1, axis=1)
+    edges = first.to_numpy()[:, None] + pd.to_timedelta(offsets.ravel(), unit="s").to_numpy().reshape(
+        offsets.shape
+    )
+    known = np.searchsorted(bars.index.tz_convert(None).to_numpy(), edges, side="right")
     price = np.r_[bars.frame["open"].iloc[0], bars.frame["close"]][known]
-    times = pd.DatetimeIndex(edges[:, :-1].ravel())
-    return Tape(times, price, variance.to_numpy(), volume.to_numpy())
+    starts = pd.DatetimeIndex(edges[:, :-1].ravel(), tz="UTC").tz_convert(bars.timezone)
+    return Tape(starts.tz_localize(None), price, variance.to_numpy(), volume.to_numpy())
 
 
 def arrivals(tape: Tape, n_buckets: int, every: int, warm_up: int = 0) -> Places:
@@ -72,11 +75,13 @@ def session_clock(
 
     A bar's amount is spread evenly over its duration. Days that the bars do not cover from the
     opening to the close, or only with a gap of more than an hour, are left out: holidays, a last day
-    cut short. Times are those of ``bars.timezone``. Raises BarsError when no whole day remains.
+    cut short. Times are those of ``bars.timezone``; where its clock changes within a session, buckets are
+    equal parts of the time that passes. Raises BarsError when no whole day remains.
     """
-    local = bars.index.tz_localize(None)
-    midnights = local.normalize().unique()
-    seconds = _seconds(local, midnights[0])
+    instants = bars.index.tz_convert(None)
+    days = bars.index.tz_localize(None).normalize().unique()
+    origin = _instants(days[:1], "00:00", bars.timezone)[0]
+    seconds = _seconds(instants, origin)
     # The first bar of a record cut by activity began before it, nobody knows when.
     ends = seconds if bars.minutes else seconds[1:]
     # A session may end in a bar shorter than the others, which began where the one before it ended.
@@ -86,8 +91,8 @@ def session_clock(
     corners = np.column_stack([starts, ends]).ravel()
     heights = np.column_stack([np.r_[0.0, total[:-1]], total]).ravel()
     rows = {}
-    for day, midnight in zip(midnights, _seconds(midnights, midnights[0]), strict=True):
-        first, last = (midnight + pd.Timedelta(f"{clock}:00").total_seconds() for clock in (opens, closes))
+    edges_of_days = (_seconds(_instants(days, clock, bars.timezone), origin) for clock in (opens, closes))
+    for day, first, last in zip(days, *edges_of_days, strict=True):
         inside = (ends > first) & (starts < last)
         if not inside.any():
             continue
@@ -98,9 +103,23 @@ def session_clock(
             edges = np.linspace(first, last, n_buckets + 1)
             rows[day] = np.diff(np.interp(edges, corners, heights))
     if not rows:
-        raise BarsError(f"{bars.source}: no day is covered by bars from {opens} to {closes} {bars.timezone}")
+        raise BarsError(
+            f"{bars.source}: no day is covered by bars from {opens} to {closes} {bars.timezone}; another "
+            "time zone can be given when they are loaded (timezone, TIMEZONE)"
+        )
     return pd.DataFrame(np.stack(list(rows.values())), index=pd.DatetimeIndex(list(rows), name="day"))
 
 
-def _seconds(times: pd.DatetimeIndex, origin: pd.Timestamp) -> Array:
+def _instants(days: pd.DatetimeIndex, clock: str, timezone: str) -> pd.DatetimeIndex:
+    """When it is ``clock`` in ``timezone`` on each of ``days``, in UTC.
+
+    A time that the clock repeats is the first one, a time that it skips is the moment of the change.
+    """
+    local = (days + pd.Timedelta(f"{clock}:00")).tz_localize(
+        timezone, ambiguous=np.full(len(days), True), nonexistent="shift_forward"
+    )
+    return local.tz_convert(None)
+
+
+def _seconds(times: pd.DatetimeIndex, origin: pd.Timestamp | pd.DatetimeIndex) -> Array:
     return np.asarray((times - origin).total_seconds(), dtype=float)
