@@ -9,14 +9,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
-from flowoe_lib.execution.environment import (
-    Array,
-    Reward,
-    advance,
-    advantage_over_twap,
-    check_sizes,
-    spaces,
-)
+from flowoe_lib.execution.environment import Array, Reward, advance, advantage_over_twap, check_sizes, spaces
 from flowoe_lib.execution.execution import OrderSimulation
 from flowoe_lib.execution.features import features
 from flowoe_lib.market.model import Market, Order
