@@ -5,6 +5,7 @@ DEVICE ?= cpu
 PYTHON ?= python3
 ENGINE ?= loky
 EXTRA_INDEX ?=
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +17,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -
 # All variables given on the command line but those of make: the options of an order, quoted for the shell.
 ORDER = $(foreach name,$(filter-out PROFILE DEVICE PYTHON ENGINE EXTRA_INDEX,$(.VARIABLES)),\
 	$(if $(filter command,$(origin $(name))),'$(name)=$(subst ','\'',$($(name)))'))
+
+# What runs side by side prints its output in one piece, where make can do that (4.0 or later).
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 # One thread a process: torch's own threads cost more than they bring here, and change the last digits.
 export OMP_NUM_THREADS := 1
@@ -32,10 +36,10 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks order test lint lab explore test-lab docs benchmark clean
+.PHONY: help reproduce notebooks order test unit-tests notebook-tests lint lab explore test-lab docs benchmark clean
 
 help: ## list the commands
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PROFILE=full|quick (quick: small scale), PYTHON=python3 (3.11 or later),"
 	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
@@ -48,9 +52,15 @@ reproduce: $(INSTALLED) ## make every figure and table; does only what is not up
 notebooks: $(INSTALLED) ## reproduce in full, then put the executed copies into notebooks/
 	$(BIN)/python -m flowoe_lib.reproduce --profile full --device $(DEVICE) --publish
 
-test: lint ## lint, the tests, and the committed notebooks run again and compared
-	MPLBACKEND=agg $(BIN)/python -m pytest
-	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest \
+# The notebooks keep one core busy and at times two; lint and a single process of tests fill the gaps.
+test: $(INSTALLED) ## lint, the tests, and the committed notebooks run again and compared, side by side
+	@WORKERS=0 $(MAKE) --jobs=3 $(SYNC) notebook-tests unit-tests lint
+
+unit-tests: $(INSTALLED) ## the tests alone, on all cores
+	MPLBACKEND=agg $(BIN)/python -m pytest -n $(WORKERS)
+
+notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and compared
+	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest -p no:xdist \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 \
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
