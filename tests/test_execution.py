@@ -1,10 +1,13 @@
 """The door between policies and markets: costs against closed forms and plain bookkeeping, no look-ahead."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -168,7 +171,7 @@ def test_inventory_falls_from_one_to_zero(plan: list[float]) -> None:
     assert (inventory.diff(dim=0) <= 0).all()
 
 
-@pytest.mark.parametrize("answer", [float("nan"), 1.2, -0.1, float("inf")])
+@pytest.mark.parametrize("answer", [float("nan"), 1.2, -0.1, float("inf"), -1e-9, 1 + 1e-6])
 @pytest.mark.parametrize("bucket", [0, N - 2])
 def test_impossible_answers_are_refused(answer: float, bucket: int) -> None:
     def wrong(obs: Observation, noise: Tensor) -> Tensor:
@@ -177,8 +180,91 @@ def test_impossible_answers_are_refused(answer: float, bucket: int) -> None:
             fraction[3] = answer
         return fraction
 
-    with pytest.raises(ValueError, match=r"policy: .*outside \[0, 1\] or NaN"):
+    with pytest.raises(ValueError, match=rf"policy: answered .* in bucket {bucket}: must be within \[0, 1\]"):
         run(wrong)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda fraction: fraction.double(), r"torch.float64 of shape \[\d+\]"),
+        (lambda fraction: fraction[:1], r"torch.float32 of shape \[1\]"),
+        (lambda fraction: fraction[None], r"torch.float32 of shape \[1, \d+\]"),
+        (lambda fraction: 0.1, "0.1"),
+    ],
+)
+def test_answers_are_a_fraction_for_each_path(answer: Callable[[Tensor], Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"policy: answered {named} in bucket 0: must be torch.float32"):
+        run(lambda obs, noise: answer(torch.full_like(noise, 0.1)))
+
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda x: x.mul_(0.5),
+    "past autograd": lambda x: x.data.mul_(0.5),
+    "through numpy": lambda x: np.multiply(x.numpy(), 0.5, out=x.numpy()),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
+@pytest.mark.parametrize("bucket", [0, 3, N - 2])
+def test_inventory_does_not_vanish_unpaid(write: Callable[[Tensor], object], bucket: int) -> None:
+    def thief(obs: Observation, noise: Tensor) -> Tensor:
+        if obs.k == bucket:
+            write(obs.inventory)
+        return twap(obs, noise)
+
+    with pytest.raises(ValueError, match=f"policy: wrote into obs.inventory of bucket {bucket}"):
+        run(thief)
+
+
+def test_a_policy_may_answer_with_the_same_tensor_every_time() -> None:
+    buffer = torch.empty(64)
+
+    def thrifty(obs: Observation, noise: Tensor) -> Tensor:
+        return buffer.copy_(twap(obs, noise))
+
+    assert torch.equal(run(thrifty).pnl_bps, run(twap).pnl_bps)
+
+
+def test_inventory_observed_earlier_is_no_way_to_change_the_past() -> None:
+    obs_of: dict[int, Observation] = {}
+
+    def thief(obs: Observation, noise: Tensor) -> Tensor:
+        obs_of[obs.k] = obs
+        if obs.k == 5:
+            obs_of[2].inventory.mul_(0.5)
+        return twap(obs, noise)
+
+    with pytest.raises(ValueError, match=r"policy: wrote into obs\.inventory of bucket 2"):
+        run(thief)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
+def test_writing_into_an_observation_changes_no_day(write: Callable[[Tensor], object]) -> None:
+    market, order, paths = copy.deepcopy(RICH), copy.deepcopy(ORDER), simulate(RICH, 16, N, generator(1, "d"))
+    before = copy.deepcopy(paths)
+
+    def vandal(obs: Observation, noise: Tensor) -> Tensor:
+        answer = twap(obs, noise)
+        leaves = [obs.return_bps, obs.variance, obs.log_depth, obs.volume, noise]
+
+        def note(x: Tensor) -> Tensor:
+            leaves.append(x)
+            return x
+
+        # Once is enough: they are no market and no order any more.
+        for tree in (obs.market, obs.order, obs.pre_trade) if obs.k == 0 else ():
+            map_tensors(note, tree)
+        for x in leaves:
+            write(x)
+        return answer
+
+    done, clean = (execute(p, paths, market, order, generator(1, "n")) for p in (vandal, twap))
+    for f in dataclasses.fields(MarketPaths):
+        a, b = getattr(paths, f.name), getattr(before, f.name)
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    assert (market, order) == (RICH, ORDER)
+    assert torch.equal(done.pnl_bps, clean.pnl_bps)
 
 
 class Recorded:
@@ -204,8 +290,6 @@ def test_observation_is_the_past_of_the_path() -> None:
     for k, obs in enumerate(watch.obs):
         assert obs.n_buckets == N
         torch.testing.assert_close(obs.return_bps, moves[:k].sum(0), rtol=1e-4, atol=1e-3)
-        recent = torch.cat((torch.zeros(2, 64), moves[:k]))[-2:].flip(0)
-        torch.testing.assert_close(obs.recent_bps, recent)
         assert torch.equal(obs.variance, paths.variance[k])
         assert torch.equal(obs.log_depth, paths.log_depth[k])
         assert torch.equal(obs.inventory, done.inventory[k])
@@ -216,7 +300,7 @@ def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
     watch, paths = Recorded(twap), simulate(RICH, 8, N, generator(1, "test"))
     known = Perception(believed, 2 * paths.variance, paths.log_depth + 1)
     done = execute(watch, paths, RICH, ORDER, generator(1, "policy"), known)
-    assert all(obs.market is believed for obs in watch.obs)
+    assert all(obs.market == believed for obs in watch.obs)
     assert all(torch.equal(obs.variance, known.variance[obs.k]) for obs in watch.obs)
     assert all(torch.equal(obs.log_depth, known.log_depth[obs.k]) for obs in watch.obs)
     truth = execute(twap, paths, RICH, ORDER, generator(1, "policy"))

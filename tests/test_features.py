@@ -191,7 +191,6 @@ def test_volatility_and_risk_aversion_of_one_urgency_look_alike(
         pre_trade=PreTrade.of(other, dataclasses.replace(SELL, risk_aversion=SELL.risk_aversion / factor)),
         variance=obs.variance * factor**2,
         return_bps=obs.return_bps * factor,
-        recent_bps=obs.recent_bps * factor,
     )
     torch.testing.assert_close(features(scaled), features(obs), rtol=2e-4, atol=2e-4)
     action = torch.linspace(-3, 3, 8)
@@ -217,9 +216,7 @@ def test_illiquidity_and_size_of_one_cost_look_alike(factor: float, k: int) -> N
 def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
     for market, told in ((dataclasses.replace(RICH, drift_sd=scalar(0.0)), False), (RICH, True)):
         obs = met(market, SELL, k)
-        moved = dataclasses.replace(
-            obs, return_bps=obs.return_bps + 37, recent_bps=torch.randn_like(obs.recent_bps)
-        )
+        moved = dataclasses.replace(obs, return_bps=obs.return_bps + 37)
         before, after = columns(obs), columns(moved)
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
         drifts = {"drift over cost", "log pace of Almgren and Chriss's schedule, in units of actions"}

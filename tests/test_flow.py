@@ -235,7 +235,6 @@ def observation(n_paths: int) -> Observation:
         n_buckets=39,
         inventory=torch.rand(n_paths, generator=draws),
         return_bps=torch.randn(n_paths, generator=draws),
-        recent_bps=torch.randn(2, n_paths, generator=draws),
         variance=4e-4 * torch.rand(n_paths, generator=draws),
         log_depth=torch.zeros(1),
         volume=torch.ones(39, 1),

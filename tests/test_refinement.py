@@ -202,7 +202,6 @@ def observation(n_paths: int) -> Observation:
         n_buckets=N,
         inventory=torch.rand(n_paths, generator=draws),
         return_bps=torch.zeros(n_paths),
-        recent_bps=torch.zeros(2, n_paths),
         variance=4e-4 * torch.rand(n_paths, generator=draws),
         log_depth=torch.zeros(1),
         volume=torch.ones(N, 1),

@@ -307,7 +307,7 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
         assert not torch.equal(variance, day.variance[:-1])
         assert variance.shape == (N_BUCKETS - 1, 400)
     market, variance = informed.of_last_day()
-    assert market is condition.market
+    assert market == condition.market
     assert torch.equal(variance, day.variance[:-1])
     assert torch.equal(told.of_last_day()[1], 2 * day.variance[:-1])
     # All ran on the same paths, where TWAP is TWAP; the informed are no contenders.

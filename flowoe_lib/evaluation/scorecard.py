@@ -434,7 +434,6 @@ def reactions(
         n_buckets=n_buckets,
         inventory=zeros + inventory,
         return_bps=zeros,
-        recent_bps=torch.stack((zeros, zeros)),
         variance=variance_ratios * market.heston.theta,
         log_depth=zeros,
         volume=volume_profile(market.liquidity, n_buckets).reshape(n_buckets, 1),

@@ -6,13 +6,15 @@ inventory to trade in it; the last bucket trades what is left.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.execution.information import Perception
+from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.pre_trade import PreTrade
@@ -49,8 +51,6 @@ class Observation:
     """Fraction of the order left."""
     return_bps: Tensor
     """Price change since arrival in the order's favour, before its own impact."""
-    recent_bps: Tensor
-    """The same over each of the two last buckets, [2, paths], latest first; zero where there was none."""
     variance: Tensor
     """Variance per day at the start of the bucket."""
     log_depth: Tensor
@@ -67,9 +67,10 @@ class Policy(Protocol):
     """Anything that decides how much to trade."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Fraction of the remaining inventory to trade in bucket ``seen.k``, within [0, 1], [paths].
+        """Fraction of the remaining inventory to trade in bucket ``obs.k``, within [0, 1], [paths].
 
-        ``noise`` is a standard normal draw per path for policies that randomise.
+        Of the dtype of ``obs.inventory``, which it may not change. ``noise`` is a standard normal draw per
+        path for policies that randomise.
         """
         ...
 
@@ -135,33 +136,37 @@ class OrderSimulation:
     ) -> None:
         self.paths, self.market, self.order = paths, market, order
         self.known = Perception(market, paths.variance, paths.log_depth) if known is None else known
-        self.pre_trade = PreTrade.of(self.known.market, order)
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
         self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
-        self.moves = order.side * (paths.martingale_bps + paths.drift_bps)
-        """Price change over each bucket in the order's favour, bps, [N, paths]."""
-        zeros = torch.zeros_like(self.moves[0])
-        self.returns = list(accumulate(self.moves, initial=zeros))
-        """Price change from arrival to the start of each bucket, bps, N + 1 tensors [paths]."""
-        self.backwards = torch.cat((self.moves.flip(0), zeros.expand(2, -1)))
-        """``moves``, last bucket first, and two zeros for what was before the arrival, [N + 2, paths]."""
+        moves = order.side * (paths.martingale_bps + paths.drift_bps)
+        self.returns = list(accumulate(moves, initial=torch.zeros_like(moves[0])))
+        """Price change from arrival to the start of each bucket in the order's favour, bps, N + 1 [paths]."""
+
+    @cached_property
+    def _observed_all_day(self) -> dict[str, Any]:
+        market, order = (map_tensors(torch.clone, tree) for tree in (self.known.market, self.order))
+        return {
+            "n_buckets": self.paths.n_buckets,
+            "volume": self.paths.volume.clone(),
+            "market": market,
+            "order": order,
+            "pre_trade": PreTrade.of(market, order),
+        }
 
     def observe(self, k: int, inventory: Tensor) -> Observation:
-        """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left."""
-        known, n = self.known, self.paths.n_buckets
+        """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left.
+
+        All but the inventory are copies, so that writing into them changes neither the day nor what other
+        policies observe.
+        """
         return Observation(
             k=k,
-            n_buckets=n,
             inventory=inventory,
-            return_bps=self.returns[k],
-            recent_bps=self.backwards[n - k : n - k + 2],
-            variance=known.variance[k],
-            log_depth=known.log_depth[k],
-            volume=self.paths.volume,
-            market=known.market,
-            order=self.order,
-            pre_trade=self.pre_trade,
+            return_bps=self.returns[k].clone(),
+            variance=self.known.variance[k].clone(),
+            log_depth=self.known.log_depth[k].clone(),
+            **self._observed_all_day,
         )
 
     def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,26 +205,53 @@ def execute(
 ) -> Execution:
     """Work ``order`` along ``paths``, differentiable in the policy's decisions.
 
-    ``market`` is what charges the order, ``known`` what the policy is told of it (by default the
-    truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy
-    answers outside [0, 1] or with NaN.
+    ``market`` is what charges the order, ``known`` what the policy knows of it (by default the
+    truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy answers
+    anything but a fraction within [0, 1] for each path, or writes into the inventory that it observes.
     """
     venue = OrderSimulation(paths, market, order, known)
     n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
     inventory = torch.ones_like(like[0])
     temporary = permanent = torch.zeros_like(inventory)
-    held = [inventory]
+    held, answers = [inventory], []
     for k in range(n):
         noise = torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
-        traded = inventory if k == n - 1 else inventory * policy(venue.observe(k, inventory), noise)
+        traded = inventory
+        if k < n - 1:
+            fraction = _fraction(policy(venue.observe(k, inventory), noise), inventory, k)
+            traded = inventory * fraction
+            # A copy, as a policy may answer with the same tensor every time.
+            answers.append(fraction.detach().clone())
         inventory, paid, shifted = venue.fill(k, inventory, traded)
         temporary, permanent = temporary + paid, permanent + shifted
         held.append(inventory)
 
     path = torch.stack(held)
-    if not bool(((path[1:] >= 0) & (path[1:] <= path[:-1])).all()):
-        raise ValueError("policy: answered a fraction outside [0, 1] or NaN")
+    _check_day(torch.stack([*answers, torch.ones_like(inventory)]), path.detach())
     return venue.book(0, path, temporary, permanent)
+
+
+def _fraction(answer: Tensor, inventory: Tensor, k: int) -> Tensor:
+    """The answer of a policy in bucket ``k``, once it is a number for each path."""
+    if isinstance(answer, Tensor) and (answer.shape, answer.dtype) == (inventory.shape, inventory.dtype):
+        return answer
+    given, allowed = (
+        f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+        for x in (answer, inventory)
+    )
+    raise ValueError(f"policy: answered {given} in bucket {k}: must be {allowed}, a fraction for each path")
+
+
+def _check_day(fractions: Tensor, path: Tensor) -> None:
+    """Raise ValueError unless ``fractions`` [N, paths] lie within [0, 1] and give the inventorys ``path``."""
+    outside = ~((fractions >= 0) & (fractions <= 1))
+    if bool(outside.any()):
+        k, i = outside.nonzero()[0].tolist()
+        raise ValueError(f"policy: answered {fractions[k, i]:g} in bucket {k}: must be within [0, 1]")
+    expected = torch.cat((torch.ones_like(path[:1]), path[:-1] - path[:-1] * fractions))
+    if not torch.equal(expected, path):
+        k = int((expected != path).any(1).nonzero()[0])
+        raise ValueError(f"policy: wrote into obs.inventory of bucket {k}: must leave it as it is")
 
 
 def execute_schedule(inventory: Tensor, paths: MarketPaths, market: Market, order: Order) -> Execution:
