@@ -287,7 +287,7 @@ def compared(workspace: Workspace) -> str:
         shipped = load_pretrained(workspace.root / POLICY.parent).field
     except TrainedPolicyError as error:
         raise ReproductionError(str(error)) from error
-    runs = unpack(workspace.store.read_tensors("universal"))
+    runs = unpack(workspace.store.read_tensors("universal_policies"))
     apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
     return f"the policy that comes with the library is {same} that was trained here"

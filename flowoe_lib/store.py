@@ -1,13 +1,14 @@
 """The store through which notebooks hand results on: named files, each beside the card of what made it.
 
-An entry is current while its card carries the digest of the recipe asked for, which also covers the
-library's sources, and its content is the content the card was written for. Anything else is made again.
+An entry is current while its card carries the recipe asked for (the task, the content of its arguments and
+the sources that compute) and its content is the one the card was written for. Anything else is made again.
 
 The module starts without torch or pandas, because the driver reads digests on every run.
 """
 
+import contextlib
 import dataclasses
-import hashlib
+import inspect
 import json
 import os
 import uuid
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from flowoe_lib.recipes import check_unchanged, recipe, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,16 +38,14 @@ __all__ = [
 ]
 
 
+P = ParamSpec("P")
+
+
 T = TypeVar("T")
 
 
 class MissingArtifact(LookupError):
     """An entry that an earlier notebook should have made is not there, or is damaged."""
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256 of ``content``."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def sources_digest(package: Path) -> str:
@@ -91,10 +92,15 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class _Format(Generic[T]):
+class _Format:
     suffix: str
-    encode: Callable[[T], bytes]
-    decode: Callable[[bytes], T]
+    fits: Callable[[Any], bool]
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(hasattr(item, "detach") for item in value.values())
 
 
 def _encode_tensors(tensors: "dict[str, Tensor]") -> bytes:
@@ -126,97 +132,129 @@ def _encode_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-_TENSORS = _Format(".safetensors", _encode_tensors, _decode_tensors)
+_FORMATS = (
+    _Format(".safetensors", _holds_tensors, _encode_tensors, _decode_tensors),
+    _Format(".parquet", lambda value: hasattr(value, "to_parquet"), _encode_table, _decode_table),
+    _Format(".json", lambda value: True, _encode_json, json.loads),
+)
 
 
-_TABLE = _Format(".parquet", _encode_table, _decode_table)
+PROFILES = ("full", "quick")
+"""``full`` makes the committed results, ``quick`` the same line at small scale."""
 
 
-_JSON: _Format[Any] = _Format(".json", _encode_json, json.loads)
+@dataclass(frozen=True)
+class _Card:
+    """What ``name.card.json`` says about an entry."""
+
+    name: str
+    file: str
+    sha256: str
+    """Of the content."""
+    recipe: dict[str, Any] | None
+    """What made the content; None for a value that was simply written."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Named entries in one folder; ``name.card.json`` says what made ``name.*`` and what it holds."""
+    """Named entries in one folder: a file of content, and a card that says what made it.
+
+    The format follows from the value: a data frame is a table, a dictionary of tensors is stored as such,
+    anything else as JSON.
+    """
 
     root: Path
 
-    def tensors(
-        self, name: str, recipe: Mapping[str, Any], make: "Callable[[], dict[str, Tensor]]"
-    ) -> "dict[str, Tensor]":
-        """The stored tensors if ``recipe`` made them, else those of ``make()``, stored."""
-        return self._made(name, _TENSORS, recipe, make)
+    def made(self, name: str, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The stored result of ``task(*args, **kwargs)``, computed where it is not there.
 
-    def table(
-        self, name: str, recipe: Mapping[str, Any], make: "Callable[[], pd.DataFrame]"
-    ) -> "pd.DataFrame":
-        """The stored table if ``recipe`` made it, else that of ``make()``, stored."""
-        return self._made(name, _TABLE, recipe, make)
+        A task whose annotated result is a named tuple makes an entry of each field, named ``name_field``.
 
-    def json(self, name: str, recipe: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-        """The stored JSON value if ``recipe`` made it, else that of ``make()``, stored."""
-        return self._made(name, _JSON, recipe, make)
+        Raises
+        ------
+        TypeError, ValueError
+            Where :func:`flowoe_lib.recipes.recipe` has no recipe for the task and its arguments.
+        RuntimeError
+            Where a module that computes changed on disk since it was imported.
+        """
+        made_by = recipe(task, *args, **kwargs)
+        kind: Any = inspect.signature(task).return_annotation
+        names = [f"{name}_{field}" for field in getattr(kind, "_fields", ())] or [name]
+        entries = map(self._entry, names)
+        if any(entry is None or entry[0].recipe != made_by for entry in entries):
+            check_unchanged(made_by["sources"])
+            made = task(*args, **kwargs)
+            check_unchanged(made_by["sources"])
+            parts = cast("tuple[Any, ...]", made) if hasattr(kind, "_fields") else (made,)
+            for each, value in zip(names, parts, strict=True):
+                self.write(each, value, made_by)
+        values = [self._confirmed(each) for each in names]
+        result: T = kind(*values) if hasattr(kind, "_fields") else values[0]
+        return result
+
+    def write(self, name: str, value: Any, made_by: dict[str, Any] | None = None) -> None:
+        """Store a value that is cheap to compute, or whose recipe is known."""
+        form = next(form for form in _FORMATS if form.fits(value))
+        content = form.encode(value)
+        card = _Card(name, f"{name}{form.suffix}", sha256(content), made_by)
+        if self._entry(name) == (card, content):
+            self._confirmed(name)
+            return
+        # The card goes last: until it is there, the entry does not match and counts as absent.
+        atomic_write(self.root / card.file, content)
+        atomic_write(self._card(name), json.dumps(dataclasses.asdict(card), indent=1).encode())
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
         """Tensors made by an earlier notebook. Raises MissingArtifact."""
-        return _TENSORS.decode(self._read(name, _TENSORS.suffix))
+        return _decode_tensors(self._read(name, ".safetensors")[1])
 
     def read_table(self, name: str) -> "pd.DataFrame":
         """A table made by an earlier notebook. Raises MissingArtifact."""
-        return _TABLE.decode(self._read(name, _TABLE.suffix))
+        return _decode_table(self._read(name, ".parquet")[1])
 
     def read_json(self, name: str) -> Any:
         """A JSON value made by an earlier notebook. Raises MissingArtifact."""
-        return _JSON.decode(self._read(name, _JSON.suffix))
-
-    def fingerprint(self, name: str) -> str:
-        """SHA-256 of an entry's content, for the recipes of what is made from it. Raises MissingArtifact."""
-        return sha256(self._read(name))
+        return json.loads(self._read(name, ".json")[1])
 
     def _card(self, name: str) -> Path:
         if not name.isidentifier():
             raise ValueError(f"artifact name {name!r}: must be letters, digits and underscores")
         return self.root / f"{name}.card.json"
 
-    def _intact(self, name: str) -> tuple[dict[str, Any], bytes] | None:
+    def _entry(self, name: str) -> tuple[_Card, bytes] | None:
         """An entry's card and content; None if either is missing or they do not belong together."""
+        path = self._card(name)
         try:
-            card = json.loads(self._card(name).read_bytes())
-            content = (self.root / card["file"]).read_bytes()
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            card = _Card(**json.loads(path.read_bytes()))
+            if card.name != name or card.file not in [f"{name}{form.suffix}" for form in _FORMATS]:
+                return None
+            content = (self.root / card.file).read_bytes()
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
-        return (card, content) if sha256(content) == card["sha256"] else None
+        return (card, content) if sha256(content) == card.sha256 else None
 
-    def _read(self, name: str, suffix: str = "") -> bytes:
-        entry = self._intact(name)
+    def _read(self, name: str, suffix: str = "") -> tuple[_Card, bytes]:
+        entry = self._entry(name)
         if entry is None:
             state = "is damaged" if self._card(name).exists() else "is missing"
+            others = [profile for profile in PROFILES if profile != self.root.name]
+            there = [profile for profile in others if Store(self.root.with_name(profile))._entry(name)]
             raise MissingArtifact(
                 f"artifact '{name}' {state} in {self.root}: an earlier notebook makes it. Run the notebooks "
                 f"in order, or all of them with `make reproduce PROFILE={self.root.name}`"
+                + "".join(f'; or use what is there: PROFILE = "{p}" in the parameters cell' for p in there)
             )
-        if not entry[0]["file"].endswith(suffix):
-            raise MissingArtifact(f"artifact '{name}' is stored as {entry[0]['file']}, not as *{suffix}")
-        return entry[1]
+        if not entry[0].file.endswith(suffix):
+            raise MissingArtifact(f"artifact '{name}' is stored as {entry[0].file}, not as *{suffix}")
+        return entry
 
-    def _made(self, name: str, form: _Format[T], recipe: Mapping[str, Any], make: Callable[[], T]) -> T:
-        key, file, card_file = digest(recipe), self.root / f"{name}{form.suffix}", self._card(name)
-        entry = self._intact(name)
-        if entry is not None and (entry[0]["digest"], entry[0]["file"]) == (key, file.name):
-            # The driver credits a notebook with every entry that the run made or confirmed.
-            os.utime(file)
-            os.utime(card_file)
-            return form.decode(entry[1])
-        content = form.encode(make())
-        card = {"file": file.name, "digest": key, "sha256": sha256(content), "recipe": recipe}
-        # The card goes last: until it is there, the entry does not match and counts as absent.
-        atomic_write(file, content)
-        atomic_write(card_file, json.dumps(card, indent=1, default=_canonical).encode())
-        return form.decode(content)
-
-
-PROFILES = ("full", "quick")
-"""``full`` makes the committed results, ``quick`` the same line at small scale."""
+    def _confirmed(self, name: str) -> Any:
+        """An entry's value; its files count as written now, since the driver credits a notebook with them."""
+        card, content = self._read(name)
+        with contextlib.suppress(OSError):  # a store may be read-only
+            for path in (self.root / card.file, self._card(name)):
+                os.utime(path)
+        return next(form for form in _FORMATS if card.file.endswith(form.suffix)).decode(content)
 
 
 @dataclass(frozen=True)

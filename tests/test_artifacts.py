@@ -1,8 +1,13 @@
 """The store hands on what was made, makes it again when it must, and survives being interrupted."""
 
+import contextlib
 import json
+import os
+import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -11,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowoe_lib import recipes
 from flowoe_lib import store as artifacts
-from flowoe_lib.market.model import Impact, scalar
-from flowoe_lib.store import MissingArtifact, Store, atomic_write, digest, sources_digest
+from flowoe_lib.store import MissingArtifact, Store, atomic_write
 
 TABLE = pd.DataFrame({"policy": ["TWAP", "AC"], "cost_bps": [10.4, 10.1]}, index=pd.Index([3, 5], name="row"))
 
@@ -23,60 +28,141 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "artifacts" / "full")
 
 
+def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as if it stood in the library, in a module that imports no other."""
+    function.__module__, function.__qualname__ = "flowoe_lib.randomness", "task"
+    return function
+
+
 class Counted:
-    """A maker that knows how often it was asked."""
+    """A task that gives ``value``, and how often it was computed."""
 
     def __init__(self, value: Any) -> None:
-        self.value, self.calls = value, 0
+        self.calls = 0
 
-    def __call__(self) -> Any:
-        self.calls += 1
-        return self.value
+        def task(seed: int = 0) -> Any:
+            self.calls += 1
+            return value
+
+        self.task = as_task(task)
 
 
-def refuse() -> Any:
+@as_task
+def refuse(seed: int = 0) -> Any:
     raise AssertionError("made again")
+
+
+class Results(NamedTuple):
+    table: pd.DataFrame
+    weights: dict[str, Tensor]
+    seconds: float
 
 
 def test_round_trip(store: Store) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"row": whole[1], "column": whole[:, 1], "count": torch.tensor(3)}
-    store.tensors("tensors", {}, lambda: tensors)
-    store.table("table", {}, lambda: TABLE)
-    store.json("value", {}, lambda: {"seed": 3, "names": ["a", "b"]})
+    store.made("tensors", Counted(tensors).task)
+    store.made("table", Counted(TABLE).task)
+    store.made("value", Counted({"seed": 3, "names": ["a", "b"]}).task)
 
     def same(got: dict[str, Tensor]) -> None:
         torch.testing.assert_close(got, tensors, rtol=0, atol=0)
 
-    same(store.tensors("tensors", {}, refuse))
+    same(store.made("tensors", refuse))
     same(store.read_tensors("tensors"))
-    pd.testing.assert_frame_equal(store.table("table", {}, refuse), TABLE)
+    pd.testing.assert_frame_equal(store.made("table", refuse), TABLE)
     pd.testing.assert_frame_equal(store.read_table("table"), TABLE)
-    assert store.json("value", {}, refuse) == store.read_json("value") == {"seed": 3, "names": ["a", "b"]}
+    assert store.made("value", refuse) == store.read_json("value") == {"seed": 3, "names": ["a", "b"]}
 
 
 def test_first_and_later_runs_return_the_same(store: Store) -> None:
-    assert store.json("pair", {}, lambda: (1, 2)) == store.json("pair", {}, refuse) == [1, 2]
+    assert store.made("pair", Counted((1, 2)).task) == store.made("pair", refuse) == [1, 2]
 
 
-def test_changed_recipe_makes_again(store: Store) -> None:
-    make = Counted({"x": 1})
+@pytest.mark.parametrize("damaged", [None, "table", "weights", "seconds"])
+def test_a_named_tuple_is_stored_by_field(store: Store, damaged: str | None) -> None:
+    calls = []
+
+    def task(seed: int) -> Results:
+        calls.append(seed)
+        return Results(TABLE, {"w": torch.ones(2)}, 1.5)
+
+    first = store.made("run", as_task(task), seed=1)
+    if damaged:
+        (store.root / f"run_{damaged}.card.json").write_text("{}")
+    again = store.made("run", as_task(task), 1)
+    assert len(calls) == (2 if damaged else 1)
+    for results in (first, again):
+        assert isinstance(results, Results)
+        pd.testing.assert_frame_equal(results.table, TABLE)
+        assert (results.weights["w"].tolist(), results.seconds) == ([1, 1], 1.5)
+    assert store.read_json("run_seconds") == 1.5
+
+
+def test_another_argument_makes_again(store: Store) -> None:
+    made = Counted({"x": 1})
     for seed in (1, 1, 2, 2, 1):
-        store.json("value", {"seed": seed}, make)
-    assert make.calls == 3
+        store.made("value", made.task, seed)
+    assert made.calls == 3
 
 
 def test_changed_kind_makes_again(store: Store) -> None:
-    store.json("value", {}, lambda: 1)
-    store.table("value", {}, lambda: TABLE)
+    store.made("value", Counted(1).task)
+    store.made("value", Counted(TABLE).task, 1)
     with pytest.raises(MissingArtifact, match=r"'value' is stored as value\.parquet"):
         store.read_json("value")
+
+
+def test_another_module_on_disk_makes_again_and_unrelated_ones_do_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Counted(1)
+    store.made("value", made.task)
+    for module, calls in (("flowoe_lib.plotting", 1), ("flowoe_lib.randomness", 2)):
+        edited = recipes.LOADED[module]._replace(sha256="another")
+        monkeypatch.setitem(recipes.LOADED, module, edited)
+        store.made("value", made.task)
+        assert made.calls == calls
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_library_that_changed_since_its_import_stores_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, when: str
+) -> None:
+    source = tmp_path / "randomness.py"
+    source.write_text("x = 1")
+    monkeypatch.setitem(recipes.LOADED, "flowoe_lib.randomness", recipes._source(source))
+
+    def edit() -> None:
+        # Edited, and changed back: what ran between is unknown.
+        source.write_text("x = 2")
+        source.write_text("x = 1")
+        os.utime(source, (1, 1))
+
+    def task() -> int:
+        edit()
+        return 1
+
+    if when == "before":
+        edit()
+    with pytest.raises(RuntimeError, match=r"randomness\.py changed during the run.* restart"):
+        store.made("value", as_task(task) if when == "during" else refuse)
+    with pytest.raises(MissingArtifact):
+        store.read_json("value")
+
+
+def test_what_was_written_is_read(store: Store) -> None:
+    for value in (1, [2, "a"]):
+        store.write("value", value)
+        assert store.read_json("value") == value
+    store.write("value", TABLE)
+    pd.testing.assert_frame_equal(store.read_table("value"), TABLE)
 
 
 @pytest.mark.parametrize("file", ["table.parquet", "table.card.json"])
 @pytest.mark.parametrize("damage", ["cut", "delete"])
 def test_damaged_entry_is_made_again(store: Store, file: str, damage: str) -> None:
-    store.table("table", {}, lambda: TABLE)
+    store.made("table", Counted(TABLE).task)
     path = store.root / file
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
@@ -84,16 +170,101 @@ def test_damaged_entry_is_made_again(store: Store, file: str, damage: str) -> No
         path.unlink()
     with pytest.raises(MissingArtifact, match="artifact 'table' is"):
         store.read_table("table")
-    make = Counted(TABLE)
-    store.table("table", {}, make)
-    assert make.calls == 1
+    made = Counted(TABLE)
+    store.made("table", made.task)
+    assert made.calls == 1
     pd.testing.assert_frame_equal(store.read_table("table"), TABLE)
 
 
+ODD = [
+    None,
+    True,
+    3,
+    -1.5,
+    "",
+    "x" * 5000,
+    "/etc/passwd",
+    "../value.json",
+    ".",
+    "value.parquet",
+    [],
+    ["a"],
+    {},
+]
+"""Values that no field of a card may have, or not there."""
+
+
+def mutated_cards(card: dict[str, Any]) -> list[bytes]:
+    """A card with fields lost, replaced and added, and other things than cards; cut; with bytes replaced."""
+    whole, draw = json.dumps(card).encode(), random.Random(1)
+    values: list[Any] = [*ODD, *({k: v for k, v in card.items() if k != name} for name in card)]
+    values += [card | {name: odd} for name in [*card, "another"] for odd in ODD]
+    texts = [json.dumps(value).encode() for value in values] + [b"[" * 100_000, b"\xff", b"NaN", b""]
+    texts += [whole[:end] for end in range(0, len(whole), 7)]
+    for _ in range(300):
+        at, new = draw.randrange(len(whole)), draw.randrange(256)
+        texts.append(whole[:at] + bytes([new]) + whole[at + 1 :])
+    return texts
+
+
+@pytest.mark.filterwarnings("default")
+def test_every_mutated_card_is_the_entry_or_a_damaged_one(store: Store) -> None:
+    made = Counted({"x": 1})
+    store.made("value", made.task)
+    path = store.root / "value.card.json"
+    for text in mutated_cards(json.loads(path.read_bytes())):
+        path.write_bytes(text)
+        with contextlib.suppress(MissingArtifact):
+            assert store.read_json("value") == {"x": 1}
+            continue
+        before = made.calls
+        assert store.made("value", made.task) == store.read_json("value") == {"x": 1}
+        assert made.calls == before + 1
+
+
+def test_a_card_or_content_that_is_a_folder_is_a_damaged_entry(store: Store) -> None:
+    store.write("value", 1)
+    for file in ("value.json", "value.card.json"):
+        (store.root / file).unlink()
+        (store.root / file).mkdir()
+        with pytest.raises(MissingArtifact, match="'value' is damaged"):
+            store.read_json("value")
+
+
+def test_swapped_entries_are_damaged_ones(store: Store) -> None:
+    for name in ("one", "two"):
+        store.write(name, name)
+    cards = [store.root / f"{name}.card.json" for name in ("one", "two")]
+    one, two = (card.read_bytes() for card in cards)
+    cards[0].write_bytes(two)
+    cards[1].write_bytes(one)
+    for name in ("one", "two"):
+        with pytest.raises(MissingArtifact, match=f"'{name}' is damaged"):
+            store.read_json(name)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(30, "Read-only file system")])
+def test_a_current_entry_of_a_read_only_store_is_returned(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    store.made("value", Counted(1).task)
+    store.write("cheap", 2)
+
+    def deny(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    for name in ("utime", "replace", "rename"):
+        monkeypatch.setattr(os, name, deny)
+    monkeypatch.setattr(Path, "write_bytes", deny)
+    assert store.made("value", refuse) == 1
+    store.write("cheap", 2)
+    assert store.read_json("cheap") == 2
+
+
 def test_crash_while_making_keeps_the_old_entry(store: Store) -> None:
-    store.json("value", {"seed": 1}, lambda: "old")
+    store.made("value", Counted("old").task, 1)
     with pytest.raises(AssertionError, match="made again"):
-        store.json("value", {"seed": 2}, refuse)
+        store.made("value", refuse, 2)
     assert store.read_json("value") == "old"
     assert sorted(p.name for p in store.root.iterdir()) == ["value.card.json", "value.json"]
 
@@ -103,7 +274,7 @@ def test_crash_between_content_and_card_leaves_no_entry(
     store: Store, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     if before is not None:
-        store.json("value", {"seed": 1}, lambda: before)
+        store.made("value", Counted(before).task, 1)
 
     def write(path: Path, content: bytes) -> None:
         if path.name.endswith(".card.json"):
@@ -113,10 +284,10 @@ def test_crash_between_content_and_card_leaves_no_entry(
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "atomic_write", write)
         with pytest.raises(KeyboardInterrupt):
-            store.json("value", {"seed": 2}, lambda: "new")
+            store.made("value", Counted("new").task, 2)
     with pytest.raises(MissingArtifact):
         store.read_json("value")
-    assert store.json("value", {"seed": 2}, lambda: "new") == store.read_json("value") == "new"
+    assert store.made("value", Counted("new").task, 2) == store.read_json("value") == "new"
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +308,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _make_large(root: Path) -> list[float]:
-    values: list[float] = Store(root).json("shared", {}, lambda: np.arange(200_000.0).tolist())
+    values: list[float] = Store(root).made("shared", Counted(np.arange(200_000.0).tolist()).task)
     return values
 
 
@@ -150,57 +321,42 @@ def test_processes_may_write_one_entry_at_once(store: Store) -> None:
 
 def test_missing_entry_says_how_to_make_it(store: Store) -> None:
     message = r"'conditions' is missing in .*full: an earlier notebook makes it.*make reproduce PROFILE=full"
-    for read in (store.read_json, store.read_table, store.read_tensors, store.fingerprint):
-        with pytest.raises(MissingArtifact, match=message):
+    for read in (store.read_json, store.read_table, store.read_tensors):
+        with pytest.raises(MissingArtifact, match=message) as error:
             read("conditions")
+        assert "parameters cell" not in str(error.value)
+
+
+@pytest.mark.parametrize("profile", ["full", "quick"])
+def test_missing_entry_names_the_profile_that_has_it(store: Store, profile: str) -> None:
+    other = "quick" if profile == "full" else "full"
+    Store(store.root.with_name(other)).write("conditions", [])
+    advice = f'PROFILE = "{other}" in the parameters cell'
+    with pytest.raises(MissingArtifact, match=advice):
+        Store(store.root.with_name(profile)).read_json("conditions")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a.card", "two words"])
 def test_bad_names_are_refused(store: Store, name: str) -> None:
-    with pytest.raises(ValueError, match="must be letters, digits and underscores"):
-        store.json(name, {}, refuse)
-
-
-def test_fingerprint_follows_the_content(store: Store) -> None:
-    store.json("value", {"seed": 1}, lambda: 1)
-    first = store.fingerprint("value")
-    store.json("value", {"seed": 2}, lambda: 1)
-    assert store.fingerprint("value") == first
-    store.json("value", {"seed": 3}, lambda: 2)
-    assert store.fingerprint("value") != first
-
-
-def test_digest_sees_values_not_spelling() -> None:
-    assert digest({"a": 1, "b": [1.5, 2]}) == digest({"b": (1.5, np.int64(2)), "a": np.array(1)})
-    assert digest({"impact": Impact()}) == digest({"impact": Impact()})
-    assert digest({"impact": Impact()}) != digest({"impact": Impact(eta=scalar(0.15))})
-
-
-def test_digest_covers_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = digest({})
-    monkeypatch.setattr(artifacts, "SOURCES", "another")
-    assert digest({}) != before
-
-    def sources(*files: tuple[str, str]) -> str:
-        for name, text in files:
-            atomic_write(tmp_path / name, text.encode())
-        return sources_digest(tmp_path)
-
-    steps = [("a.py", "x = 1"), ("a.py", "x = 2"), ("experts/b.py", ""), ("experts/b.py", "y = 1")]
-    assert len({sources(step) for step in steps}) == 4
-    assert sources(("notes.txt", "not code")) == sources(steps[-1])
-
-
-@pytest.mark.parametrize(
-    ("value", "error"), [(object(), TypeError), (float("nan"), ValueError), ({1}, TypeError)]
-)
-def test_digest_refuses_what_it_cannot_spell(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        digest({"value": value})
+    for ask in (
+        lambda: store.made(name, refuse),
+        lambda: store.write(name, 1),
+        lambda: store.read_json(name),
+    ):
+        with pytest.raises(ValueError, match="must be letters, digits and underscores"):
+            ask()
 
 
 def test_card_tells_what_made_the_entry(store: Store) -> None:
-    store.json("value", {"seed": 1, "impact": Impact()}, lambda: 1)
+    store.made("value", Counted(1).task, seed=7)
     card = json.loads((store.root / "value.card.json").read_text())
-    assert card["recipe"]["seed"] == 1
-    assert card["recipe"]["impact"]["type"] == "Impact"
+    assert card["recipe"]["task"] == "flowoe_lib.randomness.task"
+    assert list(card["recipe"]["arguments"]) == ["seed"]
+    assert list(card["recipe"]["sources"]) == ["flowoe_lib.randomness"]
+    assert "torch" in card["recipe"]["packages"]
+
+
+def test_a_copied_store_is_current(store: Store, tmp_path: Path) -> None:
+    store.made("value", Counted(1).task)
+    copied = Store(shutil.copytree(store.root, tmp_path / "copy" / "full"))
+    assert copied.made("value", refuse) == 1

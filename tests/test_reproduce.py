@@ -29,7 +29,7 @@ from flowoe_lib.store import Workspace, atomic_write
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "flowoe_lib"
 OPEN = "from flowoe_lib.store import Workspace\nws = Workspace.open(PROFILE)\n"
-FIRST = OPEN + 'ws.store.json("seed", {"n": N}, lambda: N)\n(ws.figures / "one.csv").write_text(f"{N}")'
+FIRST = OPEN + 'ws.store.write("seed", N)\n(ws.figures / "one.csv").write_text(f"{N}")'
 SECOND = OPEN + '(ws.figures / "readme_headline.md").write_text(f"seed {ws.store.read_json(\'seed\')}")'
 FAILING = OPEN + 'raise ArithmeticError("the price went negative")'
 
@@ -190,9 +190,9 @@ from flowoe_lib.market.ranges import TrainingRange
 from dataclasses import asdict
 field = EndpointField(torch.Generator().manual_seed(N), width=4)
 card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
-ws.store.tensors("universal", {"n": N}, lambda: pack({0: Learned(field, {"utility": torch.zeros(1)})}))
-ws.store.json("universal_card", {}, lambda: card)
-ws.store.json("calibration", {}, lambda: {"kappa": {"value": 2.0}})
+ws.store.write("universal_policies", pack({0: Learned(field, {"utility": torch.zeros(1)})}))
+ws.store.write("universal_card", card)
+ws.store.write("calibration", {"kappa": {"value": 2.0}})
 (ws.figures / "scorecard.csv").write_text("scores")
 (ws.figures / "readme_headline.md").write_text("told")
 """

@@ -48,10 +48,10 @@ def test_what_the_notebook_made_is_shipped_with_its_card(tmp_path: Path) -> None
     store = Store(tmp_path / "store")
     fields = {seed: EndpointField(generator(seed, "test"), width=8) for seed in (3, 5)}
     runs = {seed: TrainingRun(field, {"utility": torch.zeros(2)}) for seed, field in fields.items()}
-    store.tensors("universal", {}, lambda: pack(runs))
+    store.write("universal_policies", pack(runs))
     card = {"range": dataclasses.asdict(RANGE), "n_buckets": 39, "training": {"seed": 3}}
-    store.json("universal_card", {}, lambda: card | {"scores": {"capture_mean": 0.9}})
-    store.json("calibration", {}, lambda: {"kappa": {"value": 2.5, "ci_low": 1.0, "ci_high": 4.0}})
+    store.write("universal_card", card | {"scores": {"capture_mean": 0.9}})
+    store.write("calibration", {"kappa": {"value": 2.5, "ci_low": 1.0, "ci_high": 4.0}})
     (tmp_path / "scorecard.csv").write_text("world\n")
     ship_from(store, tmp_path / "scorecard.csv", tmp_path / "weights")
     found = load_pretrained(tmp_path / "weights")

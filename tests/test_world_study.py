@@ -146,7 +146,7 @@ def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
 
 def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
     world = World("liquidity", [PLAIN], "variance", "all")
-    row = refereed(world, PLAIN, field(), {}, 200, days(2000))
+    row = refereed(world, PLAIN, field(), {}, 200, days(2000)).iloc[0]
     # An untrained policy is no better than the static optimum, which is in the set.
     assert row["spa_p"] == pytest.approx(0, abs=0.01)
     assert "flow_refined" not in str(row["best_set"])

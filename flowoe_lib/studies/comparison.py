@@ -33,6 +33,7 @@ __all__ = [
     "experts_in",
     "gain_kept",
     "hidden_gain",
+    "on_frontier",
     "refereed",
     "score_in_world",
     "whole_range",
@@ -192,9 +193,10 @@ def refereed(
     rl: Mapping[str, RLExpert],
     reps: int,
     evaluation: Evaluation,
-) -> dict[str, object]:
+) -> pd.DataFrame:
     """One condition before a referee: the set of the best policies, Hansen's test, and bootstrap intervals.
 
+    A single row.
     ``spa_p`` is the chance of the others' lead over FlowOE if none were better; ``best_set`` names the
     policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
     """
@@ -208,4 +210,19 @@ def refereed(
     p = spa_pvalue(utilities["flow_refined"], others, reps, seed)
     gaps = bootstrap_intervals(out["flow_refined"].pnl, out["static_optimal"].pnl, reps, seed)
     row: dict[str, object] = {"world": world.name, "condition": condition.name}
-    return row | {"best_set": ", ".join(kept), "spa_p": p} | gaps
+    return pd.DataFrame([row | {"best_set": ", ".join(kept), "spa_p": p} | gaps])
+
+
+def on_frontier(
+    condition: Condition,
+    *,
+    flow: Policy,
+    rl: Mapping[str, RLExpert],
+    n_buckets: int,
+    nodes: Mapping[str, int],
+) -> dict[str, Policy]:
+    """The policies of a frontier, calibrated to a condition; ``nodes`` are those of the oracle's grid."""
+    names = ("almgren_chriss", "static_optimal", "replanned")
+    policies = {name: SCHEDULE_EXPERTS[name]([condition], 1, n_buckets) for name in names}
+    policies |= {"rl": rl[condition.name], "flow_refined": flow}
+    return policies | {"oracle": solve_oracle(condition.market, condition.order, n_buckets, **nodes)}

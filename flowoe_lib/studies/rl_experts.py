@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -14,7 +15,16 @@ from flowoe_lib.studies.worlds import World
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.reinforcement import Snapshot, train_ppo, train_sac
 
-__all__ = ["Run", "expert_tensors", "grid_runs", "progress", "train_run", "world_runs"]
+__all__ = [
+    "ExpertRuns",
+    "Run",
+    "expert_runs",
+    "expert_tensors",
+    "grid_runs",
+    "progress",
+    "train_run",
+    "world_runs",
+]
 
 
 MAIN = "PPO"
@@ -87,3 +97,18 @@ def progress(runs: Sequence[Run], trained: Sequence[list[Snapshot]], evaluation:
         for snapshot, capture in zip(taken, table["capture"], strict=True)
     ]
     return pd.DataFrame(rows, columns=["run", "condition", "seed", "steps", "seconds", "capture"])
+
+
+class ExpertRuns(NamedTuple):
+    """Trained experts, and how they came to be."""
+
+    experts: dict[str, Tensor]
+    """As :func:`expert_tensors`."""
+    training: pd.DataFrame
+    """As :func:`progress`."""
+
+
+def expert_runs(runs: Sequence[Run], n_buckets: int, evaluation: Evaluation) -> ExpertRuns:
+    """Train all ``runs`` side by side and measure their progress."""
+    trained = sweep(train_run, [(run, n_buckets) for run in runs], "RL experts")
+    return ExpertRuns(expert_tensors(runs, trained), progress(runs, trained, evaluation))

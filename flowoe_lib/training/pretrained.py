@@ -99,7 +99,7 @@ def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
     The card records the digest of the CSV file ``scorecard``. Raises MissingArtifact if the notebook was not
     run.
     """
-    runs, card = unpack(store.read_tensors("universal")), store.read_json("universal_card")
+    runs, card = unpack(store.read_tensors("universal_policies")), store.read_json("universal_card")
     estimates = {name: figure["value"] for name, figure in store.read_json("calibration").items()}
     scores = card["scores"] | {"scorecard_sha256": sha256(scorecard.read_bytes())}
     ship(

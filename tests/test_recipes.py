@@ -1,0 +1,260 @@
+"""A recipe changes with every input of a result, and with nothing else."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
+
+from flowoe_lib import recipes
+from flowoe_lib.data.bars import Bars, load_bars
+from flowoe_lib.data.conditions import conditions_from_records
+from flowoe_lib.execution.execution import Execution
+from flowoe_lib.execution.information import Errors
+from flowoe_lib.market.model import Impact, scalar
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.schedules import twap, vwap
+from flowoe_lib.randomness import generator
+from flowoe_lib.recipes import COMPUTING, LOADED, recipe
+from flowoe_lib.store import Store
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = ("made", "write", "read_table", "read_tensors", "read_json")
+
+
+def content_of(value: Any) -> str:
+    digest: str = recipe(conditions_from_records, value)["arguments"]["records"]
+    return digest
+
+
+def bars(**changes: float) -> Bars:
+    row = {"open": 9.0, "high": 10.0, "low": 8.0, "close": 9.5, "volume": 5.0} | changes
+    return load_bars(pd.DataFrame([row], index=pd.DatetimeIndex(["2024-01-02"], name="time")))
+
+
+def field(nudge: float = 0.0) -> EndpointField:
+    made = EndpointField(generator(1, "weights"))
+    with torch.no_grad():
+        next(made.parameters()).add_(nudge)
+    return made
+
+
+DIFFERENT: dict[str, tuple[Any, ...]] = {
+    "numbers": (1, 1.0, True, "1", None, 2, -1, [1], [[1]], {}),
+    "strings": ("", "a", "b", ["a"], ["a", "b"], ["b", "a"]),
+    "mappings": ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1}, [["a", 1]], {1: 1}, {"1": 1}),
+    "arrays": (np.zeros(4), np.zeros((2, 2)), np.zeros(4, np.float32), np.array([0.0, 0, 0, -0.0])),
+    "tensors": (
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.float64),
+        torch.tensor([0, 1e-45]),
+        torch.zeros(2, 1),
+    ),
+    "tables": (
+        pd.DataFrame({"a": [1.0, np.nan]}),
+        pd.DataFrame({"b": [1.0, np.nan]}),
+        pd.DataFrame({"a": [1.0, 2.0]}),
+        pd.DataFrame({"a": [1.0, np.nan]}, index=[1, 2]),
+        pd.Series([1.0, np.nan], name="a"),
+        pd.Series([1.0, np.nan], name="b"),
+    ),
+    "bars": (bars(), bars(close=9.25), bars(volume=6.0)),
+    "networks": (field(), field(1e-6), FlowPolicy(field(), 1), FlowPolicy(field(), 2)),
+    "dataclasses": (Impact(), Impact(beta=scalar(0.5)), Errors(), Errors(depth=0.0), Errors(returns=None)),
+    "functions": (
+        twap,
+        vwap,
+        functools.partial(twap),
+        functools.partial(twap, noise=1),
+        functools.partial(twap, 1),
+        Execution.realised_utility_bps,
+        FlowPolicy,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_different_content_is_told_apart(kind: str) -> None:
+    values = DIFFERENT[kind]
+    assert len({content_of(value) for value in values}) == len(values)
+
+
+def test_equal_content_is_the_same_however_it_is_spelled() -> None:
+    assert content_of((1, 2)) == content_of([1, np.int64(2)])
+    assert content_of(Impact()) == content_of(Impact())
+    assert content_of(field()) == content_of(field())
+    assert content_of(torch.eye(3)) == content_of(torch.eye(3).T)
+    assert content_of(bars()) == content_of(bars())
+    assert recipe(generator, 1) == recipe(generator, seed=1)
+    assert recipe(generator, 1) != recipe(generator, 1, "stream")
+
+
+@dataclasses.dataclass
+class Elsewhere:
+    value: int = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (object(), TypeError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        ({1}, TypeError),
+        (Path("a"), TypeError),
+        (np.array([None]), TypeError),
+        (lambda: 1, TypeError),
+        (content_of, TypeError),
+        (Elsewhere(), TypeError),
+        (torch.nn.Linear(1, 1), TypeError),
+    ],
+)
+def test_what_has_no_content_is_refused(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        content_of(value)
+    with pytest.raises(error):
+        content_of({"deep": [value]})
+
+
+@pytest.mark.parametrize("task", [lambda: 1, content_of, len])
+def test_a_task_is_a_named_function_of_the_library(task: Callable[..., Any]) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        recipe(task, 1)
+
+
+def test_arguments_that_the_task_does_not_take_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument .seeds."):
+        recipe(generator, seed=1, seeds=1)
+
+
+def test_sources_are_those_of_the_task_and_of_its_arguments_with_all_that_they_import() -> None:
+    alone = set(recipe(generator, 1)["sources"])
+    assert alone == {"flowoe_lib.randomness"}
+    with_policy = set(recipe(generator, twap)["sources"])
+    assert {"flowoe_lib.policies.schedules", "flowoe_lib.market.model"} <= with_policy
+    assert with_policy == alone | set(recipe(twap, obs=1, noise=1)["sources"])
+
+
+def test_packages_are_those_that_the_sources_import() -> None:
+    assert set(recipe(twap, obs=1, noise=1)["packages"]) < set(COMPUTING)
+    assert {"torch", "numpy"} <= set(recipe(twap, obs=1, noise=1)["packages"])
+
+
+def test_no_module_goes_through_the_front_door() -> None:
+    """There the graph of imports would end, and what computes would not be seen."""
+    import grimp
+
+    graph = grimp.build_graph("flowoe_lib", cache_dir=None)
+    doors = [name for name, source in LOADED.items() if source.path.name == "__init__.py"]
+    assert len(doors) > 5
+    assert not set().union(*(graph.find_modules_that_directly_import(door) for door in doors))
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a notebook that stores or reads an entry."""
+
+    notebook: str
+    method: str
+    node: ast.Call
+    imports: str
+    """The import statements of the notebook."""
+
+    @property
+    def name(self) -> str:
+        return str(ast.literal_eval(self.node.args[0]))
+
+
+def calls(path: Path) -> Iterator[Call]:
+    """Calls of the store's methods in a notebook, in the order of its cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    transform = TransformerManager().transform_cell
+    texts = [transform("".join(c["source"])) for c in cells if c["cell_type"] == "code"]  # type: ignore[no-untyped-call]
+    trees = [ast.parse(text) for text in texts]
+    nodes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    imports = "\n".join(map(ast.unparse, nodes))
+    for tree in trees:
+        found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        for node in sorted(found, key=lambda n: (n.lineno, n.col_offset)):
+            if isinstance(node.func, ast.Attribute) and node.func.attr in ENTRIES:
+                yield Call(path.stem, node.func.attr, node, imports)
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MADE = [call for path in NOTEBOOKS for call in calls(path) if call.method == "made"]
+
+
+def stand_in(task: Callable[..., Any], computed: list[Any]) -> Callable[..., Any]:
+    """A task with the name, parameters and kind of result of another, which computes nothing."""
+    kind = inspect.signature(task).return_annotation
+    result = kind(*range(len(kind._fields))) if hasattr(kind, "_fields") else 1
+
+    @functools.wraps(task)
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        computed.append(args)
+        return result
+
+    return instead
+
+
+def test_the_notebooks_store_what_takes_long() -> None:
+    assert len({call.name for call in MADE}) == len(MADE) >= 10
+
+
+@pytest.mark.parametrize("call", MADE, ids=lambda call: call.name)
+def test_every_entry_is_made_anew_when_an_input_changes_and_only_then(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace: dict[str, Any] = {}
+    exec(call.imports, namespace)
+
+    def value(node: ast.expr) -> Any:
+        """A function that the notebook imports; of anything else the text, as if it were the content."""
+        try:
+            found = eval(ast.unparse(node), namespace)
+        except NameError:
+            return ast.unparse(node)
+        return found
+
+    _, task, *args = map(value, call.node.args)
+    kwargs = {str(keyword.arg): value(keyword.value) for keyword in call.node.keywords}
+    store, computed = Store(tmp_path), list[Any]()
+    instead = stand_in(task, computed)
+
+    def again(args: list[Any] = args, kwargs: dict[str, Any] = kwargs) -> int:
+        """How often the entry is computed for these arguments."""
+        before = len(computed)
+        store.made(call.name, instead, *args, **kwargs)
+        return len(computed) - before
+
+    assert (again(), again()) == (1, 0)
+    for i, arg in enumerate(args):
+        altered = functools.partial(arg, altered=1) if callable(arg) else f"{arg} altered"
+        assert again(args=[*args[:i], altered, *args[i + 1 :]]) == 1
+        assert again() == 1
+    for key, arg in kwargs.items():
+        assert again(kwargs=kwargs | {key: f"{arg} altered"}) == 1
+        assert again() == 1
+    used = recipe(instead, *args, **kwargs)["sources"]
+    computing = {"market.simulator", "execution.execution", "randomness"}
+    assert {f"flowoe_lib.{module}" for module in computing} <= set(used)
+    for module, source in list(LOADED.items()):
+        with monkeypatch.context() as patch:
+            patch.setitem(LOADED, module, source._replace(sha256="another"))
+            assert again() == (module in used), module
+        again()
+    drawing = {name for name in LOADED if name.endswith(("plotting", "figures", "reproduce", "report"))}
+    assert len(drawing) >= 5
+    assert not drawing & set(used)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "version", lambda package: "another")
+        assert again() == 1
