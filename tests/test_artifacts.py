@@ -176,7 +176,7 @@ def test_damaged_entry_is_made_again(store: Store, file: str, damage: str) -> No
     pd.testing.assert_frame_equal(store.read_table("table"), TABLE)
 
 
-ODD = [
+ODD: list[Any] = [
     None,
     True,
     3,

@@ -1,11 +1,8 @@
 """A recipe changes with every input of a result, and with nothing else."""
 
-import ast
 import dataclasses
 import functools
-import inspect
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from IPython.core.inputtransformer2 import TransformerManager
 
-from flowoe_lib import recipes
 from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.execution.execution import Execution
@@ -25,10 +20,6 @@ from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.schedules import twap, vwap
 from flowoe_lib.randomness import generator
 from flowoe_lib.recipes import COMPUTING, LOADED, recipe
-from flowoe_lib.store import Store
-
-ROOT = Path(__file__).parents[1]
-ENTRIES = ("made", "write", "read_table", "read_tensors", "read_json")
 
 
 def content_of(value: Any) -> str:
@@ -74,8 +65,8 @@ DIFFERENT: dict[str, tuple[Any, ...]] = {
         twap,
         vwap,
         functools.partial(twap),
-        functools.partial(twap, noise=1),
-        functools.partial(twap, 1),
+        functools.partial(generator, seed=1),
+        functools.partial(generator, 1),
         Execution.realised_utility_bps,
         FlowPolicy,
     ),
@@ -157,104 +148,3 @@ def test_no_module_goes_through_the_front_door() -> None:
     doors = [name for name, source in LOADED.items() if source.path.name == "__init__.py"]
     assert len(doors) > 5
     assert not set().union(*(graph.find_modules_that_directly_import(door) for door in doors))
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A call of a notebook that stores or reads an entry."""
-
-    notebook: str
-    method: str
-    node: ast.Call
-    imports: str
-    """The import statements of the notebook."""
-
-    @property
-    def name(self) -> str:
-        return str(ast.literal_eval(self.node.args[0]))
-
-
-def calls(path: Path) -> Iterator[Call]:
-    """Calls of the store's methods in a notebook, in the order of its cells."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    transform = TransformerManager().transform_cell
-    texts = [transform("".join(c["source"])) for c in cells if c["cell_type"] == "code"]  # type: ignore[no-untyped-call]
-    trees = [ast.parse(text) for text in texts]
-    nodes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
-    imports = "\n".join(map(ast.unparse, nodes))
-    for tree in trees:
-        found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-        for node in sorted(found, key=lambda n: (n.lineno, n.col_offset)):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in ENTRIES:
-                yield Call(path.stem, node.func.attr, node, imports)
-
-
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MADE = [call for path in NOTEBOOKS for call in calls(path) if call.method == "made"]
-
-
-def stand_in(task: Callable[..., Any], computed: list[Any]) -> Callable[..., Any]:
-    """A task with the name, parameters and kind of result of another, which computes nothing."""
-    kind = inspect.signature(task).return_annotation
-    result = kind(*range(len(kind._fields))) if hasattr(kind, "_fields") else 1
-
-    @functools.wraps(task)
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        computed.append(args)
-        return result
-
-    return instead
-
-
-def test_the_notebooks_store_what_takes_long() -> None:
-    assert len({call.name for call in MADE}) == len(MADE) >= 10
-
-
-@pytest.mark.parametrize("call", MADE, ids=lambda call: call.name)
-def test_every_entry_is_made_anew_when_an_input_changes_and_only_then(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    namespace: dict[str, Any] = {}
-    exec(call.imports, namespace)
-
-    def value(node: ast.expr) -> Any:
-        """A function that the notebook imports; of anything else the text, as if it were the content."""
-        try:
-            found = eval(ast.unparse(node), namespace)
-        except NameError:
-            return ast.unparse(node)
-        return found
-
-    _, task, *args = map(value, call.node.args)
-    kwargs = {str(keyword.arg): value(keyword.value) for keyword in call.node.keywords}
-    store, computed = Store(tmp_path), list[Any]()
-    instead = stand_in(task, computed)
-
-    def again(args: list[Any] = args, kwargs: dict[str, Any] = kwargs) -> int:
-        """How often the entry is computed for these arguments."""
-        before = len(computed)
-        store.made(call.name, instead, *args, **kwargs)
-        return len(computed) - before
-
-    assert (again(), again()) == (1, 0)
-    for i, arg in enumerate(args):
-        altered = functools.partial(arg, altered=1) if callable(arg) else f"{arg} altered"
-        assert again(args=[*args[:i], altered, *args[i + 1 :]]) == 1
-        assert again() == 1
-    for key, arg in kwargs.items():
-        assert again(kwargs=kwargs | {key: f"{arg} altered"}) == 1
-        assert again() == 1
-    used = recipe(instead, *args, **kwargs)["sources"]
-    computing = {"market.simulator", "execution.execution", "randomness"}
-    assert {f"flowoe_lib.{module}" for module in computing} <= set(used)
-    for module, source in list(LOADED.items()):
-        with monkeypatch.context() as patch:
-            patch.setitem(LOADED, module, source._replace(sha256="another"))
-            assert again() == (module in used), module
-        again()
-    drawing = {name for name in LOADED if name.endswith(("plotting", "figures", "reproduce", "report"))}
-    assert len(drawing) >= 5
-    assert not drawing & set(used)
-    with monkeypatch.context() as patch:
-        patch.setattr(recipes, "version", lambda package: "another")
-        assert again() == 1

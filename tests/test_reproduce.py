@@ -326,18 +326,6 @@ def test_those_that_load_the_policy_are_made_again_when_it_changes(project: Path
         assert loads == (path.stem in TRADERS), path.name
 
 
-def test_every_notebook_reads_only_what_an_earlier_one_names() -> None:
-    reading = r"(?:read_\w+|fingerprint)\(\"(\w+)\"\)"
-    named: set[str] = set()
-    for path in notebooks_in_order(LIBRARY.parent / "notebooks"):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        own = set(re.findall(r"\"(\w+)\"", re.sub(reading, "", source)))
-        own |= {f"worlds_{name}" for name in own if "worlds_{name}" in source}
-        assert set(re.findall(reading, source)) <= named | own, path.stem
-        named |= own
-
-
 def test_an_absent_device_is_named(project: Path) -> None:
     code, ran, printed = drive(project, "--device", "cuda:99")
     assert (code, ran) == (1, [])

@@ -150,7 +150,7 @@ def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
     # An untrained policy is no better than the static optimum, which is in the set.
     assert row["spa_p"] == pytest.approx(0, abs=0.01)
     assert "flow_refined" not in str(row["best_set"])
-    assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]  # type: ignore[operator]
+    assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]
 
 
 def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPatch) -> None:
