@@ -34,7 +34,7 @@ def run(n_paths: int) -> None:
     from flowoe_lib.randomness import generator
 
     torch.set_num_threads(1)
-    market = Market(Heston(scalar(4e-4), scalar(5.0), scalar(0.8), scalar(-0.6)))
+    market = Market(Heston(scalar(4e-4), scalar(2.0), scalar(0.5), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
     condition = Condition("benchmark", "base", market, order)
     policy, draws = static_optimal(market, order, STEPS), generator(1, "benchmark noise")

@@ -27,8 +27,9 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-N, KAPPA, RHO = 39, 5.0, -0.6
-DEMONSTRATED, IMITATIONS, MINIBATCH, REFINEMENTS, BATCH = 64, 1000, 1024, 120, 576
+# The grid of notebook 1 and the scale of notebooks 3 to 5.
+N, KAPPA, RHO = 39, 2.0, -0.8
+DEMONSTRATED, IMITATIONS, MINIBATCH, REFINEMENTS, BATCH = 256, 1000, 1024, 120, 576
 EVALUATED = 50_000
 PRODUCTS, SIDE = 20, 512
 
@@ -36,7 +37,7 @@ PRODUCTS, SIDE = 20, 512
 def grid() -> list[Condition]:
     """Three volatilities, two depths, two volatilities of volatility."""
     conditions = []
-    for vol, illiquidity, cv in product((0.01, 0.02, 0.04), (1.0, 3.0), (0.8, 1.6)):
+    for vol, illiquidity, cv in product((0.007, 0.02, 0.04), (1.0, 3.0), (0.5, 1.3)):
         heston = Heston(scalar(vol**2), scalar(KAPPA), scalar(cv), scalar(RHO))
         market = Market(heston, liquidity=Liquidity(scalar(illiquidity)))
         name = f"{vol}/{illiquidity}/{cv}"
