@@ -322,7 +322,7 @@ def test_paths_are_enough_for_a_deviation() -> None:
 
 
 def test_far_from_training_is_refused_and_near_it_flagged() -> None:
-    tried = r"size = 0\.5: trained on 0\.01 to 0\.25, and tried alone from 0\.002 to 0\.4"
+    tried = r"size = 0\.5: trained on 0\.01 to 0\.25, tested alone from 0\.002 to 0\.4"
     with pytest.raises(OrderError, match=tried):
         plan_order(daily(), Ticket("buy", 2e6))
     with pytest.raises(OrderError, match=r"the order cannot be worked in this market: Order\.size = inf"):
@@ -336,7 +336,7 @@ def test_far_from_training_is_refused_and_near_it_flagged() -> None:
     assert [str(d) for d in made.flags] == [f"size = {size:.4g}: trained on 0.01 to 0.25"]
     short = Ticket("buy", 2e4, start="10:00", end="10:30")
     assert short.n_buckets == TESTED_BUCKETS[0]
-    with pytest.raises(OrderError, match=r"window = 0\.07692: trained on 0\.2 to 1; further"):
+    with pytest.raises(OrderError, match=r"window = 0\.07692: trained on 0\.2 to 1; outside"):
         plan_order(daily(), short)
 
 

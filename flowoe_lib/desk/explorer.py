@@ -1,7 +1,7 @@
-"""What the trained policy does at any setting: its schedule, its frontier, and one day of it.
+"""The explorer: schedule, frontier and one day of the pretrained policy, for any setting of the market.
 
-Every setting is shown on the same draws, so that a picture changes by what was set and by nothing else.
-All risk aversions of the frontier run side by side, as paths of one simulation.
+All settings use the same random draws, so two pictures differ only by their settings. The risk aversions of
+the frontier run in one batch.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ __all__ = ["Settings", "View", "explore"]
 
 
 N_PATHS = 200
-"""Days at each risk aversion: what is estimated is the difference to a schedule of known cost and risk."""
+"""Days at each risk aversion. Few suffice: only the difference to a schedule of known cost is estimated."""
 
 
 SHOWN = N_PATHS // 2
-"""Which of them is shown: the one that opens at the median of variance."""
+"""Index of the day that is shown, which opens at the median of variance."""
 
 
 N_AVERSIONS = 8
@@ -44,7 +44,7 @@ SCHEDULES: dict[str, Callable[[Market, Order, int], Schedule]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set; all else is as calibrated. The defaults: a tenth of a day's volume, in stress."""
+    """The settings of the explorer. By default a tenth of daily volume in a stressed market."""
 
     volatility: float = 0.02
     """sqrt(theta), per square root of a day."""
@@ -58,25 +58,25 @@ class Settings:
     risk_aversion: float = 5e-4
     """lambda, per bps."""
     drift: float = 0.0
-    """Known to everybody, in daily standard deviations; up favours waiting."""
+    """Drift known to all policies, in daily standard deviations; a rising price favours waiting."""
 
     def condition(self, trained: PretrainedPolicy) -> tuple[Market, Order]:
         """The market and the order, fields of shape [].
 
-        Raises ValueError naming each quantity that the policy was not trained for or that cannot be.
+        Raises ValueError naming each quantity that is invalid or outside the training range.
         """
-        told = trained.calibration
+        calibrated = trained.calibration
         heston = Heston(
             theta=scalar(self.volatility**2),
-            kappa=scalar(told["kappa"]),
+            kappa=scalar(calibrated["kappa"]),
             cv=scalar(self.cv),
             rho=scalar(trained.conditions.rho),
         )
         liquidity = Liquidity(
             illiquidity=scalar(self.illiquidity),
             depth_sd=scalar(self.depth_sd),
-            depth_reversion=scalar(told["depth_reversion"]),
-            profile_amplitude=scalar(told["profile_amplitude"]),
+            depth_reversion=scalar(calibrated["depth_reversion"]),
+            profile_amplitude=scalar(calibrated["profile_amplitude"]),
         )
         drift = scalar(self.drift * BPS * self.volatility)
         market = Market(heston, Impact(beta=scalar(self.beta)), liquidity, drift)
@@ -88,32 +88,32 @@ class Settings:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of one setting."""
+    """The results of one setting."""
 
     schedule: pd.DataFrame
-    """Inventory at each time: low, middle and high (10, 50 and 90 % of days) for each policy."""
+    """Inventory at each time for each policy: low, middle and high (10, 50 and 90 % quantile over days)."""
     frontier: pd.DataFrame
-    """policy, risk_aversion, cost_bps, risk_bps; the first row of each policy is the setting's own.
+    """policy, risk_aversion, cost_bps, risk_bps; the first row of a policy is at the setting's own.
 
-    Risk is the standard deviation that price moves alone give to P&L, which is what lambda weighs.
+    Risk is the standard deviation of P&L from price moves alone, whose square lambda multiplies.
     """
     day: pd.DataFrame
-    """One day by bucket: time, variance over its mean, liquidity (volume times depth over what is usual),
-    traded, twap (of the order)."""
+    """One day by bucket: time, variance over its mean, liquidity (volume times depth over its usual level),
+    traded and twap (fractions of the order)."""
     gain_bps: tuple[float, float, float]
-    """Utility over the static optimum on the same days, with its 95 % interval."""
+    """Gain in utility over the static optimum on the same days, with the ends of its 95 % interval."""
 
 
 def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
-    """The view of ``settings``; the same seed has the same days. Raises ValueError as ``condition`` does."""
+    """Compute the view of ``settings``. Raises ValueError as :meth:`Settings.condition`."""
     market, order = settings.condition(trained)
     n, (low, high) = trained.n_buckets, trained.conditions.risk_aversion
     others = torch.logspace(log10(low), log10(high), N_AVERSIONS)
-    turned = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
-    plans = {name: solver(market, turned, n).inventory for name, solver in SCHEDULES.items()}
+    orders = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
+    plans = {name: solver(market, orders, n).inventory for name, solver in SCHEDULES.items()}
 
-    days = _beside(_days(market, n, seed), len(turned.risk_aversion))
-    wide = replace(order, risk_aversion=turned.risk_aversion.repeat_interleave(N_PATHS))
+    days = _repeated(_days(market, n, seed), len(orders.risk_aversion))
+    wide = replace(order, risk_aversion=orders.risk_aversion.repeat_interleave(N_PATHS))
     fixed = Schedule(plans["static_optimal"].repeat_interleave(N_PATHS, 1))
     with torch.no_grad():
         flow, static = (
@@ -121,23 +121,23 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
             for policy in (trained.policy(), fixed)
         )
 
-    def known(name: str) -> tuple[Tensor, Tensor]:
-        return expected_cost(market, turned, plans[name]), expected_risk(market, plans[name])
+    def exact(name: str) -> tuple[Tensor, Tensor]:
+        return expected_cost(market, orders, plans[name]), expected_risk(market, plans[name])
 
     def mean(by_path: Tensor) -> Tensor:
         return by_path.double().reshape(-1, N_PATHS).mean(1)
 
-    # The static optimum's cost and risk are known exactly, so only the difference is left to chance.
-    cost, risk = known("static_optimal")
+    # Cost and risk of the static optimum are exact, so only the difference to them has sampling error.
+    cost, risk = exact("static_optimal")
     cost = cost - mean(flow.controlled_pnl_bps - static.controlled_pnl_bps)
     risk = risk + mean(flow.expected_risk - static.expected_risk)
-    points = {name: known(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
+    points = {name: exact(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
     gain = flow.utility_bps(wide) - static.utility_bps(wide)
     inventory = flow.inventory[:, :N_PATHS]
     return View(
         schedule=_schedule(inventory, {name: plan[:, 0] for name, plan in plans.items()}),
         frontier=pd.concat(
-            _columns(policy=name, risk_aversion=turned.risk_aversion, cost_bps=c, risk_bps=r.sqrt())
+            _columns(policy=name, risk_aversion=orders.risk_aversion, cost_bps=c, risk_bps=r.sqrt())
             for name, (c, r) in points.items()
         ).reset_index(drop=True),
         day=_day(days, market, inventory[:, SHOWN]),
@@ -146,7 +146,7 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
 
 
 def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
-    """The days that every setting is shown on, their opening variances spread evenly over its law."""
+    """Simulate the days of every setting, with opening variances at equally spaced quantiles of their law."""
     draws = generator(seed, "explore", "days")
     even = (torch.arange(N_PATHS).double() + 0.5) / N_PATHS
     shape = 1 / market.heston.cv.double() ** 2
@@ -154,8 +154,8 @@ def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
     return simulate(market, N_PATHS, n_buckets, draws, opening.float())
 
 
-def _beside(days: MarketPaths, copies: int) -> MarketPaths:
-    """The same days over and over, [..., copies * paths]; what all share stays as it is."""
+def _repeated(days: MarketPaths, copies: int) -> MarketPaths:
+    """Repeat the days ``copies`` times along the last axis; tensors without that axis stay as they are."""
     tensors = {f.name: getattr(days, f.name) for f in fields(days) if f.name != "dt"}
     wide = {
         name: x.repeat(*[1] * (x.dim() - 1), copies)
@@ -170,7 +170,7 @@ def _columns(**columns: str | float | Tensor) -> pd.DataFrame:
 
 
 def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
-    """Bands of ``inventory`` [N + 1, paths] and the fixed plans, each [N + 1], one after the other."""
+    """Quantiles of ``inventory`` [N + 1, paths] and the fixed schedules, each [N + 1], in one table."""
     time = torch.linspace(0, 1, len(inventory), dtype=torch.float64)
     low, middle, high = torch.quantile(inventory.double(), torch.tensor([0.1, 0.5, 0.9]).double(), dim=1)
     fixed = {"twap": 1 - time} | plans
@@ -179,9 +179,9 @@ def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
 
 
 def _day(days: MarketPaths, market: Market, inventory: Tensor) -> pd.DataFrame:
-    """The day shown, bucket by bucket, with ``inventory`` [N + 1] on it."""
+    """The day that is shown, by bucket, with its ``inventory`` [N + 1]."""
     n = days.n_buckets
-    # Depth and volume are the same on all paths where they do not move.
+    # Constant depth and volume have one column for all paths.
     depth, volume = (x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume))
     return _columns(
         time=(torch.arange(n) + 0.5) / n,

@@ -1,4 +1,4 @@
-"""The page that explores the trained policy: a slider for each setting, and the picture of its view."""
+"""The page of the explorer: a slider for each setting, and the picture of its results."""
 
 import asyncio
 import html
@@ -21,33 +21,33 @@ __all__ = ["DIALS", "Dial", "Page", "explore_figure", "newest_only"]
 
 
 PAUSE_S = 0.05
-"""How long sliders have to be still before the page is drawn anew."""
+"""Time after the last move of a slider until the page is redrawn."""
 
 
 FAST = {"figure.constrained_layout.use": False, "axes.titley": 1.0}
-"""To find a layout, and the places of titles, would take longer than to draw all the rest."""
+"""Automatic layout and placement of titles would take longer than all other drawing."""
 
 
 class Dial(NamedTuple):
-    """How a setting is shown on its slider."""
+    """Label, step and units of the slider of a setting."""
 
     setting: str
     label: str
     step: float
-    """In units of the slider, or in decades where it is logarithmic."""
+    """Step in units of the slider, or in decades if it is logarithmic."""
     logarithmic: bool = False
     scale: float = 1.0
-    """Units of the slider in one of the setting."""
+    """Units of the slider in one unit of the setting."""
     digits: str = ".2f"
 
     def bounds(self, trained: PretrainedPolicy) -> tuple[float, float]:
-        """The range of training, in units of the slider."""
+        """The training range, in units of the slider."""
         bounds = getattr(trained.conditions, self.setting)
         low, high = bounds if isinstance(bounds, tuple) else (-bounds, bounds)
         return self.scale * low, self.scale * high
 
     def slider(self, trained: PretrainedPolicy) -> ipywidgets.Widget:
-        """The slider over the range of training, at the setting's default."""
+        """The slider over the training range, at the default of the setting."""
         low, high = self.bounds(trained)
         kind, ends = ipywidgets.FloatSlider, (low, high)
         if self.logarithmic:
@@ -78,7 +78,7 @@ DIALS = (
 
 
 class Page:
-    """Sliders, a line for what is wrong with them, and the picture; show ``widget``."""
+    """Sliders, a line for error messages, and the picture; display ``widget``."""
 
     def __init__(self, trained: PretrainedPolicy, seed: int) -> None:
         self.trained, self.seed = trained, seed
@@ -98,11 +98,11 @@ class Page:
 
     @property
     def settings(self) -> Settings:
-        """What the sliders say."""
+        """The settings of the sliders."""
         return Settings(**{d.setting: self.sliders[d.setting].value / d.scale for d in DIALS})
 
     def draw(self) -> None:
-        """Show the view of the sliders, or what keeps it from being made."""
+        """Draw the picture for the sliders, or show the error message."""
         try:
             view = explore(self.settings, self.trained, self.seed)
         except ValueError as error:
@@ -117,10 +117,10 @@ class Page:
 
 
 def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], None]:
-    """A handler of events that acts once none has come for ``pause_s`` seconds; at once outside a kernel.
+    """An event handler that calls ``act`` once no event has come for ``pause_s`` seconds.
 
-    Kernels may handle events in a thread of their own, while a cell runs. The act waits its turn in the loop
-    that this is called from, as matplotlib's settings are those of the whole process.
+    Outside a kernel it acts at once. Kernels may handle events in another thread while a cell runs;
+    matplotlib's settings are global, so ``act`` runs in the event loop from which this function was called.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], N
 
 
 def explore_figure(view: View) -> Figure:
-    """Schedule, frontier and day side by side."""
+    """Schedule, frontier and one day, in three panels."""
     with style(), mpl.rc_context(FAST):  # type: ignore[arg-type]
         figure = Figure(figsize=(10, 3.6))
         figure.subplots_adjust(left=0.055, right=0.99, top=0.83, bottom=0.23, wspace=0.22, hspace=0.12)
@@ -181,7 +181,7 @@ def _day_panels(market: Axes, trades: Axes, view: View) -> None:
     market.plot(day["time"], day["liquidity"], color="#4aa89d", lw=1.2, ls="--", label="depth × volume")
     market.set(title="One day", ylabel="over its usual level", xlim=(0, 1), ylim=(0, None))
     market.tick_params(labelbottom=False)
-    # Above the frame, beside the title.
+    # The legend goes above the frame, beside the title.
     market.legend(
         loc="lower right",
         bbox_to_anchor=(1.02, 0.97),

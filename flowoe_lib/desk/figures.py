@@ -1,4 +1,4 @@
-"""Figures of a plan: what is left when, what it costs against what it risks, and one day step by step."""
+"""Figures of a plan: its schedule, its frontier of cost and risk, and one simulated day."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,14 +16,14 @@ FLOW = LOOKS["flow_refined"]
 
 
 def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
-    """About seven times of day under buckets counted from 0."""
+    """Label about seven buckets with their time of day."""
     step = max(1, len(starts) // 6)
     places = np.arange(0, len(starts), step)
     axes.set_xticks(places, [str(start)[:5] for start in starts[::step]])
 
 
 def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
-    """Shares left, FlowOE's band of 80 % of days and the benchmarks, and its participation below.
+    """Shares left, with FlowOE's 80 % band and the benchmarks, and FlowOE's participation below.
 
     ``schedule`` is that of :class:`flowoe_lib.desk.planner.Plan`.
     """
@@ -55,7 +55,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
 
 
 def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure:
-    """Expected cost against risk as risk aversion is turned; the points are those of the plan.
+    """Expected cost against risk as risk aversion varies; the markers are at the plan's risk aversion.
 
     Both tables are those of :class:`flowoe_lib.desk.planner.Plan`.
     """
@@ -75,7 +75,7 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
 
 
 def day_figure(day: pd.DataFrame) -> Figure:
-    """One simulated day: what the market does above, what FlowOE makes of it below.
+    """One simulated day: volatility and depth above, trades below.
 
     ``day`` is that of :class:`flowoe_lib.desk.planner.Plan`.
     """

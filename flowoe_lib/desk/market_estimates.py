@@ -1,7 +1,7 @@
-"""What a desk's own bars say of its market, and the suite's own estimates where they say nothing.
+"""Estimates of a market from a user's bars, completed by the suite's own estimates.
 
-Daily bars tell volatility and volume; intraday bars also the shape of the day, and, once there are a
-month of them, how variance and depth move within it.
+Daily bars give volatility and volume. Intraday bars also give the volume profile, and a month of them the
+variance and depth processes within the day.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ Array = NDArray[np.float64]
 
 
 SUITE_SESSION_MINUTES = 390
-"""Length of the session that the suite's rates are per."""
+"""Length of the session to which the suite's rates refer."""
 
 
 RECENT = 21
-"""Days that volatility and volume are averaged over: a month."""
+"""Days over which volatility and volume are averaged: one month."""
 
 
 SESSIONS = 5
-"""Fewest whole sessions that an intraday record is used with; a month for the motion within the day."""
+"""Smallest number of whole sessions of intraday bars."""
 
 
 WITHIN = ("kappa", "cv", "profile_amplitude", "depth_sd", "depth_reversion")
@@ -40,7 +40,7 @@ WITHIN = ("kappa", "cv", "profile_amplitude", "depth_sd", "depth_reversion")
 
 @dataclass(frozen=True)
 class Estimated:
-    """A figure and where it comes from."""
+    """An estimate and its source."""
 
     value: float
     source: str
@@ -48,7 +48,7 @@ class Estimated:
 
 @dataclass(frozen=True)
 class MarketEstimates:
-    """A market as known before the open; volatility per sqrt(day), rates per day, volume in shares."""
+    """Estimates of a market before the open; volatility per sqrt(day), rates per day, volume in shares."""
 
     price: Estimated
     adv: Estimated
@@ -61,7 +61,7 @@ class MarketEstimates:
     profile_amplitude: Estimated
 
     def table(self) -> pd.DataFrame:
-        """One row a figure: value and source."""
+        """One row per estimate: value and source."""
         return pd.DataFrame.from_dict(
             {k: vars(v) for k, v in vars(self).items()}, orient="index"
         ).rename_axis("figure")
@@ -74,13 +74,13 @@ def estimate(
     session: tuple[str, str],
     adv: float | None = None,
 ) -> MarketEstimates:
-    """The market of ``bars``; ``suite`` holds the estimates used where they are silent.
+    """Estimate the market of ``bars``; ``suite`` holds estimates for what the bars cannot give.
 
-    ``session`` are the times of open and close in the bars' time zone, and ``adv`` takes the place of the
-    bars' own volume. What a month of bars of at most two buckets' length says of the motion within the day
-    is kept ``within`` what policies are trained on, because it is the least certain of all. Raises
-    BarsError where there are fewer than 21 days, or five whole sessions, or nothing is traded in them, or
-    bars are longer than a day.
+    ``session`` holds open and close in the time zone of the bars; ``adv`` replaces the volume of the bars.
+    The variance and depth processes are estimated from at least a month of bars no longer than two buckets,
+    and clipped to the training range ``within``, because these estimates are the least certain. Raises
+    BarsError for fewer than 21 daily bars or five whole sessions, for bars without volume or price moves, and
+    for bars longer than a day.
     """
     minutes = (pd.Timedelta(f"{session[1]}:00") - pd.Timedelta(f"{session[0]}:00")) / pd.Timedelta(minutes=1)
     found = _of_suite(suite, minutes)
@@ -120,7 +120,7 @@ def estimate(
 
 
 def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated]:
-    """The suite's own estimates, rates scaled to a session of so many ``minutes``."""
+    """The suite's estimates, with rates scaled to a session of ``minutes``."""
     longer = minutes / SUITE_SESSION_MINUTES
     values = {name: suite[name] for name in ("rho", "depth_sd", "profile_amplitude")}
     values |= {name: suite[name] * longer for name in ("kappa", "depth_reversion")}
@@ -129,7 +129,7 @@ def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated
 
 
 def _clocked(bars: Bars) -> Bars:
-    """The bars with their length, where most follow each other at one distance."""
+    """Set the length of bars that mostly follow each other at one interval."""
     if bars.minutes is not None:
         return bars
     gaps = bars.index.to_series().diff().dropna()
@@ -139,7 +139,7 @@ def _clocked(bars: Bars) -> Bars:
 
 
 def _within_day(clocks: Array, within: TrainingRange, label: str, short: bool) -> dict[str, Estimated]:
-    """The shape of the day, and its motion where a month of whole sessions of short bars tells it."""
+    """Estimate the volume profile, and from a month of short bars the variance and depth processes."""
     if not (clocks[:, 1] > 0).any():
         return {}
     if len(clocks) < RECENT or not short or not (clocks > 0).all():
@@ -148,8 +148,9 @@ def _within_day(clocks: Array, within: TrainingRange, label: str, short: bool) -
     else:
         bounds = {name: getattr(within, name) for name in WITHIN}
         values = dict(zip(WITHIN, within_day(clocks), strict=True))
-    kept = {}
+    estimates = {}
     for name, value in values.items():
         inside = float(np.clip(value, *bounds[name]))
-        kept[name] = Estimated(inside, label if inside == value else f"{label}, kept within {bounds[name]}")
-    return kept
+        source = label if inside == value else f"{label}, clipped to {bounds[name]}"
+        estimates[name] = Estimated(inside, source)
+    return estimates

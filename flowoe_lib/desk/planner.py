@@ -1,7 +1,7 @@
-"""A desk's own order: from its bars to a schedule with its cost and risk.
+"""The order planner: from market bars and a ticket to a schedule with its cost and risk.
 
-The window in which the order is worked takes the place of the day: variance, drift and mean reversions
-are scaled by its length, and the order is measured against the volume that falls into it.
+The window in which the order is worked takes the place of the day: variance, drift and rates of mean
+reversion are scaled by its length, and order size is measured against the expected volume of the window.
 """
 
 import math
@@ -43,14 +43,14 @@ __all__ = ["ParticipationCap", "Plan", "plan_order", "prepared"]
 
 
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
-"""Risk aversions of the frontier, per bps: the range that the policy is trained on."""
+"""Risk aversions of the frontier, per bps, over the training range of the policy."""
 
 
 @dataclass(frozen=True)
 class ParticipationCap:
-    """A policy held to a share ``cap`` of the expected volume of each bucket.
+    """A policy limited to a share ``cap`` of the expected volume of each bucket.
 
-    It trades earlier where waiting would leave more than the cap allows for the rest of the window.
+    It trades earlier than the policy where the remaining order would otherwise exceed the cap later.
     """
 
     policy: Policy
@@ -66,26 +66,26 @@ class ParticipationCap:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do with an order, what it costs, and how that compares. Costs are bps of the arrival price."""
+    """The plan of an order: schedule, costs and frontier; costs are in bps of the arrival price."""
 
     ticket: Ticket
     estimates: MarketEstimates
     condition: Condition
-    """The market and the order with the window as its day."""
+    """Market and order, with the window as the day."""
     flags: list[RangeViolation]
-    """What lies outside the policy's training, though within where it was tried."""
+    """Quantities outside the training range of the policy but within its tested limits."""
     schedule: pd.DataFrame
-    """A row a bucket: start, shares left at its end (low, median, high: 10, 50, 90 % of days), shares
-    traded (median), participation in expected volume (median, high: 90 % of days, max: of all days), and what
-    the benchmarks have left."""
+    """One row per bucket, by its start: shares left at its end (low, median, high: 10, 50, 90 % quantile
+    over days), shares traded (median), participation in expected volume (median, 90 % quantile, maximum), and
+    shares left under each benchmark."""
     costs: pd.DataFrame
-    """A row a policy: expected cost, standard deviation, CVaR95 and 95 % quantile of cost, bps; expected
-    cost in currency; utility of FlowOE over it, bps, with its 95 % interval."""
+    """One row per policy: mean, standard deviation, CVaR95 and 95 % quantile of cost, bps; mean cost in
+    currency; FlowOE's gain in utility over it, bps, with its 95 % interval."""
     frontier: pd.DataFrame
     """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps."""
     day: pd.DataFrame
-    """One simulated day, a row a bucket: price_bps, volatility (root of variance over its mean), depth over
-    its median, shares traded by FlowOE and by the static optimum, shares left."""
+    """One simulated day, one row per bucket: price_bps, volatility (root of variance over its mean), depth
+    over its median, shares traded by FlowOE and by the static optimum, shares left."""
 
 
 def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
@@ -115,17 +115,17 @@ def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
 
 
 def _checked(condition: Condition, ticket: Ticket, trained: PretrainedPolicy) -> list[RangeViolation]:
-    """What lies outside training. Raises OrderError where it is out of reach."""
+    """The quantities outside the training range. Raises OrderError if one is beyond the tested limits."""
     found = trained.conditions.violations(condition.market, condition.order)
     for d in found:
-        # What is untried only in combination is flagged.
+        # A combination outside the training range is flagged, not refused.
         if "beside" in d.quantity:
             continue
         low, high = TESTED_LIMITS.get(d.quantity, (d.low, d.high))
-        tried = f", and tried alone from {low:g} to {high:g}" if d.quantity in TESTED_LIMITS else ""
+        tested = f", tested alone from {low:g} to {high:g}" if d.quantity in TESTED_LIMITS else ""
         if not low <= d.value <= high:
             raise OrderError(
-                f"{d}{tried}; further away nothing is known of the policy (per window, and size as a share "
+                f"{d}{tested}; outside, the policy is untested (figures are per window; size is a share "
                 "of the volume expected in it)"
             )
     cap, size = ticket.participation_cap, float(condition.order.size)
@@ -138,7 +138,7 @@ def _checked(condition: Condition, ticket: Ticket, trained: PretrainedPolicy) ->
 
 
 def prepared(bars: Bars, ticket: Ticket, trained: PretrainedPolicy) -> tuple[MarketEstimates, Condition]:
-    """The market of ``bars``, and what the order is in it. Raises as :func:`plan`."""
+    """Estimate the market from ``bars`` and place the order in it. Raises as :func:`plan_order`."""
     known = estimate(bars, trained.calibration, trained.conditions, ticket.session, ticket.adv)
     try:
         condition = _condition(ticket, known)
@@ -155,10 +155,42 @@ def plan_order(
     n_paths: int = 10_000,
     seed: int = 2025,
 ) -> Plan:
-    """The plan for ``ticket`` in the market of ``bars`` by the trained policy, by default the library's.
+    """Plan an order with the pretrained policy, in the market estimated from bars.
 
-    Costs and bands come from ``n_paths`` simulated days; risk aversion is solved for on others. Raises
-    OrderError for an order that cannot be worked, and BarsError for bars that say too little.
+    Parameters
+    ----------
+    bars : flowoe_lib.data.bars.Bars
+        At least 21 daily bars, or five whole sessions of intraday bars.
+    ticket : Ticket
+        The order and its options.
+    trained : flowoe_lib.training.pretrained.PretrainedPolicy, optional
+        The policy; by default that of the library.
+    n_paths : int
+        Number of simulated days for costs and schedule. A risk aversion that meets a cost limit is found on
+        other days.
+    seed : int
+        Seed of the simulated days.
+
+    Returns
+    -------
+    flowoe_lib.desk.planner.Plan
+        Tables ``schedule`` (shares), ``costs`` and ``frontier`` (bps of the arrival price), ``day`` and
+        ``estimates``.
+
+    Raises
+    ------
+    OrderError
+        If the order cannot be worked in this market, or lies outside the tested limits of the policy.
+    BarsError
+        If the bars are too few to estimate the market.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> ticket = fo.Ticket(side="sell", shares=2e8, start="10:00", end="15:00")
+    >>> plan = fo.plan_order(fo.data.records.sp500_daily(), ticket, n_paths=200)
+    >>> plan.schedule["median"].is_monotonic_decreasing, plan.costs.index[0]
+    (True, 'flow_refined')
     """
     if n_paths < 2:
         raise OrderError(f"n_paths = {n_paths}: must be at least 2")
@@ -191,16 +223,16 @@ def plan_order(
 
 
 def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
-    """The lowest risk aversion that keeps 95 % of days below ``limit``, interpolated on FlowOE's frontier."""
+    """The lowest risk aversion at which the 95 % quantile of cost is ``limit``, by interpolation."""
     own = curve[curve["policy"] == "flow_refined"]
     cost, log = own["cost95_bps"].to_numpy(), np.log(own["risk_aversion"].to_numpy())
-    kept = np.flatnonzero(cost <= limit)
-    if len(kept) == 0:
+    within = np.flatnonzero(cost <= limit)
+    if len(within) == 0:
         raise OrderError(
             f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:g}, the lowest "
             f"cost that 95 % of days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
         )
-    first = int(kept[0])
+    first = int(within[0])
     if first == 0:
         return float(np.exp(log[0]))
     share = (cost[first - 1] - limit) / (cost[first - 1] - cost[first])
@@ -225,7 +257,7 @@ def _schedule(
     policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, paths: MarketPaths, seed: int
 ) -> pd.DataFrame:
     held = ticket.shares * _worked(policies["flow_refined"], condition, paths, seed).inventory
-    # Torch's quantile gives up beyond 16 million entries.
+    # Torch's quantile refuses more than 16 million entries.
     low, median, high = torch.from_numpy(np.quantile(held.numpy(), (0.1, 0.5, 0.9), axis=1))
     traded = -held.diff(dim=0)
     expected = ticket.shares / condition.order.size * _volume(condition, paths.n_buckets)

@@ -1,4 +1,4 @@
-"""The report behind ``make order``: notebook 08 run on a desk's own order, as HTML and CSV."""
+"""The report of ``make order``: notebook 08 run on a user's order, as HTML and CSV."""
 
 import argparse
 import errno
@@ -33,10 +33,10 @@ ASSIGNMENT = re.compile(r"^([A-Za-z]\w*)=")
 
 
 BARS_OPTIONS = {
-    "data": "bars, .csv or .parquet; the S&P 500 index, 1999 to 2018, where it is left out",
+    "data": "file of bars, .csv or .parquet; by default the S&P 500 index, 1999 to 2018",
     "timezone": f"time zone of the session, and of times without an offset from UTC ({DEFAULT_TIMEZONE})",
 }
-"""What the command line takes besides the options of the ticket."""
+"""Options of the command line besides those of the ticket."""
 
 
 OWN_ERRORS = ("BarsError", "OrderError", "TrainedPolicyError")
@@ -56,12 +56,12 @@ def _environment(**changes: str) -> Iterator[None]:
 def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path) -> Path:
     """Run notebook 08 with ``parameters`` and write report.html and the CSV tables into ``folder``.
 
-    Raises OrderError with the message of the library where the notebook meets something it refuses.
+    Raises OrderError with the library's message if the notebook refuses the order, the bars or the policy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / NOTEBOOK
     try:
-        # The kernel inherits where figures and tables go.
+        # The kernel inherits the folder of figures and tables.
         with _environment(FLOWOE_FIGURES=str(folder), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter"))):
             papermill.execute_notebook(
                 workspace.root / "notebooks" / NOTEBOOK,
@@ -84,7 +84,7 @@ def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path)
 
 
 def _given(words: Sequence[str] | None) -> dict[str, str]:
-    """Texts of the options in ``words``, each NAME=value or --name value; empty ones are left out."""
+    """Parse options given as NAME=value or --name value into their texts; empty ones are dropped."""
     known = BARS_OPTIONS | {name: meaning for name, (meaning, _, _) in described_options().items()}
     parser = argparse.ArgumentParser(
         prog="make order",
@@ -108,10 +108,7 @@ def _flag(name: str) -> str:
 
 
 def _put_in_place(made: Path, place: Path) -> None:
-    """Move the folder ``made`` to ``place``, which then holds all of it and nothing else.
-
-    Of several at once the last one stays.
-    """
+    """Replace folder ``place`` by folder ``made`` as a whole; of concurrent calls the last one wins."""
     while True:
         with suppress(FileNotFoundError):
             place.rename(made.with_name("replaced"))
@@ -126,12 +123,12 @@ def _put_in_place(made: Path, place: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if the report was written, 1 where the order or the bars are refused."""
+    """Run the command line; returns 0 if the report was written, 1 if the order or the bars are refused."""
     try:
         given = {"timezone": DEFAULT_TIMEZONE} | _given(words)
         timezone, data = given.pop("timezone"), given.pop("data", None)
         path = None if data is None else Path(data).resolve()
-        # Whatever can be refused is refused before the notebook starts.
+        # Refuse invalid input before the notebook starts.
         options = read_options(given)
         ticket = Ticket(**options)
         bars = sp500_daily() if path is None else load_bars(path, timezone=timezone)

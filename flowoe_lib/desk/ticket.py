@@ -20,7 +20,7 @@ USUAL_AVERSION = 5e-4
 
 
 BUCKET_MINUTES = 10
-"""Length of a bucket where the number of buckets allows it."""
+"""Length of a bucket, if the number of buckets is within the tested range."""
 
 
 DAY_MINUTES = 24 * 60
@@ -31,7 +31,7 @@ class OrderError(ValueError):
 
 
 def _finite(value: object) -> bool:
-    """Numpy's numbers count; True and False, which Python takes for numbers, do not."""
+    """Whether ``value`` is a finite number, numpy's included; True and False are not numbers here."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -46,7 +46,7 @@ def _minutes(clock: str) -> int:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The values that an option may have: in words, as a check, and how one is read from text."""
+    """The allowed values of an option, in words and as a check, and a function that reads one from text."""
 
     allowed: str
     accepts: Callable[[Any], bool]
@@ -67,13 +67,13 @@ _SESSION = _Kind(
 
 
 def _option(kind: _Kind, text: str, unit: str = "", otherwise: str = "") -> dict[str, Any]:
-    """Metadata of a field; ``otherwise`` says in words what a default of None stands for."""
+    """Metadata of a field; ``otherwise`` describes the default if it is None."""
     return {"kind": kind, "help": text, "unit": unit, "otherwise": otherwise}
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """An order as a desk writes it."""
+    """An order with its options, as a desk writes it."""
 
     side: str = field(metadata=_option(_SIDE, "buy or sell"))
     shares: float = field(metadata=_option(_POSITIVE, "size of the order", "shares"))
@@ -140,7 +140,7 @@ class Ticket:
     )
 
     def __new__(cls, *values: object, **options: object) -> Self:
-        """Refuse unknown options and the lack of a required one by name."""
+        """Raise OrderError for unknown and for missing options, by name."""
         refuse_unknown(options, _names())
         for f in fields(cls)[len(values) :]:
             if f.default is MISSING and f.name not in options:
@@ -179,7 +179,7 @@ class Ticket:
 
     @property
     def n_buckets(self) -> int:
-        """Number of buckets: ten minutes each, where that makes 13 to 78 of them."""
+        """Number of buckets of ten minutes, at least 13 and at most 78."""
         start, end = self.window
         fewest, most = TESTED_BUCKETS
         return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
@@ -212,7 +212,7 @@ def refuse_unknown(given: Mapping[str, object], known: Iterable[str]) -> None:
 
 
 def read_options(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values of options from their texts; a text that cannot be read is kept, for Ticket to refuse it."""
+    """Read options from text; an unreadable text is returned as it is, for Ticket to refuse it."""
     values: dict[str, Any] = dict(texts)
     for f in fields(Ticket):
         try:
@@ -223,7 +223,7 @@ def read_options(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def described_options() -> dict[str, tuple[str, str, str]]:
-    """Meaning, unit and default, in words, of each option."""
+    """Meaning, unit and default of each option, in words."""
     return {f.name: (f.metadata["help"], f.metadata["unit"], _default(f)) for f in fields(Ticket)}
 
 
@@ -248,5 +248,14 @@ Ticket.__doc__ = f"""{Ticket.__doc__}
     Raises
     ------
     OrderError
-        Naming an option that is unknown, not given, or out of its range.
+        If an option is unknown, missing or out of its range; the message names the option.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.Ticket(side="sell", shares=250_000, start="10:00", end="15:00").n_buckets
+    30
+    >>> fo.Ticket(side="sell", shares=250_000, participation=0.1)
+    Traceback (most recent call last):
+    flowoe_lib.desk.ticket.OrderError: participation = 0.1: no such option; the nearest is ...
     """
