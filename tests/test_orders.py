@@ -228,7 +228,7 @@ def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> N
     # A limit that every risk aversion keeps asks for no more than the least.
     loose = plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1e4), n_paths=500)
     assert float(loose.condition.order.risk_aversion) == pytest.approx(4e-5, rel=1e-5)
-    with pytest.raises(OrderError, match=r"cost_limit_bps = 1: must be at least \d+\.\d, the lowest cost"):
+    with pytest.raises(OrderError, match=r"cost_limit_bps = 1: must be at least \d+(\.\d)?, the lowest cost"):
         plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1), n_paths=500)
 
 
