@@ -1,7 +1,8 @@
 """The driver behind ``make reproduce``: every notebook in order, and only those that need it.
 
 A notebook is up to date while its record carries the digest of its cells, its parameters, the
-library, the lock file and the notebook before it, and every file it made is still what it was.
+library, the lock file and the notebook before it, and every file it made is unchanged. A run fails
+if one of these inputs is edited meanwhile, even if the edit is undone before the notebook ends.
 Records and results are moved into place whole, so a killed run is resumed by the next one.
 """
 
@@ -16,14 +17,16 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, RootModel, ValidationError
 from tqdm import tqdm
 
-from flowoe_lib.store import PROFILES, SOURCES, Workspace, atomic_write, sha256
+from flowoe_lib.store import PROFILES, Workspace, atomic_write, sha256
 
 __all__ = [
     "AHEAD",
+    "Record",
     "ReproductionError",
     "Task",
     "done",
@@ -33,6 +36,7 @@ __all__ = [
     "plan",
     "publish",
     "published",
+    "refuse_edits",
     "remove_strays",
     "reproduce",
     "run",
@@ -60,12 +64,59 @@ class ReproductionError(Exception):
     """What the user has to put right before the run can go on."""
 
 
+class Record(BaseModel):
+    """What a successful run of a notebook leaves behind; ``outputs`` maps its files to their digests."""
+
+    digest: str
+    seconds: float
+    outputs: dict[str, str]
+
+
+class _Metadata(BaseModel):
+    tags: list[str] = []
+
+
+class _Cell(BaseModel):
+    cell_type: str
+    source: str | list[str]
+    metadata: _Metadata
+
+    @property
+    def text(self) -> str:
+        return "".join(self.source)
+
+
+class _Notebook(BaseModel):
+    cells: list[_Cell]
+
+
+class _Quick(RootModel[dict[str, dict[str, Any]]]):
+    """Parameters of the quick profile by notebook."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _parsed(model: type[Model], path: Path) -> Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{key}: " for key in first["loc"])
+        raise ReproductionError(f"{path}: {where}{first['msg']}") from error
+
+
+Stamp = tuple[int, str]
+"""When a file was last modified, in ns, and the digest of its content."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One notebook of a run, with everything that decides whether it must be run."""
 
     notebook: Path
     parameters: Mapping[str, Any]
+    inputs: Mapping[Path, Stamp]
     digest: str
     build: Path
 
@@ -85,26 +136,33 @@ class Task:
         return self.build / f"{self.stem}.done.json"
 
 
-def _source(cell: Mapping[str, Any]) -> str:
-    return "".join(cell["source"])
-
-
-def _defined(notebook: Mapping[str, Any], path: Path) -> set[str]:
+def _defined(notebook: _Notebook, path: Path) -> set[str]:
     """Names assigned in the cell tagged ``parameters``."""
-    tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    tagged = [cell.text for cell in notebook.cells if "parameters" in cell.metadata.tags]
     if len(tagged) != 1:
         raise ReproductionError(f"{path}: needs one cell tagged 'parameters', has {len(tagged)}")
-    names = (n for n in ast.walk(ast.parse(_source(tagged[0]))) if isinstance(n, ast.Name))
+    try:
+        names = [n for n in ast.walk(ast.parse(tagged[0])) if isinstance(n, ast.Name)]
+    except SyntaxError as error:
+        raise ReproductionError(f"{path}: its parameters cell is not Python: {error}") from error
     return {n.id for n in names if isinstance(n.ctx, ast.Store)}
 
 
 def notebooks_in_order(folder: Path) -> list[Path]:
-    """By number, except for those in ``AHEAD``; those in ``TRADERS`` last."""
+    """By number, except for those in ``AHEAD``; those in ``TRADERS`` last; copies such as ``-Copy1`` not."""
 
     def place(path: Path) -> tuple[bool, str]:
         return path.stem in TRADERS, AHEAD.get(path.stem, path.name)
 
-    return sorted(folder.glob("0[0-9]_*.ipynb"), key=place)
+    return sorted((p for p in folder.glob("*.ipynb") if re.fullmatch(r"0\d_\w+", p.stem)), key=place)
+
+
+def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
+    """The files that decide a notebook's results, as they are on disk now."""
+    library = root / "flowoe_lib"
+    shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in TRADERS]
+    files = [notebook, root / "constraints.txt", *library.rglob("*.py"), *shipped]
+    return {f: (f.stat().st_mtime_ns, sha256(f.read_bytes())) for f in files}
 
 
 def plan(workspace: Workspace) -> list[Task]:
@@ -113,25 +171,39 @@ def plan(workspace: Workspace) -> list[Task]:
     notebooks = notebooks_in_order(folder)
     if not notebooks:
         raise ReproductionError(f"no notebooks in {folder}")
-    quick = json.loads((folder / "quick.json").read_text()) if workspace.profile == "quick" else {}
-    lock = sha256((workspace.root / "constraints.txt").read_bytes())
-    card = workspace.root / POLICY
-    shipped = sha256(card.read_bytes()) if card.is_file() else ""
+    quick = _parsed(_Quick, folder / "quick.json").root if workspace.profile == "quick" else {}
+    if unknown := sorted(quick.keys() - {path.stem for path in notebooks}):
+        raise ReproductionError(f"{folder / 'quick.json'}: there is no notebook {', '.join(unknown)}")
     tasks: list[Task] = []
     for path in notebooks:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        inputs = _inputs(workspace.root, path)
+        content = _parsed(_Notebook, path)
         defined = _defined(content, path)
         parameters = {"PROFILE": workspace.profile} | quick.get(path.stem, {})
         if "DEVICE" in defined and workspace.device != "cpu":
             parameters["DEVICE"] = workspace.device
         if unknown := sorted(set(parameters) - defined):
             raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
-        cells = [[c["cell_type"], _source(c)] for c in content["cells"]]
+        # Of the notebook only its cells count: publishing changes its outputs.
+        cells = [[cell.cell_type, cell.text] for cell in content.cells]
+        used = {str(f.relative_to(workspace.root)): sha for f, (_, sha) in inputs.items() if f != path}
         upstream = tasks[-1].digest if tasks else ""
-        used = shipped if path.stem in TRADERS else ""
-        whole = json.dumps([cells, parameters, SOURCES, lock, upstream, used], sort_keys=True)
-        tasks.append(Task(path, parameters, sha256(whole.encode()), workspace.build))
+        whole = json.dumps([cells, parameters, used, upstream], sort_keys=True)
+        tasks.append(Task(path, parameters, inputs, sha256(whole.encode()), workspace.build))
     return tasks
+
+
+def refuse_edits(tasks: Iterable[Task], root: Path) -> None:
+    """Raise ReproductionError if an input was modified since the run was planned, and name it.
+
+    The time of the modification counts, because results may come from an edit that was undone since.
+    """
+    for task in tasks:
+        now = _inputs(root, task.notebook)
+        edited = [f for f in now.keys() | task.inputs.keys() if now.get(f) != task.inputs.get(f)]
+        if edited:
+            names = ", ".join(sorted(str(f.relative_to(root)) for f in edited))
+            raise ReproductionError(f"edited during the run: {names}. Start the run again")
 
 
 def _file_digest(path: Path) -> str:
@@ -139,14 +211,15 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def done(task: Task, root: Path) -> dict[str, Any] | None:
+def done(task: Task, root: Path) -> Record | None:
     """The record of an up-to-date task, None if it has to be run."""
     try:
-        record: dict[str, Any] = json.loads(task.record.read_bytes())
-        intact = all(_file_digest(root / file) == digest for file, digest in record["outputs"].items())
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = Record.model_validate_json(task.record.read_bytes())
+        intact = all(_file_digest(root / file) == digest for file, digest in record.outputs.items())
+    except (OSError, ValueError):
         return None
-    return record if intact and record["digest"] == task.digest else None
+    whole = os.path.relpath(task.executed, root) in record.outputs
+    return record if intact and whole and record.digest == task.digest else None
 
 
 def _files(*folders: Path) -> dict[Path, int]:
@@ -163,10 +236,14 @@ def remove_strays(folders: Iterable[Path], older_than_s: float = 60) -> None:
                 stray.unlink(missing_ok=True)
 
 
-def run(task: Task, workspace: Workspace) -> dict[str, Any]:
-    """Execute one notebook and return its record. Raises ReproductionError with the failing cell."""
+def run(task: Task, workspace: Workspace) -> Record:
+    """Execute one notebook and return its record.
+
+    Raises ReproductionError with the failing cell, or with the input that was edited meanwhile.
+    """
     import papermill
 
+    refuse_edits([task], workspace.root)
     task.record.unlink(missing_ok=True)
     running, failed = (task.build / f"{task.stem}.{state}.ipynb" for state in ("running", "failed"))
     failed.unlink(missing_ok=True)
@@ -185,12 +262,13 @@ def run(task: Task, workspace: Workspace) -> dict[str, Any]:
             running.replace(failed)
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
         raise ReproductionError(f"{task.notebook.name} failed, see {failed}\n{message}") from error
+    refuse_edits([task], workspace.root)
     running.replace(task.executed)
     after = _files(workspace.figures, workspace.store.root)
     made = [task.executed, *(f for f, changed in after.items() if before.get(f) != changed)]
     outputs = {os.path.relpath(f, workspace.root): _file_digest(f) for f in sorted(made)}
-    record = {"digest": task.digest, "seconds": time.perf_counter() - start, "outputs": outputs}
-    atomic_write(task.record, json.dumps(record, indent=1).encode())
+    record = Record(digest=task.digest, seconds=time.perf_counter() - start, outputs=outputs)
+    atomic_write(task.record, record.model_dump_json(indent=1).encode())
     return record
 
 
@@ -217,10 +295,9 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
 def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
     """Put the executed copies in the place of their sources, ready to be committed.
 
-    Raises ReproductionError if a source was edited while they ran: the copy would undo the edit.
+    Raises ReproductionError if an input was edited while they ran, before anything is replaced.
     """
-    if plan(workspace) != tasks:
-        raise ReproductionError("a notebook was edited during the run: nothing published, run again")
+    refuse_edits(tasks, workspace.root)
     for task in tasks:
         clean = published(json.loads(task.executed.read_text(encoding="utf-8")))
         text = json.dumps(clean, indent=1, sort_keys=True, ensure_ascii=False)
@@ -261,8 +338,8 @@ def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
             record, state = done(task, workspace.root), "up to date"
             if record is None:
                 record, state = run(task, workspace), "run"
-                total += record["seconds"]
-            tqdm.write(f"{task.stem:32} {record['seconds']:7.1f} s  {state}")
+                total += record.seconds
+            tqdm.write(f"{task.stem:32} {record.seconds:7.1f} s  {state}")
     tqdm.write(f"{'spent now':32} {total:7.1f} s")
     return tasks
 
@@ -318,17 +395,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where policies are refined: cpu, cuda or cuda:N")
     parser.add_argument("--list", action="store_true", help="only print the notebooks in order")
     options = parser.parse_args(arguments)
-    if options.list:
-        root = Workspace.open(options.profile).root
-        sys.stdout.writelines(f"{p.relative_to(root)}\n" for p in notebooks_in_order(root / "notebooks"))
-        return 0
     if options.publish and options.profile != "full":
         parser.error("--publish needs --profile full: the committed notebooks hold the full results")
-    # Kernels must be those of this interpreter, whatever else the user has registered.
-    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
     try:
         workspace = Workspace.open(options.profile, checked_device(options.device))
-        os.environ.setdefault("IPYTHONDIR", str(workspace.root / ".ipython"))
+        root = workspace.root
+        if options.list:
+            sys.stdout.writelines(f"{p.relative_to(root)}\n" for p in notebooks_in_order(root / "notebooks"))
+            return 0
+        # Kernels inherit these. They are those of this interpreter, whatever else the user has registered.
+        os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
+        os.environ.setdefault("IPYTHONDIR", str(root / ".ipython"))
+        # They import the library that the digests cover, and they alone write the published figures.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        published_figures = root / "figures" if options.profile == "full" else workspace.build / "figures"
+        os.environ["FLOWOE_FIGURES"] = str(published_figures)
         if options.publish:
             reproduce(workspace, leave=TRADERS)
             if any(task.stem in TRADERS for task in plan(workspace)):
@@ -337,11 +418,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.profile == "full" and any(task.stem in TRADERS for task in tasks):
             sys.stdout.write(f"{compared(workspace)}\n")
         if options.profile == "full":
-            for page in pages(workspace.root):
+            for page in pages(root):
                 update_readme(page, workspace.figures)
         if options.publish:
             publish(tasks, workspace)
-    except ReproductionError as error:
+    except (ReproductionError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:

@@ -282,7 +282,7 @@ class Workspace:
                 f"no folder with {', '.join(marks)} at {here} or above: run inside the checkout"
             )
         workspace = cls(root, profile, device)
-        for folder in (workspace.store.root, workspace.figures, workspace.cache, workspace.build):
+        for folder in (workspace.store.root, workspace.cache, workspace.build):
             folder.mkdir(parents=True, exist_ok=True)
         return workspace
 
@@ -293,9 +293,12 @@ class Workspace:
 
     @property
     def figures(self) -> Path:
-        """Figures and tables; FLOWOE_FIGURES diverts them, so that a test run leaves the published ones."""
-        default = self.root / "figures" if self.profile == "full" else self.build / "figures"
-        return Path(os.environ.get("FLOWOE_FIGURES") or default)
+        """Figures and tables: where FLOWOE_FIGURES points, else a folder that git ignores.
+
+        Only the driver's full run points it at the published figures, so that a notebook run by hand,
+        perhaps on private data, leaves them as they are.
+        """
+        return Path(os.environ.get("FLOWOE_FIGURES") or self.root / "build" / "lab" / self.profile)
 
     @property
     def cache(self) -> Path:

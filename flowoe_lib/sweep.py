@@ -1,25 +1,25 @@
 """Independent tasks side by side, one thread each: on the cores of this machine or on a Dask cluster."""
 
+import concurrent.futures
 import logging
 import os
 import pickle
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import cloudpickle
 import torch
-from joblib import Parallel, delayed
+from loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from flowoe_lib.store import digest
-
-if TYPE_CHECKING:
-    from distributed import Client, Future
 
 __all__ = ["sweep"]
 
@@ -27,10 +27,36 @@ __all__ = ["sweep"]
 T = TypeVar("T")
 
 
-def _single_threaded(task: Callable[..., T], *arguments: Any) -> T:
+def _run(call: bytes) -> bytes:
     # Torch's own threads fight over the cores that the tasks already use.
     torch.set_num_threads(1)
-    return task(*arguments)
+    task, arguments = pickle.loads(call)
+    return cloudpickle.dumps(task(*arguments))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed before it can end its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _processes() -> Iterator[Any]:
+    """``submit`` and ``as_completed`` of processes on all cores of this machine."""
+    executor = get_reusable_executor(
+        timeout=300, initializer=_end_with, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        yield partial(executor.submit, _run), concurrent.futures.as_completed
+    except BaseException:
+        # Tasks that already started would go on after the failure.
+        executor.shutdown(kill_workers=True)
+        raise
 
 
 def _unfit(threads: int, library: str | Exception, expected: str) -> str:
@@ -44,54 +70,22 @@ def _unfit(threads: int, library: str | Exception, expected: str) -> str:
     return ""
 
 
-def _on_worker(expected: str, call: bytes) -> Any:
+def _run_on_dask(expected: str, call: bytes) -> bytes:
     from distributed import get_worker
 
     # A worker may have joined after the others were checked.
     worker = get_worker()
     if fault := _unfit(worker.state.nthreads, digest({}), expected):
         raise RuntimeError(f"Dask worker {worker.address} {fault}")
-    task, arguments, _ = pickle.loads(call)
-    return cloudpickle.dumps(task(*arguments))
-
-
-def _dask_backend(client: "Client", expected: str) -> Any:
-    """joblib's Dask backend, for workers that may die.
-
-    As it comes, it never ends when Dask gives a task up, and fails when a worker dies to which it
-    scattered an argument.
-    """
-    from joblib._dask import DaskDistributedBackend
-
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
-        def effective_n_jobs(self, n_jobs: int) -> Any:
-            # Given one job, joblib would run the tasks in this process.
-            return max(2, super().effective_n_jobs(n_jobs))
-
-        def submit(self, func: Any, callback: "Callable[[Future[Any]], None]") -> "Future[Any]":
-            [call] = func.items
-            # Bytes, because Dask takes tensors and arrays apart and rebuilds them in its own way.
-            future = client.submit(_on_worker, expected, cloudpickle.dumps(call), pure=False)
-            future.add_done_callback(callback)
-            return future
-
-        def retrieve_result_callback(self, out: "Future[Any]") -> list[Any]:
-            result = pickle.loads(out.result())
-            # Dask runs a task again if the worker that still keeps its result dies.
-            out.release()
-            return [result]
-
-    return Backend(client=client)
+    return _run(call)
 
 
 @contextmanager
-def _backend(engine: str) -> Iterator[Any]:
-    if engine == "loky":
-        yield engine
-        return
+def _dask(engine: str) -> Iterator[Any]:
+    """``submit`` and ``as_completed`` of the workers of a Dask scheduler."""
     try:
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, as_completed
     except ImportError as error:
         raise ImportError(f'FLOWOE_ENGINE={engine} needs Dask: pip install -e ".[cluster]"') from error
     with ExitStack() as stack:
@@ -103,11 +97,7 @@ def _backend(engine: str) -> Iterator[Any]:
             )
             engine = stack.enter_context(cluster).scheduler_address
         try:
-            address = urlsplit(engine)
-            with socket.create_connection((address.hostname, address.port), timeout=5) as connection:
-                # For a server that stays silent, such as Dask's dashboard, a client would wait forever.
-                if address.scheme == "tcp":
-                    connection.recv(1)
+            _greet(engine)
             client = stack.enter_context(Client(engine, timeout=5, set_as_default=False))
             client.wait_for_workers(1, timeout=5)
             threads = client.nthreads()
@@ -119,7 +109,25 @@ def _backend(engine: str) -> Iterator[Any]:
         for worker, library in libraries.items():
             if fault := _unfit(threads[worker], library, expected):
                 raise RuntimeError(f"Dask worker {worker} {fault}")
-        yield _dask_backend(client, expected)
+        # Bytes, because Dask takes tensors and arrays apart and rebuilds them in its own way.
+        yield (
+            partial(client.submit, _run_on_dask, expected, pure=False),
+            partial(as_completed, loop=client.loop),
+        )
+
+
+def _greet(address: str) -> None:
+    """Raise OSError unless the server speaks first and as a Dask scheduler does.
+
+    A client would wait forever for a server that stays silent, such as Dask's dashboard, and would take
+    the greeting of another one, such as SSH's, for the length of a message that no memory can hold.
+    """
+    parts = urlsplit(address)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
+        if parts.scheme == "tcp":
+            length = connection.makefile("rb").read(8)
+            if len(length) < 8 or int.from_bytes(length, "little") > 1_000_000:
+                raise OSError("the server there speaks another protocol")
 
 
 def sweep(task: Callable[..., T], arguments: Iterable[tuple[Any, ...]], label: str = "") -> list[T]:
@@ -137,10 +145,11 @@ def sweep(task: Callable[..., T], arguments: Iterable[tuple[Any, ...]], label: s
         raise ValueError(
             f"FLOWOE_ENGINE={engine!r}: must be loky, local-dask, tcp://host:port or tls://host:port"
         )
-    work = list(arguments)
-    with _backend(engine) as backend:
-        side_by_side = Parallel(
-            n_jobs=-1, backend=backend, return_as="generator", batch_size=1, pre_dispatch="all"
-        )
-        runs = side_by_side(delayed(_single_threaded)(task, *a) for a in work)
-        return list(tqdm(runs, total=len(work), desc=label, leave=False, disable=None))
+    results: dict[int, T] = {}
+    with _processes() if engine == "loky" else _dask(engine) as (submit, as_completed):
+        places = {submit(cloudpickle.dumps((task, a))): i for i, a in enumerate(arguments)}
+        for future in tqdm(as_completed(places), total=len(places), desc=label, leave=False, disable=None):
+            results[places[future]] = pickle.loads(future.result())
+            # Dask runs a task again if the worker that still keeps its result dies.
+            future.cancel()
+    return [results[i] for i in range(len(results))]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,30 @@ import pytest
 from flowoe_lib.reproduce import (
     POLICY,
     TRADERS,
+    Record,
     ReproductionError,
+    done,
     notebooks_in_order,
     plan,
+    publish,
     published,
+    refuse_edits,
     remove_strays,
+    run,
     update_readme,
 )
-from flowoe_lib.store import Workspace, atomic_write
+from flowoe_lib.store import Workspace, atomic_write, sha256
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "flowoe_lib"
-OPEN = "from flowoe_lib.store import Workspace\nws = Workspace.open(PROFILE)\n"
-FIRST = OPEN + 'ws.store.write("seed", N)\n(ws.figures / "one.csv").write_text(f"{N}")'
-SECOND = OPEN + '(ws.figures / "readme_headline.md").write_text(f"seed {ws.store.read_json(\'seed\')}")'
+OPEN = """
+from flowoe_lib.store import Workspace, atomic_write
+ws = Workspace.open(PROFILE)
+def write(name, text):
+    atomic_write(ws.figures / name, text.encode())
+"""
+FIRST = OPEN + 'ws.store.write("seed", N)\nwrite("one.csv", f"{N}")'
+SECOND = OPEN + 'write("readme_headline.md", f"seed {ws.store.read_json(\'seed\')}")'
 FAILING = OPEN + 'raise ArithmeticError("the price went negative")'
 
 
@@ -190,11 +201,11 @@ from flowoe_lib.market.ranges import TrainingRange
 from dataclasses import asdict
 field = EndpointField(torch.Generator().manual_seed(N), width=4)
 card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
-ws.store.write("universal_policies", pack({0: Learned(field, {"utility": torch.zeros(1)})}))
+ws.store.write("universal_policies", pack({0: TrainingRun(field, {"utility": torch.zeros(1)})}))
 ws.store.write("universal_card", card)
 ws.store.write("calibration", {"kappa": {"value": 2.0}})
-(ws.figures / "scorecard.csv").write_text("scores")
-(ws.figures / "readme_headline.md").write_text("told")
+write("scorecard.csv", "scores")
+write("readme_headline.md", "told")
 """
 )
 TRADES = "from flowoe_lib.training.pretrained import load_pretrained\nprint(load_pretrained().n_buckets)"
@@ -262,16 +273,114 @@ def test_bad_options_are_refused(project: Path, options: list[str], code: int, m
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("notebooks/quick.json", '{"01_first": {"M": 3}}', "does not define M"),
+        ("notebooks/quick.json", '{"01_first": {"M": 3}}', "01_first.ipynb: .* does not define M"),
+        ("notebooks/quick.json", '{"01_frist": {}}', "quick.json: there is no notebook 01_frist"),
+        ("notebooks/quick.json", "{", "quick.json: Invalid JSON: .*line 1"),
+        ("notebooks/quick.json", "[3]", "quick.json: Input should be"),
+        ("notebooks/quick.json", '{"01_first": 3}', "quick.json: 01_first: Input should be"),
+        ("notebooks/quick.json", None, "No such file .*quick.json"),
         ("notebooks/02_second.ipynb", '{"cells": []}', "needs one cell tagged 'parameters', has 0"),
+        (
+            "notebooks/02_second.ipynb",
+            '{\n<<<<<<< ours\n"cells": []}',
+            "02_second.ipynb: Invalid JSON: .*line 2",
+        ),
+        ("notebooks/02_second.ipynb", '\ufeff{"cells": []}', "02_second.ipynb: Invalid JSON: .*line 1"),
+        ("notebooks/02_second.ipynb", "[" * 9999, "02_second.ipynb: Invalid JSON: recursion"),
+        (
+            "notebooks/02_second.ipynb",
+            '{"cells": [{}]}',
+            "02_second.ipynb: cells: 0: cell_type: Field required",
+        ),
+        ("constraints.txt", None, "No such file .*constraints.txt"),
     ],
 )
 def test_bad_projects_are_refused_before_anything_runs(
-    project: Path, file: str, content: str, message: str
+    project: Path, file: str, content: str | None, message: str
 ) -> None:
-    (project / file).write_text(content)
+    (project / file).unlink()
+    if content is not None:
+        (project / file).write_text(content, encoding="utf-8")
     code, ran, printed = drive(project, "--profile", "quick")
-    assert (code, ran, message in printed) == (1, [], True), printed
+    assert (code, ran) == (1, [])
+    assert re.match(f"error: .*{message}", printed)
+    assert "Traceback" not in printed
+
+
+def test_a_parameters_cell_that_is_not_python_is_refused(project: Path) -> None:
+    second = project / "notebooks" / "02_second.ipynb"
+    second.write_text(second.read_text().replace("N = 7", "N = = 7"))
+    with pytest.raises(ReproductionError, match=r"02_second\.ipynb: its parameters cell is not Python"):
+        plan(Workspace(project, "full"))
+
+
+def test_a_run_outside_a_checkout_is_refused(project: Path) -> None:
+    (project / "pyproject.toml").unlink()
+    code, ran, printed = drive(project)
+    assert (code, ran) == (1, [])
+    assert printed.startswith("error: no folder with pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: b"{",
+        lambda record: b"[" * 9999,
+        lambda record: b"\xff",
+        lambda record: json.dumps([record]).encode(),
+        lambda record: b"{}",
+        lambda record: json.dumps(record | {"outputs": {}}).encode(),
+        lambda record: json.dumps(record | {"outputs": {"a\0": ""}}).encode(),
+        lambda record: json.dumps(record | {"outputs": {"notebooks": ""}}).encode(),
+        lambda record: json.dumps(record | {"seconds": "long"}).encode(),
+        lambda record: json.dumps({k: v for k, v in record.items() if k != "seconds"}).encode(),
+    ],
+)
+def test_a_damaged_record_does_not_count(project: Path, change: Callable[[dict[str, Any]], bytes]) -> None:
+    task = plan(Workspace(project, "full"))[0]
+    atomic_write(task.executed, b"executed")
+    outputs = {"build/full/01_first.ipynb": sha256(b"executed")}
+    record = Record(digest=task.digest, seconds=1.0, outputs=outputs)
+    atomic_write(task.record, record.model_dump_json().encode())
+    assert done(task, project) == record
+    atomic_write(task.record, change(record.model_dump()))
+    assert done(task, project) is None
+
+
+EDITED = """
+from pathlib import Path
+file = Path("..", {file!r})
+content = file.read_text()
+file.write_text(content + " ")
+file.write_text(content)
+"""
+
+
+@pytest.mark.parametrize(
+    "file", ["flowoe_lib/market/model.py", "notebooks/01_first.ipynb", "constraints.txt"]
+)
+def test_an_edit_that_is_undone_during_a_notebook_fails_the_run(project: Path, file: str) -> None:
+    write_notebook(project / "notebooks" / "01_first.ipynb", FIRST, EDITED.format(file=file))
+    code, ran, printed = drive(project)
+    assert (code, ran) == (1, [])
+    assert f"error: edited during the run: {file}. Start the run again" in printed
+    assert not (project / "build" / "full" / "01_first.done.json").exists()
+
+
+def test_edits_between_notebooks_and_before_publishing_are_refused(project: Path) -> None:
+    workspace = Workspace(project, "full")
+    tasks = plan(workspace)
+    refuse_edits(tasks, project)
+    (project / "flowoe_lib" / "extra.py").touch()
+    with pytest.raises(ReproductionError, match=r"edited during the run: flowoe_lib/extra\.py"):
+        run(tasks[1], workspace)
+    with pytest.raises(ReproductionError, match=r"edited during the run: flowoe_lib/extra\.py"):
+        publish(tasks, workspace)
+    (project / "flowoe_lib" / "extra.py").unlink()
+    os.utime(tasks[1].notebook, (0, 0))
+    refuse_edits(tasks[:1], project)
+    with pytest.raises(ReproductionError, match=r"edited during the run: notebooks/02_second\.ipynb"):
+        publish(tasks, workspace)
 
 
 def test_readme_block_without_text_is_an_error(tmp_path: Path) -> None:
@@ -287,7 +396,7 @@ def test_workspace_is_found_from_below_and_refused_elsewhere(
     monkeypatch.delenv("FLOWOE_FIGURES", raising=False)
     workspace = Workspace.open("full")
     assert workspace.root == project
-    assert workspace.figures == project / "figures"
+    assert workspace.figures == project / "build" / "lab" / "full"
     monkeypatch.setenv("FLOWOE_FIGURES", str(project / "elsewhere"))
     assert Workspace.open("quick").figures == project / "elsewhere"
     with pytest.raises(ValueError, match="'slow': must be one of full, quick"):
@@ -307,7 +416,8 @@ def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
 
 
 def test_worlds_come_before_the_tables_that_sum_them_up(tmp_path: Path) -> None:
-    for name in ("00_explore", "01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d"):
+    copies = ("01_a-Copy1", "05_result_tables-Copy1")
+    for name in ("00_explore", "01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d", *copies):
         (tmp_path / f"{name}.ipynb").touch()
     order = [path.stem for path in notebooks_in_order(tmp_path)]
     assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c", "00_explore"]
