@@ -41,7 +41,7 @@ export FLOWOE_ENGINE := $(ENGINE)
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PROFILE=full|quick (quick: small scale), PYTHON=python3 (3.11 or later),"
-	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: joblib's processes, Dask's, a Dask cluster),"
+	@echo "           ENGINE=loky|local-dask|tcp://host:8786 (runs sweeps: local processes, Dask's, a Dask cluster),"
 	@echo "           DEVICE=cpu|cuda (where policies are refined),"
 	@echo "           EXTRA_INDEX=URL (a second package index, such as one with CPU builds of torch)"
 	@echo "The options of an order are in docs/order.md."

@@ -31,7 +31,8 @@ def _run(call: bytes) -> bytes:
     # Torch's own threads fight over the cores that the tasks already use.
     torch.set_num_threads(1)
     task, arguments = pickle.loads(call)
-    return cloudpickle.dumps(task(*arguments))
+    result: bytes = cloudpickle.dumps(task(*arguments))
+    return result
 
 
 def _end_with(parent: int) -> None:
@@ -123,9 +124,12 @@ def _greet(address: str) -> None:
     the greeting of another one, such as SSH's, for the length of a message that no memory can hold.
     """
     parts = urlsplit(address)
-    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
+    with (
+        socket.create_connection((parts.hostname, parts.port), timeout=5) as connection,
+        connection.makefile("rb") as stream,
+    ):
         if parts.scheme == "tcp":
-            length = connection.makefile("rb").read(8)
+            length = stream.read(8)
             if len(length) < 8 or int.from_bytes(length, "little") > 1_000_000:
                 raise OSError("the server there speaks another protocol")
 

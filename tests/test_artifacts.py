@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import joblib
+import loky
 import numpy as np
 import pandas as pd
 import pytest
@@ -313,7 +313,8 @@ def _make_large(root: Path) -> list[float]:
 
 
 def test_processes_may_write_one_entry_at_once(store: Store) -> None:
-    got = joblib.Parallel(n_jobs=2)(joblib.delayed(_make_large)(store.root) for _ in range(8))
+    with loky.ProcessPoolExecutor(2) as pool:
+        got = list(pool.map(_make_large, [store.root] * 8))
     assert all(values == got[0] for values in got)
     assert store.read_json("shared") == got[0]
     assert sorted(p.name for p in store.root.iterdir()) == ["shared.card.json", "shared.json"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -152,24 +153,41 @@ def test_failure_shows_the_cell_and_the_next_run_resumes(project: Path) -> None:
     assert not (build / "02_second.failed.ipynb").exists()
 
 
+HOLDING = """
+from flowoe_lib.sweep import sweep
+def hold():
+    import builtins
+    builtins.alive = open("alive", "wb", buffering=0)
+sweep(hold, [()])
+hold()
+alive.write(b"x")
+import time
+time.sleep(600)
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_run_is_resumed(project: Path, how: signal.Signals) -> None:
     second = project / "notebooks" / "02_second.ipynb"
-    sleeping = 'open("sleeping", "w").close()\nimport time; time.sleep(60)'
-    write_notebook(second, sleeping)
+    write_notebook(second, HOLDING)
+    # Whoever is alive holds this pipe open for writing.
+    alive = project / "notebooks" / "alive"
+    os.mkfifo(alive)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
     line, where = command(project)
     # A test run in the background of a shell has interrupts ignored, and would hand that on.
     heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(line, **where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     signal.signal(signal.SIGINT, heeded)
-    deadline = time.monotonic() + 60
-    while not (project / "notebooks" / "sleeping").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert select.select([reader], [], [], 120)[0]
+    assert os.read(reader, 1) == b"x"
     process.send_signal(how)
     _, printed = process.communicate(timeout=120)
     assert process.returncode == (-how if how == signal.SIGKILL else 130), printed
+    # Idle workers would go on for five minutes.
+    assert select.select([reader], [], [], 120)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
     assert not (project / "build" / "full" / "02_second.done.json").exists()
 
     write_notebook(second, SECOND)

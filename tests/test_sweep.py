@@ -8,12 +8,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
 import pytest
 import torch
 from distributed import KilledWorker, LocalCluster, get_worker
+from loky.process_executor import TerminatedWorkerError
 from torch import Tensor
 
 from flowoe_lib import store as artifacts
@@ -81,6 +83,12 @@ def test_results_come_in_order_and_equal_the_serial_ones() -> None:
 def test_a_failing_task_is_reported() -> None:
     with pytest.raises(ValueError, match="seed 3"):
         sweep(failing, [(3,)])
+
+
+def test_a_local_worker_that_dies_ends_the_sweep() -> None:
+    with pytest.raises(TerminatedWorkerError):
+        sweep(deadly, [(), ()])
+    assert sweep(abs, [(-1,)]) == [1]
 
 
 def assert_as_on_loky(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +166,22 @@ def test_a_worker_that_no_longer_fits_is_named(engine: str) -> None:
 def test_a_scheduler_without_workers_is_named(engine: str) -> None:
     with pytest.raises(RuntimeError, match=f"with workers answers at {re.escape(engine)}: .*0/1"):
         sweep(deadly, [()])
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"220\r\n"])
+def test_a_server_that_is_no_scheduler_is_named(greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("FLOWOE_ENGINE", address)
+
+        def greet() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(greeting)
+
+        greeted = pool.submit(greet)
+        with pytest.raises(RuntimeError, match=f"no Dask scheduler .* at {address}: .* another protocol"):
+            sweep(deadly, [()])
+        greeted.result()
 
 
 @pytest.mark.parametrize("silent", [False, True])
