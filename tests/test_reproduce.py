@@ -76,8 +76,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def command(project: Path, *options: str) -> tuple[list[str], dict[str, Any]]:
-    environment = {k: v for k, v in os.environ.items() if k != "FLOWOE_FIGURES"}
-    environment["PYTHONPATH"] = str(project)
+    # The driver must see to it itself that kernels import this library and where figures go.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["FLOWOE_FIGURES"] = str(project / "elsewhere")
     where = {"cwd": project, "env": environment, "text": True}
     return [sys.executable, "-m", "flowoe_lib.reproduce", *options], where
 
