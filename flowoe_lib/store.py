@@ -12,9 +12,8 @@ import inspect
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -27,14 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROFILES",
-    "SOURCES",
     "MissingArtifact",
     "Store",
     "Workspace",
     "atomic_write",
-    "digest",
     "sha256",
-    "sources_digest",
 ]
 
 
@@ -46,38 +42,6 @@ T = TypeVar("T")
 
 class MissingArtifact(LookupError):
     """An entry that an earlier notebook should have made is not there, or is damaged."""
-
-
-def sources_digest(package: Path) -> str:
-    """Digest of the names and contents of every Python file under ``package``."""
-    files = sorted(package.rglob("*.py"))
-    return sha256("".join(f"{f.relative_to(package)} {sha256(f.read_bytes())}\n" for f in files).encode())
-
-
-SOURCES = sources_digest(Path(__file__).parent)
-"""The library as it was imported: a later edit must not pass for the code that is running."""
-
-
-def _canonical(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, "fields": fields}
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(
-        f"a recipe cannot hold {type(value).__name__}: only numbers, strings, lists, mappings, "
-        "tensors, arrays and dataclasses of those"
-    )
-
-
-def digest(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe in canonical JSON, of the library's sources and of the numerical packages.
-
-    Raises TypeError or ValueError for a value without a canonical form (an object, a NaN).
-    """
-    packages = {name: version(name) for name in ("numpy", "scipy", "torch", "stable-baselines3")}
-    whole = {"recipe": recipe, "sources": SOURCES, "packages": packages}
-    return sha256(json.dumps(whole, sort_keys=True, allow_nan=False, default=_canonical).encode())
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -18,8 +18,8 @@ from distributed import KilledWorker, LocalCluster, get_worker
 from loky.process_executor import TerminatedWorkerError
 from torch import Tensor
 
-from flowoe_lib import store as artifacts
 from flowoe_lib.randomness import generator
+from flowoe_lib.recipes import LOADED
 from flowoe_lib.sweep import sweep
 
 
@@ -60,7 +60,7 @@ def deadly() -> None:
 
 def changing(i: int) -> int:
     """Make the worker's library another one."""
-    artifacts.SOURCES = "edited"
+    LOADED.clear()
     return i
 
 
@@ -145,7 +145,7 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
     ("engine", "fault"),
     [
         ({"preload": "import sys; sys.modules['flowoe_lib'] = None"}, "cannot import flowoe_lib"),
-        ({"preload": "from flowoe_lib import store; store.SOURCES = ''"}, "has other sources"),
+        ({"preload": "from flowoe_lib.recipes import LOADED; LOADED.clear()"}, "has other sources"),
         ({"threads_per_worker": 2}, "has 2 threads"),
     ],
     indirect=["engine"],
