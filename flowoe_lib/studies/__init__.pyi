@@ -2,9 +2,9 @@ from . import ablations as ablations
 from . import calibration_figures as calibration_figures
 from . import claims as claims
 from . import comparison as comparison
-from . import measurements as measurements
 from . import policy_figures as policy_figures
 from . import replay as replay
 from . import rl_experts as rl_experts
+from . import side_by_side as side_by_side
 from . import training_runs as training_runs
 from . import worlds as worlds

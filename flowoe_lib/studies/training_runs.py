@@ -1,49 +1,25 @@
-"""Policies trained once for each training seed, side by side, as tensors for a store."""
+"""What is trained for the dynamic markets: the universal policy and RL experts."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flowoe_lib.market.ranges import TrainingRange
-from flowoe_lib.policies.flow import EndpointField, pack
+from flowoe_lib.policies.flow import pack
 from flowoe_lib.studies.rl_experts import Run, expert_tensors, train_run
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Demonstrations, imitate
-from flowoe_lib.training.refinement import refine
 from flowoe_lib.training.universal import train_universal
 
-__all__ = ["UniversalRuns", "imitation_runs", "refinement_runs", "universal_runs"]
-
-
-def imitation_runs(
-    demonstrations: Demonstrations, iterations: int, seeds: Sequence[int]
-) -> dict[str, Tensor]:
-    """Imitation of the same ``demonstrations`` from every seed."""
-    runs = sweep(imitate, [(demonstrations, iterations, seed) for seed in seeds], "imitation")
-    return pack(dict(zip(seeds, runs, strict=True)))
-
-
-def refinement_runs(
-    starts: Mapping[int, EndpointField],
-    conditions: TrainingRange,
-    n_buckets: int,
-    iterations: int,
-    device: str,
-) -> dict[str, Tensor]:
-    """Refinement of the field of every seed, which also draws its days."""
-    tasks = [(field, conditions, n_buckets, iterations, seed) for seed, field in starts.items()]
-    runs = sweep(partial(refine, device=device), tasks, "refinement")
-    return pack(dict(zip(starts, runs, strict=True)))
+__all__ = ["UniversalRuns", "universal_runs"]
 
 
 class UniversalRuns(NamedTuple):
     """Everything that is trained for the dynamic markets."""
 
     policies: dict[str, Tensor]
-    """The universal policy of each training seed."""
+    """The universal policy of each training seed, as :func:`flowoe_lib.policies.flow.pack`."""
     seconds: list[float]
     """Processor seconds that each of them took."""
     experts: dict[str, Tensor]
@@ -51,26 +27,15 @@ class UniversalRuns(NamedTuple):
 
 
 def universal_runs(
-    conditions: TrainingRange,
-    n_buckets: int,
-    demonstrated: int,
-    iterations: Sequence[int],
-    seeds: Sequence[int],
-    device: str,
-    rl_runs: Sequence[Run],
+    seeds: Sequence[int], rl_runs: Sequence[Run], n_buckets: int, **options: Any
 ) -> UniversalRuns:
-    """Train universal policies and RL experts in one sweep, so that no core waits for the longest run.
+    """Train all in one sweep, so that no core waits for the longest run.
 
-    ``iterations`` are those of imitation, refinement on coarse days, and refinement.
+    ``options`` are those of :func:`flowoe_lib.training.universal.train_universal`.
     """
-    imitations, coarse, fine = iterations
-    train = partial(train_universal, conditions, n_buckets, demonstrated, imitations, coarse, fine)
-    policies = [partial(train, seed, device) for seed in seeds]
+    policies = [partial(train_universal, n_buckets=n_buckets, seed=seed, **options) for seed in seeds]
     experts = [partial(train_run, run, n_buckets) for run in rl_runs]
     made = sweep(operator.call, [(run,) for run in [*policies, *experts]], "training")
-    universal = dict(zip(seeds, made, strict=False))
-    return UniversalRuns(
-        policies=pack({seed: run for seed, (run, _) in universal.items()}),
-        seconds=[seconds for _, seconds in universal.values()],
-        experts=expert_tensors(rl_runs, made[len(policies) :]),
-    )
+    runs, seconds = zip(*made[: len(seeds)], strict=True)
+    trained = pack(dict(zip(seeds, runs, strict=True)))
+    return UniversalRuns(trained, list(seconds), expert_tensors(rl_runs, made[len(seeds) :]))

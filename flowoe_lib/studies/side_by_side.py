@@ -1,0 +1,32 @@
+"""The same task for many arguments, side by side: what the notebooks store."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from flowoe_lib.evaluation.scorecard import Scores
+from flowoe_lib.policies.flow import TrainingRun, pack
+from flowoe_lib.sweep import sweep
+
+__all__ = ["measured", "scored", "trained"]
+
+
+Tasks = Sequence[tuple[Any, ...]]
+
+
+def measured(measure: Callable[..., pd.DataFrame], tasks: Tasks) -> pd.DataFrame:
+    """The rows of ``measure(*task)`` for each of the ``tasks``, in their order."""
+    return pd.concat(sweep(measure, tasks, "conditions"), ignore_index=True)
+
+
+def scored(score: Callable[..., Scores], tasks: Tasks) -> Scores:
+    """The tables of ``score(*task)`` for all of the ``tasks``, each as one."""
+    parts = zip(*sweep(score, tasks, "conditions"), strict=True)
+    return Scores(*(pd.concat(tables, ignore_index=True) for tables in parts))
+
+
+def trained(train: Callable[..., TrainingRun], tasks: Mapping[int, tuple[Any, ...]]) -> dict[str, Tensor]:
+    """The runs ``train(*task)`` by their seeds, as :func:`flowoe_lib.policies.flow.pack` lays them out."""
+    return pack(dict(zip(tasks, sweep(train, tasks.values(), "training"), strict=True)))
