@@ -128,14 +128,14 @@ def _name(value: Any, modules: set[str]) -> str:
 
 def _content(value: Any, modules: set[str]) -> Any:
     """``value`` as JSON that is equal for equal content; the modules of its functions join ``modules``."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     import numpy as np
     import pandas as pd
     import torch
 
     content = functools.partial(_content, modules=modules)
     match value:
-        case None | bool() | int() | float() | str():
-            return value
         case np.generic():
             return value.item()
         case np.ndarray() if not value.dtype.hasobject:
