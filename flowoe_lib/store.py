@@ -1,4 +1,4 @@
-"""The store through which notebooks hand results on: named files, each beside the card of what made it.
+"""The artifact store, by which notebooks pass on results: named files, each with a card of its origin.
 
 An entry is current while its card carries the recipe asked for (the task, the content of its arguments and
 the sources that compute) and its content is the one the card was written for. Anything else is made again.
@@ -104,7 +104,7 @@ _FORMATS = (
 
 
 PROFILES = ("full", "quick")
-"""``full`` makes the committed results, ``quick`` the same line at small scale."""
+"""``full`` makes the committed results, ``quick`` runs the same pipeline at small scale."""
 
 
 @dataclass(frozen=True)
@@ -223,16 +223,32 @@ class Store:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile in one checkout; quick results never mix with full ones."""
+    """The folders of one profile in one checkout; quick and full results never mix.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the checkout.
+    profile : str
+        "full" or "quick".
+    device : str
+        Device on which policies are refined, such as "cuda".
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> from pathlib import Path
+    >>> fo.Workspace(Path("checkout"), "quick").store.root.as_posix()
+    'checkout/artifacts/quick'
+    """
 
     root: Path
     profile: str
     device: str = "cpu"
-    """Where policies are refined."""
 
     @classmethod
     def open(cls, profile: str, device: str = "cpu") -> "Workspace":
-        """The workspace of the checkout around the working directory, its folders made.
+        """Open the workspace of the checkout around the working directory, and make its folders.
 
         Raises ValueError for an unknown profile, FileNotFoundError outside a checkout.
         """

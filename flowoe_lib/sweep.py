@@ -145,14 +145,40 @@ def _greet(address: str) -> None:
 
 
 def sweep(task: Callable[..., T], arguments: Iterable[tuple[Any, ...]], label: str = "") -> list[T]:
-    """``[task(*a) for a in arguments]``, side by side in processes; results come in order.
+    """Run a task on many arguments in parallel processes, with one thread each.
 
-    ``FLOWOE_ENGINE`` says where: ``loky`` (the default), on all cores; ``local-dask``, the same through
-    Dask; ``tcp://host:port`` or ``tls://host:port``, on the workers of that Dask scheduler. ``task`` and
-    its arguments must be picklable; a result may not depend on which process made it.
+    The environment variable ``FLOWOE_ENGINE`` chooses where: ``loky`` (the default) on all cores of this
+    machine, ``local-dask`` on the same cores through Dask, ``tcp://host:port`` or ``tls://host:port`` on the
+    workers of that Dask scheduler. Results do not depend on the engine.
 
-    Raises ValueError for another engine, ImportError without Dask, and RuntimeError for a cluster that
-    does not answer, has no workers, or has a worker without this very library.
+    Parameters
+    ----------
+    task : callable
+        A function that can be pickled, whose result does not depend on the process that runs it.
+    arguments : iterable of tuple
+        Positional arguments of each call.
+    label : str
+        Label of the progress bar.
+
+    Returns
+    -------
+    list
+        Results in the order of ``arguments``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown engine.
+    ImportError
+        If the engine needs Dask and it is not installed.
+    RuntimeError
+        If the cluster does not answer, has no workers, or has a worker with other sources or packages.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.sweep(pow, [(2, 3), (3, 2)])
+    [8, 9]
     """
     engine = os.environ.get("FLOWOE_ENGINE", "loky")
     if not re.fullmatch(r"loky|local-dask|(tcp|tls)://\S+:\d+", engine):

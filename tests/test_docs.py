@@ -1,9 +1,13 @@
 """The documentation holds: its code runs, its links lead somewhere, its names and commands exist."""
 
+import doctest
 import importlib
+import inspect
 import re
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import flowoe_lib as fo
 from flowoe_lib.reproduce import pages
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +28,7 @@ COMMANDS = sorted(
 )
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = MAKEFILE.split(".PHONY: ")[1].splitlines()[0].split()
+FRONT_DOOR = [name for name in dir(fo) if not isinstance(getattr(fo, name), ModuleType)]
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
@@ -118,3 +124,38 @@ def test_every_target_is_run_by_ci_or_by_a_test() -> None:
     assert re.search(r"^test: .*\n\t.* notebook-tests unit-tests lint$", MAKEFILE, flags=re.MULTILINE)
     assert '"--publish"' in (ROOT / "tests" / "test_reproduce.py").read_text()
     assert set(TARGETS) - run == {"notebooks"}
+
+
+def test_the_front_door_has_few_names_and_does_not_load_torch() -> None:
+    assert 20 <= len(FRONT_DOOR) <= 30
+    code = "import sys, flowoe_lib; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", FRONT_DOOR)
+def test_docstrings_of_the_front_door_follow_numpydoc(name: str) -> None:
+    entry = getattr(fo, name)
+    text = inspect.getdoc(entry) or ""
+    summary, *_ = text.split("\n\n")
+    assert summary.endswith(".")
+    assert "\n" not in summary
+    sections = dict(re.findall(r"^([A-Z]\w+)\n-+\n(.*?)(?=\n\n[A-Z]\w+\n-+\n|\Z)", text, flags=re.M | re.S))
+    wanted = {"Parameters", "Examples"} | ({"Returns"} if inspect.isfunction(entry) else set())
+    assert wanted <= set(sections)
+    described = re.findall(r"^([*\w, ]+) : \S", sections["Parameters"], flags=re.M)
+    given = [part.strip().lstrip("*") for names in described for part in names.split(",")]
+    fields = getattr(entry, "__dataclass_fields__", None)
+    assert given == list(fields or inspect.signature(entry).parameters)
+
+
+@pytest.mark.parametrize("name", FRONT_DOOR)
+def test_examples_of_the_front_door_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    [example] = doctest.DocTestFinder(recurse=False).find(getattr(fo, name), name, globs={})
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+    result = doctest.DocTestRunner(optionflags=options).run(example)
+    assert result.attempted > 1
+    assert result.failed == 0, capsys.readouterr().out

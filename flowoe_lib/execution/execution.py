@@ -1,8 +1,7 @@
-"""Where a policy meets a market: observe, act, fill, account.
+"""Execution of an order by a policy on given market paths: observation, trade, costs and P&L.
 
-The one place that turns decisions into fills. A policy sees an :class:`Observation`, which holds
-nothing later than the start of its bucket, and answers with the fraction of the remaining
-inventory to trade in it; the last bucket trades what is left.
+In each bucket a policy receives an :class:`Observation`, which contains nothing later than the start of the
+bucket, and returns the fraction of the remaining inventory to trade. The last bucket trades all that is left.
 """
 
 from dataclasses import dataclass
@@ -34,16 +33,16 @@ __all__ = [
 
 
 SCORE_LIMIT = 7.0
-"""Scores are clamped to +-7: from a thousandth of the TWAP rate to nearly everything at once."""
+"""Scores are clamped to +-7: from a thousandth of TWAP's trade to almost all of the inventory."""
 
 
 ACTION_LIMIT = 4.0
-"""Reinforcement learners stay within +-4: from a fiftieth of the TWAP rate to fifty times its odds."""
+"""Scores of reinforcement learners are limited to +-4: from 1/50 to 50 times the odds of TWAP's fraction."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a trader knows at the start of bucket ``k``; tensors are [paths] or broadcast to it."""
+    """The information of a trader at the start of bucket ``k``; tensors are [paths] or broadcast to it."""
 
     k: int
     n_buckets: int
@@ -55,36 +54,36 @@ class Observation:
     """Variance per day at the start of the bucket."""
     log_depth: Tensor
     volume: Tensor
-    """The whole day's volume profile, [N, paths]: a forecast known before the open."""
+    """Forecast volume profile of the whole day, [N, paths]."""
     market: Market
     """Pre-trade estimates of the condition."""
     order: Order
     pre_trade: PreTrade
-    """What follows from the two."""
+    """Urgency, cost and attainable gain from the two."""
 
 
 class Policy(Protocol):
-    """Anything that decides how much to trade."""
+    """A function from an observation to the fraction of the remaining inventory to trade."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory to trade in bucket ``obs.k``, within [0, 1], [paths].
 
-        Of the dtype of ``obs.inventory``, which it may not change. ``noise`` is a standard normal draw per
-        path for policies that randomise.
+        The result has the dtype of ``obs.inventory``, which the policy must not change. ``noise`` is a
+        standard normal draw per path for randomised policies.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of an order on each path. Costs in bps of the arrival price, shapes [paths]."""
+    """Inventory, costs and P&L of an order on each path, in bps of the arrival price, [paths]."""
 
     inventory: Tensor
     """q_0 = 1 to q_N = 0, [N + 1, paths]."""
     temporary_bps: Tensor
     permanent_bps: Tensor
     martingale_bps: Tensor
-    """Profit from unpredictable price moves, zero on average for whoever cannot look ahead."""
+    """Profit from unpredictable price moves; its mean is zero unless the policy looks ahead."""
     drift_bps: Tensor
     """Profit from expected price moves."""
     risk: Tensor
@@ -99,15 +98,15 @@ class Execution:
 
     @property
     def controlled_pnl_bps(self) -> Tensor:
-        """Profit less its zero-mean martingale term: the same mean at a fraction of the variance."""
+        """P&L without its zero-mean martingale term: the same mean with far smaller variance."""
         return self.drift_bps - self.temporary_bps - self.permanent_bps
 
     def utility_bps(self, order: Order) -> Tensor:
-        """Control-variate utility: same mean as P&L - lambda risk, far smaller variance, [paths]."""
+        """Control-variate utility, [paths]: the same mean as P&L - lambda risk with far smaller variance."""
         return self.controlled_pnl_bps - order.risk_aversion * self.expected_risk
 
     def realised_utility_bps(self, order: Order) -> Tensor:
-        """P&L - lambda risk as both came out, [paths]."""
+        """P&L - lambda risk, both realised, [paths]."""
         return self.pnl_bps - order.risk_aversion * self.risk
 
 
@@ -124,11 +123,11 @@ def fraction_of_score(score: Tensor, n_left: int) -> Tensor:
 
 
 class OrderSimulation:
-    """An order in its market on given paths: what its trader sees, what a trade costs, what it all earned.
+    """Simulates an order on given market paths: observations, trades with their costs, and P&L.
 
-    Prices do not answer to the order, its impact being charged apart, so where it stands is its bucket
-    and the inventory left. ``market`` charges the order, ``known`` is what its trader makes of it, by
-    default the truth.
+    The paths do not depend on the order, because its impact is charged separately; its state is the bucket
+    and the remaining inventory. ``market`` determines the costs, ``known`` the observations, by default full
+    information.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class OrderSimulation:
         }
 
     def observe(self, k: int, inventory: Tensor) -> Observation:
-        """What the trader knows at the start of bucket ``k``, with ``inventory`` [paths] left.
+        """The observation at the start of bucket ``k`` with ``inventory`` [paths] left.
 
         All but the inventory are copies, so that writing into them changes neither the day nor what other
         policies observe.
@@ -170,9 +169,10 @@ class OrderSimulation:
         )
 
     def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trade ``traded`` of ``inventory`` in bucket ``k``, or in each of several.
+        """Trade ``traded`` of ``inventory`` in one bucket or in each of several.
 
-        Returns what is left, the temporary and the permanent cost in bps, each [paths] or [buckets, paths].
+        Returns remaining inventory, temporary cost and permanent cost in bps, each [paths] or [buckets,
+        paths].
         """
         left = inventory - traded
         temporary = self.slope[k] * traded ** (1 + self.market.impact.beta)
@@ -180,7 +180,7 @@ class OrderSimulation:
         return left, temporary, shift * (left + traded / 2)
 
     def book(self, k: int, inventory: Tensor, temporary: Tensor, permanent: Tensor) -> Execution:
-        """Account for the buckets from ``k`` over which ``inventory`` [buckets + 1, paths] went down."""
+        """Account for the buckets from ``k`` on, with ``inventory`` [buckets + 1, paths] at their edges."""
         paths, side, left = self.paths, self.order.side, inventory[1:]
         span = slice(k, k + len(left))
         risk = 1e8 * left.square()
@@ -203,36 +203,70 @@ def execute(
     generator: torch.Generator,
     known: Perception | None = None,
 ) -> Execution:
-    """Work ``order`` along ``paths``, differentiable in the policy's decisions.
+    """Execute an order by a policy on given market paths; the result is differentiable in its trades.
 
-    ``market`` is what charges the order, ``known`` what the policy knows of it (by default the
-    truth). ``generator`` feeds the policy's own randomness. Raises ValueError where the policy answers
-    anything but a fraction within [0, 1] for each path, or writes into the inventory that it observes.
+    Parameters
+    ----------
+    policy : callable
+        Maps an observation and standard normal noise [paths] to the fraction of the remaining inventory to
+        trade, [paths].
+    paths : flowoe_lib.market.simulator.MarketPaths
+        Simulated or recorded days, such as those of :func:`flowoe_lib.market.simulator.simulate`.
+    market : Market
+        The market that determines costs, fields of shape [] or [paths].
+    order : Order
+        The order, fields of shape [] or [paths].
+    generator : torch.Generator
+        Source of the noise of randomised policies.
+    known : flowoe_lib.execution.information.Perception, optional
+        The information of the policy about the market; by default full information.
+
+    Returns
+    -------
+    flowoe_lib.execution.execution.Execution
+        Inventory [N + 1, paths] in fractions of the order; costs and P&L in bps of the arrival price,
+        [paths].
+
+    Raises
+    ------
+    ValueError
+        If the policy returns anything but a fraction within [0, 1] for each path, or changes the inventory
+        in its observation.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
+    >>> done = fo.execute(fo.twap, days, market, order, fo.generator(1, "noise"))
+    >>> round(done.temporary_bps.mean().item(), 2)
+    7.13
     """
-    venue = OrderSimulation(paths, market, order, known)
+    simulation = OrderSimulation(paths, market, order, known)
     n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
     inventory = torch.ones_like(like[0])
     temporary = permanent = torch.zeros_like(inventory)
-    held, answers = [inventory], []
+    inventories, answers = [inventory], []
     for k in range(n):
         noise = torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
         traded = inventory
         if k < n - 1:
-            fraction = _fraction(policy(venue.observe(k, inventory), noise), inventory, k)
+            fraction = _fraction(policy(simulation.observe(k, inventory), noise), inventory, k)
             traded = inventory * fraction
             # A copy, as a policy may answer with the same tensor every time.
             answers.append(fraction.detach().clone())
-        inventory, paid, shifted = venue.fill(k, inventory, traded)
+        inventory, paid, shifted = simulation.fill(k, inventory, traded)
         temporary, permanent = temporary + paid, permanent + shifted
-        held.append(inventory)
+        inventories.append(inventory)
 
-    path = torch.stack(held)
+    path = torch.stack(inventories)
     _check_day(torch.stack([*answers, torch.ones_like(inventory)]), path.detach())
-    return venue.book(0, path, temporary, permanent)
+    return simulation.book(0, path, temporary, permanent)
 
 
 def _fraction(answer: Tensor, inventory: Tensor, k: int) -> Tensor:
-    """The answer of a policy in bucket ``k``, once it is a number for each path."""
+    """Check that a policy's answer in bucket ``k`` is a number for each path, and return it."""
     if isinstance(answer, Tensor) and (answer.shape, answer.dtype) == (inventory.shape, inventory.dtype):
         return answer
     given, allowed = (
@@ -255,8 +289,8 @@ def _check_day(fractions: Tensor, path: Tensor) -> None:
 
 
 def execute_schedule(inventory: Tensor, paths: MarketPaths, market: Market, order: Order) -> Execution:
-    """Work ``order`` by a schedule, [N + 1], from one to zero, whatever happens: all buckets at once."""
-    venue = OrderSimulation(paths, market, order)
-    held = inventory[:, None].expand(-1, paths.n_paths)
-    _, temporary, permanent = venue.fill(slice(None), held[:-1], held[:-1] - held[1:])
-    return venue.book(0, held, temporary.sum(0), permanent.sum(0))
+    """Execute ``order`` by the fixed schedule ``inventory``, [N + 1] from one to zero, in one operation."""
+    simulation = OrderSimulation(paths, market, order)
+    path = inventory[:, None].expand(-1, paths.n_paths)
+    _, temporary, permanent = simulation.fill(slice(None), path[:-1], path[:-1] - path[1:])
+    return simulation.book(0, path, temporary.sum(0), permanent.sum(0))
