@@ -214,6 +214,8 @@ def copy_checkout(root: Path) -> Copy:
     (root / "notebooks").mkdir(parents=True)
     shutil.copytree(ROOT / "flowoe_lib", root / "flowoe_lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", root)
+    # jsonschema does without this package, whose import takes a second.
+    (root / "rfc3987_syntax.py").write_text("raise ImportError")
     return Copy(root)
 
 
