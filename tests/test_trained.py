@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from flowoe_lib.data.calibration import Calibration
 from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Heston, Market, Order, scalar
@@ -18,9 +19,11 @@ from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import Store, sha256
 from flowoe_lib.training.pretrained import (
+    SHIPPED,
     TrainedPolicyError,
     load_pretrained,
     max_weight_difference,
+    sealed,
     ship,
     ship_from,
 )
@@ -29,9 +32,12 @@ from flowoe_lib.training.universal import design
 RANGE = TrainingRange(kappa=(1.0, 2.0), rho=-0.5, cv=(0.1, 0.2), drift=0.3)
 
 
+CALIBRATION = {f.name: 0.5 for f in dataclasses.fields(Calibration)} | {"kappa": 2.0}
+
+
 def shipped(folder: Path) -> EndpointField:
     field = EndpointField(generator(1, "test"), width=8)
-    ship(field, RANGE, 13, {"kappa": 2.0}, {"seed": 4}, {"capture_mean": 0.5}, folder)
+    ship(field, RANGE, 13, CALIBRATION, {"seed": 4}, {"capture_mean": 0.5}, folder)
     return field
 
 
@@ -40,7 +46,7 @@ def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
     found = load_pretrained(tmp_path)
     assert max_weight_difference(found.field, field) == 0
     assert found.conditions == RANGE
-    assert (found.n_buckets, found.calibration, found.card["training"]) == (13, {"kappa": 2.0}, {"seed": 4})
+    assert (found.n_buckets, found.calibration, found.card["training"]) == (13, CALIBRATION, {"seed": 4})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["universal.json", "universal.safetensors"]
 
 
@@ -50,22 +56,30 @@ def test_what_the_notebook_made_is_shipped_with_its_card(tmp_path: Path) -> None
     runs = {seed: TrainingRun(field, {"utility": torch.zeros(2)}) for seed, field in fields.items()}
     store.write("universal_policies", pack(runs))
     card = {"range": dataclasses.asdict(RANGE), "n_buckets": 39, "training": {"seed": 3}}
+<<<<<<< HEAD
     store.write("universal_card", card | {"scores": {"capture_mean": 0.9}})
     store.write("calibration", {"kappa": {"value": 2.5, "ci_low": 1.0, "ci_high": 4.0}})
+=======
+    store.json("universal_card", {}, lambda: card | {"scores": {"capture_mean": 0.9}})
+    estimates = {name: {"value": value, "ci_low": 0.0, "ci_high": 4.0} for name, value in CALIBRATION.items()}
+    store.json("calibration", {}, lambda: estimates)
+>>>>>>> b1a79fb (The shipped policy's card carries a checksum and every entry of it is checked; options of an order in fewer lines)
     (tmp_path / "scorecard.csv").write_text("world\n")
     ship_from(store, tmp_path / "scorecard.csv", tmp_path / "weights")
     found = load_pretrained(tmp_path / "weights")
     assert max_weight_difference(found.field, fields[3]) == 0
-    assert (found.conditions, found.n_buckets, found.calibration) == (RANGE, 39, {"kappa": 2.5})
+    assert (found.conditions, found.n_buckets, found.calibration) == (RANGE, 39, CALIBRATION)
     told = {"capture_mean": 0.9, "scorecard_sha256": sha256(b"world\n")}
     assert (found.card["scores"], found.card["training"]) == (told, {"seed": 3})
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Another card, with a checksum that fits it."""
+
     def spoil(folder: Path) -> None:
         card = json.loads((folder / "universal.json").read_text())
         change(card)
-        (folder / "universal.json").write_text(json.dumps(card))
+        (folder / "universal.json").write_bytes(sealed(card))
 
     return spoil
 
@@ -90,6 +104,39 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "card of a list": (lambda f: (f / "universal.json").write_text("[]"), "lacks sha256, shapes"),
     "card without ranges": (edited(lambda c: c.pop("range")), "lacks range"),
     "other range": (edited(lambda c: c["range"].update(size_max=1)), "does not describe a policy"),
+    "range out of order": (
+        edited(lambda c: c["range"].update(size=[0.2, 0.1])),
+        r"range: size = \(0\.2, 0\.1\): must be finite, the lower bound first",
+    ),
+    "range of text": (edited(lambda c: c["range"].update(rho="-0.5")), "range: rho = -0.5: must be finite"),
+    "range of one bound": (edited(lambda c: c["range"].update(cv=[0.1])), r"range: cv = \(0\.1,\): must be"),
+    "range of a number": (edited(lambda c: c["range"].update(cv=0.1)), "does not describe a policy"),
+    "part of a bucket": (edited(lambda c: c.update(n_buckets=13.5)), "n_buckets = 13.5: must be a whole"),
+    "no bucket": (
+        edited(lambda c: c.update(n_buckets=0)),
+        "n_buckets = 0: must be a whole number of at least",
+    ),
+    "no calibration": (
+        edited(lambda c: c.update(calibration={})),
+        r"calibration = \{\}: must be finite numbers",
+    ),
+    "other calibration": (
+        edited(lambda c: c["calibration"].update(skew=0.1)),
+        "must be finite numbers named calm",
+    ),
+    "calibration of text": (edited(lambda c: c["calibration"].update(kappa="2")), "must be finite numbers"),
+    "no features": (edited(lambda c: c.update(observes=5)), "observes what this library does not show"),
+    "without a checksum": (
+        lambda f: (f / "universal.json").write_text(
+            json.dumps(json.loads((f / "universal.json").read_text()) | {"checksum": ""}, indent=1)
+        ),
+        "does not match its checksum",
+    ),
+    "written otherwise": (
+        lambda f: (f / "universal.json").write_text((f / "universal.json").read_text() + "\n"),
+        "does not match its checksum",
+    ),
+    "deeply nested": (lambda f: (f / "universal.json").write_text("[" * 100_000), "is not JSON"),
     "changed weights": (
         lambda f: (f / "universal.safetensors").write_bytes(b"x" * 100),
         "is not the file that universal.json was written for",
@@ -117,6 +164,24 @@ def test_what_does_not_fit_its_card_is_refused(case: str, tmp_path: Path) -> Non
     spoil(tmp_path)
     with pytest.raises(TrainedPolicyError, match=message):
         load_pretrained(tmp_path)
+
+
+def test_a_flipped_bit_of_the_shipped_card_is_refused(tmp_path: Path) -> None:
+    card = (SHIPPED / "universal.json").read_bytes()
+    (tmp_path / "universal.safetensors").write_bytes((SHIPPED / "universal.safetensors").read_bytes())
+    for place in range(0, 8 * len(card), 8 * len(card) // 300):
+        flipped = bytearray(card)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / "universal.json").write_bytes(flipped)
+        with pytest.raises(TrainedPolicyError):
+            load_pretrained(tmp_path)
+
+
+def test_a_card_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
+    field = EndpointField(generator(1, "test"), width=8)
+    with pytest.raises(ValueError, match=r"calibration = \{\}"):
+        ship(field, RANGE, 13, {}, {}, {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_agreement_is_the_largest_difference_of_a_weight() -> None:

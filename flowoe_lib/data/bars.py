@@ -77,8 +77,8 @@ def load_bars(
     name : str, optional
         Name of the bars in error messages.
     timezone : str
-        Time zone of the result. Times without an offset from UTC are taken to be in it, times with one are
-        converted to it.
+        Time zone of the result, by default New York, as with ``make order``. Times without an offset from UTC
+        are taken to be in it, times with one are converted to it.
     minutes : float, optional
         Length of the bars if they are cut by the clock.
     min_days : int

@@ -1,13 +1,13 @@
 """The report of ``make order``: notebook 08 run on a user's order, as HTML and CSV."""
 
 import argparse
-import errno
+import fcntl
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -85,7 +85,7 @@ def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path)
 
 def _given(words: Sequence[str] | None) -> dict[str, str]:
     """Parse options given as NAME=value or --name value into their texts; empty ones are dropped."""
-    known = BARS_OPTIONS | {name: meaning for name, (meaning, _, _) in described_options().items()}
+    known = BARS_OPTIONS | {name: ", ".join(filter(None, x)) for name, x in described_options().items()}
     parser = argparse.ArgumentParser(
         prog="make order",
         usage="make order NAME=value ...  (or: python -m flowoe_lib.desk --name value ...)",
@@ -108,18 +108,11 @@ def _flag(name: str) -> str:
 
 
 def _put_in_place(made: Path, place: Path) -> None:
-    """Replace folder ``place`` by folder ``made`` as a whole; of concurrent calls the last one wins."""
-    while True:
-        with suppress(FileNotFoundError):
-            place.rename(made.with_name("replaced"))
-        try:
-            made.rename(place)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            shutil.rmtree(made.with_name("replaced"))
-        else:
-            return
+    """Replace folder ``place`` by folder ``made`` as a whole, one order at a time."""
+    with place.with_name(".order.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from flowoe_lib.market.ranges import TESTED_BUCKETS
@@ -66,91 +66,62 @@ _SESSION = _Kind(
 )
 
 
-def _option(kind: _Kind, text: str, unit: str = "", otherwise: str = "") -> dict[str, Any]:
-    """Metadata of a field; ``otherwise`` describes the default if it is None."""
-    return {"kind": kind, "help": text, "unit": unit, "otherwise": otherwise}
+def _option(kind: _Kind, default: Any, text: str, unit: str = "", otherwise: str = "") -> Any:
+    """A field; ``otherwise`` describes a default of None, and where it is empty the option is required."""
+    metadata = {"kind": kind, "help": text, "unit": unit, "otherwise": otherwise}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Ticket:
     """An order with its options, as a desk writes it."""
 
-    side: str = field(metadata=_option(_SIDE, "buy or sell"))
-    shares: float = field(metadata=_option(_POSITIVE, "size of the order", "shares"))
-    adv: float | None = field(
-        default=None,
-        metadata=_option(_POSITIVE, "average daily volume", "shares", "mean of the last 21 days of the bars"),
+    side: str = _option(_SIDE, None, "buy or sell")
+    shares: float = _option(_POSITIVE, None, "size of the order", "shares")
+    adv: float | None = _option(
+        _POSITIVE, None, "average daily volume", "shares", "mean of the last 21 days of the bars"
     )
-    start: str | None = field(
-        default=None,
-        metadata=_option(_CLOCK, "time of day from which the order is executed", "HH:MM", "the open"),
+    start: str | None = _option(_CLOCK, None, "time of day when execution starts", "HH:MM", "the open")
+    end: str | None = _option(_CLOCK, None, "time of day when execution ends", "HH:MM", "the close")
+    risk_aversion: float | None = _option(_POSITIVE, None, "risk aversion lambda", "per bps", "0.0005")
+    cost_limit_bps: float | None = _option(
+        _POSITIVE,
+        None,
+        "cost that 95 of 100 days are to stay below, by the lowest risk aversion that does so",
+        "bps",
+        "none, risk_aversion is used as it is",
     )
-    end: str | None = field(
-        default=None,
-        metadata=_option(_CLOCK, "time of day by which the order is complete", "HH:MM", "the close"),
+    drift_bps: float = _option(
+        _NUMBER, 0.0, "price change expected over the window, whatever the side", "bps"
     )
-    risk_aversion: float | None = field(
-        default=None, metadata=_option(_POSITIVE, "risk aversion lambda", "per bps", f"{USUAL_AVERSION:g}")
+    drift_sd_bps: float = _option(
+        _NOT_NEGATIVE, 0.0, "standard deviation of the unknown part of the drift over the window", "bps"
     )
-    cost_limit_bps: float | None = field(
-        default=None,
-        metadata=_option(
-            _POSITIVE,
-            "cost that 95 of 100 days are to stay below, in place of a risk aversion: the lowest risk "
-            "aversion that does so is solved for on other simulated days than those of the report",
-            "bps",
-            "no limit",
-        ),
+    participation_cap: float | None = _option(
+        _FRACTION,
+        None,
+        "largest share of the volume expected in a bucket that may be traded",
+        "share of expected volume",
+        "no cap",
     )
-    drift_bps: float = field(
-        default=0.0,
-        metadata=_option(
-            _NUMBER, "price change expected over the window, for a buyer as for a seller", "bps"
-        ),
-    )
-    drift_sd_bps: float = field(
-        default=0.0,
-        metadata=_option(
-            _NOT_NEGATIVE,
-            "standard deviation of the unknown part of the drift over the window; flagged, because the "
-            "policy was trained on it only without a known drift and with steady variance",
-            "bps",
-        ),
-    )
-    participation_cap: float | None = field(
-        default=None,
-        metadata=_option(
-            _FRACTION,
-            "largest share of the volume expected in a bucket that any policy may trade in it, on every day",
-            "share of volume",
-            "no cap",
-        ),
-    )
-    illiquidity: float = field(
-        default=1.0, metadata=_option(_POSITIVE, "temporary impact over the published one", "multiple")
-    )
-    beta: float = field(default=0.6, metadata=_option(_FRACTION, "exponent of temporary impact"))
-    session: tuple[str, str] = field(
-        default=("09:30", "16:00"),
-        metadata=_option(
-            _SESSION,
-            "open and close of the market, separated by a space; 27:00 is 3:00 of the next day",
-            "HH:MM HH:MM",
-        ),
+    illiquidity: float = _option(_POSITIVE, 1.0, "temporary impact over the published one", "multiple")
+    beta: float = _option(_FRACTION, 0.6, "exponent of temporary impact")
+    session: tuple[str, str] = _option(
+        _SESSION,
+        ("09:30", "16:00"),
+        "open and close of the market, separated by a space; 27:00 is 3:00 of the next day",
+        "HH:MM HH:MM",
     )
 
     def __new__(cls, *values: object, **options: object) -> Self:
-        """Raise OrderError for unknown and for missing options, by name."""
-        refuse_unknown(options, _names())
-        for f in fields(cls)[len(values) :]:
-            if f.default is MISSING and f.name not in options:
-                raise OrderError(f"{f.name} is not given: {_kind(f).allowed}")
+        """Raise OrderError for unknown options, by name."""
+        refuse_unknown(options, [f.name for f in fields(cls)])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, kind = getattr(self, f.name), _kind(f)
-            if not (value is None and f.default is None) and not kind.accepts(value):
+            value, kind = getattr(self, f.name), f.metadata["kind"]
+            if not ((value is None and f.metadata["otherwise"]) or kind.accepts(value)):
                 raise OrderError(f"{f.name} = {value!r}: {kind.allowed}")
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
             raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
@@ -185,15 +156,6 @@ class Ticket:
         return min(max(round((end - start) / BUCKET_MINUTES), fewest), most)
 
 
-def _kind(option: "Field[Any]") -> _Kind:
-    kind: _Kind = option.metadata["kind"]
-    return kind
-
-
-def _names() -> list[str]:
-    return [f.name for f in fields(Ticket)]
-
-
 def refuse_unknown(given: Mapping[str, object], known: Iterable[str]) -> None:
     """Check the names of options.
 
@@ -212,27 +174,28 @@ def refuse_unknown(given: Mapping[str, object], known: Iterable[str]) -> None:
 
 
 def read_options(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Read options from text; an unreadable text is returned as it is, for Ticket to refuse it."""
+    """Values of options from their texts; a text that cannot be read is kept, for Ticket to refuse it."""
     values: dict[str, Any] = dict(texts)
     for f in fields(Ticket):
         try:
-            values[f.name] = _kind(f).read(texts[f.name])
+            values[f.name] = f.metadata["kind"].read(texts[f.name])
         except (KeyError, ValueError):
             continue
     return values
 
 
 def described_options() -> dict[str, tuple[str, str, str]]:
-    """Meaning, unit and default of each option, in words."""
-    return {f.name: (f.metadata["help"], f.metadata["unit"], _default(f)) for f in fields(Ticket)}
+    """Meaning, unit and default, in words, of each option."""
+    return {
+        f.name: (f.metadata["help"], f.metadata["unit"], f.metadata["otherwise"] or _shown(f.default))
+        for f in fields(Ticket)
+    }
 
 
-def _default(option: "Field[Any]") -> str:
-    if option.default is MISSING:
+def _shown(default: Any) -> str:
+    if default is None:
         return "required"
-    if isinstance(option.default, float):
-        return f"{option.default:g}"
-    return option.metadata["otherwise"] or " ".join(option.default)
+    return " ".join(default) if isinstance(default, tuple) else f"{default:g}"
 
 
 _PARAMETERS = "\n".join(
@@ -248,14 +211,5 @@ Ticket.__doc__ = f"""{Ticket.__doc__}
     Raises
     ------
     OrderError
-        If an option is unknown, missing or out of its range; the message names the option.
-
-    Examples
-    --------
-    >>> import flowoe_lib as fo
-    >>> fo.Ticket(side="sell", shares=250_000, start="10:00", end="15:00").n_buckets
-    30
-    >>> fo.Ticket(side="sell", shares=250_000, participation=0.1)
-    Traceback (most recent call last):
-    flowoe_lib.desk.ticket.OrderError: participation = 0.1: no such option; the nearest is ...
+        Naming an option that is unknown, not given, or out of its range.
     """

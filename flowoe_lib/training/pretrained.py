@@ -6,6 +6,7 @@ that do not match their card are refused, because a policy of unknown origin can
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,8 +15,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
+from flowoe_lib.data.calibration import Calibration
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
@@ -27,6 +28,7 @@ __all__ = [
     "TrainedPolicyError",
     "load_pretrained",
     "max_weight_difference",
+    "sealed",
     "ship",
     "ship_from",
 ]
@@ -37,6 +39,10 @@ SHIPPED = Path(__file__).parent / "weights"
 
 
 CARD, WEIGHTS = "universal.json", "universal.safetensors"
+
+
+ENTRIES = ("sha256", "shapes", "observes", "range", "n_buckets", "calibration", "training", "scores")
+"""What a card must have."""
 
 
 class TrainedPolicyError(ValueError):
@@ -72,7 +78,8 @@ def ship(
 ) -> None:
     """Write a policy and its card into ``folder``, each file completely or not at all.
 
-    ``training`` describes how it was trained and ``scores`` how it performed, both as JSON values.
+    ``training`` describes how it was trained and ``scores`` how it performed, both as JSON values. Raises
+    ValueError for a range, a number of buckets or a calibration that could not be loaded again.
     """
     tensors = {name: value.contiguous() for name, value in field.state_dict().items()}
     content = safetensors.torch.save(tensors)
@@ -88,9 +95,16 @@ def ship(
         "scores": dict(scores),
         "versions": {name: version(name) for name in ("flowoe", "numpy", "torch")},
     }
-    text = json.dumps(card, indent=1, allow_nan=False)
+    _described(field, card)
     atomic_write(folder / WEIGHTS, content)
-    atomic_write(folder / CARD, f"{text}\n".encode())
+    atomic_write(folder / CARD, sealed(card))
+
+
+def sealed(card: Mapping[str, Any]) -> bytes:
+    """The file of ``card``: its entries, and as the last one the checksum over all others."""
+    entries = {name: value for name, value in card.items() if name != "checksum"}
+    checksum = sha256(json.dumps(entries, indent=1, allow_nan=False).encode())
+    return f"{json.dumps(entries | {'checksum': checksum}, indent=1)}\n".encode()
 
 
 def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
@@ -104,7 +118,7 @@ def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
     scores = card["scores"] | {"scorecard_sha256": sha256(scorecard.read_bytes())}
     ship(
         runs[min(runs)].field,
-        TrainingRange(**{k: _pair(v) for k, v in card["range"].items()}),
+        _training_range(card["range"]),
         card["n_buckets"],
         estimates,
         card["training"],
@@ -129,8 +143,9 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     Raises
     ------
     TrainedPolicyError
-        If a file is missing, the card is unreadable or incomplete, the weights do not match the card, or
-        the policy was trained on other features than those of this library.
+        If a file is missing, the card is unreadable, incomplete or not byte for byte the one that was
+        written, an entry is out of its range, the weights do not match the card, or the policy was trained
+        on other features than those of this library.
 
     Examples
     --------
@@ -141,20 +156,23 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     """
     place = folder / CARD
     try:
-        card = json.loads(place.read_bytes())
-        content = (folder / WEIGHTS).read_bytes()
+        content, written = ((folder / name).read_bytes() for name in (WEIGHTS, CARD))
+        card = json.loads(written)
+        intact = isinstance(card, dict) and written == sealed(card)
     except FileNotFoundError as error:
         raise TrainedPolicyError(f"{error.filename}: no such file; `make notebooks` makes it") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise TrainedPolicyError(f"{place}: is not JSON: {error}") from None
-    wanted = ("sha256", "shapes", "observes", "range", "n_buckets", "calibration", "training", "scores")
-    missing = [name for name in wanted if not isinstance(card, dict) or name not in card]
+    missing = [name for name in ENTRIES if not isinstance(card, dict) or name not in card]
     if missing:
         raise TrainedPolicyError(f"{place}: lacks {', '.join(missing)}")
+    if not intact:
+        raise TrainedPolicyError(f"{place}: does not match its checksum")
     if sha256(content) != card["sha256"]:
         raise TrainedPolicyError(f"{folder / WEIGHTS}: is not the file that {CARD} was written for")
     if card["observes"] != list(FEATURES):
-        odd = sorted({*map(str, card["observes"] or ())} ^ set(FEATURES)) or ["their order"]
+        observed = card["observes"] if isinstance(card["observes"], list) else []
+        odd = sorted({*map(str, observed)} ^ set(FEATURES)) or ["their order"]
         raise TrainedPolicyError(f"{place}: observes what this library does not show: {', '.join(odd)}")
     try:
         tensors = safetensors.torch.load(content)
@@ -164,25 +182,43 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     if shapes != card["shapes"] or not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise TrainedPolicyError(f"{folder / WEIGHTS}: tensors are not finite or not of the card's shapes")
     try:
-        field = EndpointField.of(tensors)
-        conditions = TrainingRange(**{k: _pair(v) for k, v in card["range"].items()})
-        estimates = {str(name): float(value) for name, value in card["calibration"].items()}
-        return PretrainedPolicy(field, conditions, int(card["n_buckets"]), estimates, card)
+        return _described(EndpointField.of(tensors), card)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainedPolicyError(f"{place}: does not describe a policy of this library: {error}") from None
+
+
+def _described(field: EndpointField, card: Mapping[str, Any]) -> PretrainedPolicy:
+    """The policy that ``card`` describes. Raises ValueError or TypeError for an entry out of its range."""
+    if type(card["n_buckets"]) is not int or card["n_buckets"] < 1:
+        raise ValueError(f"n_buckets = {card['n_buckets']!r}: must be a whole number of at least 1")
+    calibration, names = card["calibration"], [f.name for f in dataclasses.fields(Calibration)]
+    if sorted(calibration) != sorted(names) or not all(map(_is_finite, calibration.values())):
+        raise ValueError(f"calibration = {calibration}: must be finite numbers named {', '.join(names)}")
+    return PretrainedPolicy(field, _training_range(card["range"]), card["n_buckets"], calibration, card)
+
+
+def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
+    """The range with bounds from JSON. Raises ValueError for bounds that are not finite and in order."""
+    found = TrainingRange(**{k: _pair(v) for k, v in entries.items()})
+    for f in dataclasses.fields(TrainingRange):
+        value = getattr(found, f.name)
+        bounds = (value, value) if f.type is float else value
+        if not (len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] <= bounds[1]):
+            raise ValueError(f"range: {f.name} = {value}: must be finite, the lower bound first")
+    return found
 
 
 def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def max_weight_difference(one: EndpointField, other: EndpointField) -> float:
     """Largest absolute difference between the weights of two networks; infinite if their shapes differ."""
     a, b = one.state_dict(), other.state_dict()
-
-    def difference(x: Tensor, y: Tensor) -> float:
-        return float((x - y).abs().max()) if x.shape == y.shape else float("inf")
-
-    if a.keys() != b.keys():
+    if {name: x.shape for name, x in a.items()} != {name: x.shape for name, x in b.items()}:
         return float("inf")
-    return float(torch.tensor([difference(a[name], b[name]) for name in a]).max())
+    return float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())
