@@ -22,12 +22,13 @@ from flowoe_lib.data.bars import Bars, BarsError, load_bars
 from flowoe_lib.desk import report as order_report
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
 from flowoe_lib.desk.market_estimates import Estimated, estimate
-from flowoe_lib.desk.planner import ParticipationCap, Plan, plan_order
+from flowoe_lib.desk.planner import FLOW, ParticipationCap, Plan, plan_order
 from flowoe_lib.desk.ticket import OrderError, Ticket, described_options
 from flowoe_lib.execution.execution import Observation, execute
 from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
 from flowoe_lib.market.simulator import simulate
+from flowoe_lib.plotting import LOOKS
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import Workspace
 from flowoe_lib.training.pretrained import load_pretrained
@@ -223,6 +224,22 @@ def test_a_buyer_is_a_mirrored_seller_until_prices_drift(bought: Plan) -> None:
     }
     halfway = {side: made.schedule["median"].iloc[19] for side, made in rising.items()}
     assert halfway["buy"] < bought.schedule["median"].iloc[19] < halfway["sell"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"risk_aversion": 1e-3, "participation_cap": 0.2}, {"cost_limit_bps": 400}]
+)
+def test_the_marked_points_lie_on_their_curves(options: dict[str, Any]) -> None:
+    made = plan_order(daily(), ticket(shares=3e5, **options), n_paths=500)
+    aversion = made.condition.order.risk_aversion.item()
+    curves = made.frontier[made.frontier["risk_aversion"] == aversion].set_index("policy")
+    columns = ["std_bps", "cost_bps", "cost95_bps"]
+    pd.testing.assert_frame_equal(made.costs[columns], curves[columns], rtol=1e-4)
+    figure = order_frontier_figure(made.frontier, made.costs)
+    drawn = [(line.get_label(), np.asarray(line.get_xydata(), dtype=float)) for line in figure.axes[0].lines]
+    [curve] = [points for label, points in drawn if label == LOOKS[FLOW].name and len(points) > 1]
+    mark = next(points for _, points in drawn if len(points) == 1)
+    assert abs(curve / mark - 1).max(axis=1).min() < 1e-4
 
 
 def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> None:
@@ -452,7 +469,7 @@ def test_options_reach_the_report_as_they_were_given(
     assert order_report.main(given) == 0
     options = {"side": "buy", "shares": 1e5, "session": ["09:30", "15:30"], "beta": 0.55}
     assert asked[0] == {"DATA": str(bars), "TIMEZONE": "America/New_York", "ORDER": options}
-    assert sorted(path.name for path in (tmp_path / "build").iterdir()) == ["order"]
+    assert sorted(path.name for path in (tmp_path / "build").iterdir()) == [".order.lock", "order"]
     assert sorted(path.name for path in (tmp_path / "build" / "order").iterdir()) == [
         "buy.csv",
         "report.html",

@@ -221,19 +221,11 @@ from dataclasses import asdict, fields
 from flowoe_lib.data.calibration import Calibration
 field = EndpointField(torch.Generator().manual_seed(N), width=4)
 card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
-<<<<<<< HEAD
 ws.store.write("universal_policies", pack({0: TrainingRun(field, {"utility": torch.zeros(1)})}))
 ws.store.write("universal_card", card)
-ws.store.write("calibration", {"kappa": {"value": 2.0}})
+ws.store.write("calibration", {f.name: {"value": 2.0} for f in fields(Calibration)})
 write("scorecard.csv", "scores")
 write("readme_headline.md", "told")
-=======
-ws.store.tensors("universal", {"n": N}, lambda: pack({0: TrainingRun(field, {"utility": torch.zeros(1)})}))
-ws.store.json("universal_card", {}, lambda: card)
-ws.store.json("calibration", {}, lambda: {f.name: {"value": 2.0} for f in fields(Calibration)})
-(ws.figures / "scorecard.csv").write_text("scores")
-(ws.figures / "readme_headline.md").write_text("told")
->>>>>>> b1a79fb (The shipped policy's card carries a checksum and every entry of it is checked; options of an order in fewer lines)
 """
 )
 TRADES = "from flowoe_lib.training.pretrained import load_pretrained\nprint(load_pretrained().n_buckets)"

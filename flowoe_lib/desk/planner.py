@@ -42,6 +42,9 @@ from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 __all__ = ["ParticipationCap", "Plan", "plan_order", "prepared"]
 
 
+FLOW = "flow_refined"
+
+
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
 """Risk aversions of the frontier, per bps, over the training range of the policy."""
 
@@ -82,7 +85,7 @@ class Plan:
     """One row per policy: mean, standard deviation, CVaR95 and 95 % quantile of cost, bps; mean cost in
     currency; FlowOE's gain in utility over it, bps, with its 95 % interval."""
     frontier: pd.DataFrame
-    """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps."""
+    """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps, over the days of ``costs``."""
     day: pd.DataFrame
     """One simulated day, one row per bucket: price_bps, volatility (root of variance over its mean), depth
     over its median, shares traded by FlowOE and by the static optimum, shares left."""
@@ -166,8 +169,8 @@ def plan_order(
     trained : flowoe_lib.training.pretrained.PretrainedPolicy, optional
         The policy; by default that of the library.
     n_paths : int
-        Number of simulated days for costs and schedule. A risk aversion that meets a cost limit is found on
-        other days.
+        Number of simulated days for costs, frontier and schedule. A risk aversion that meets a cost limit is
+        found on other days.
     seed : int
         Seed of the simulated days.
 
@@ -199,15 +202,19 @@ def plan_order(
     n = ticket.n_buckets
 
     def policies(c: Condition) -> dict[str, Policy]:
-        everyone: dict[str, Policy] = {"flow_refined": trained.policy()}
+        everyone: dict[str, Policy] = {FLOW: trained.policy()}
         everyone |= {name: SCHEDULE_EXPERTS[name]([c], 1, n) for name in BENCHMARKS}
         cap = ticket.participation_cap
         return everyone if cap is None else {name: ParticipationCap(p, cap) for name, p in everyone.items()}
 
     evaluation = Evaluation(n_paths=n_paths, n_buckets=n, seed=seed)
-    curve = frontier(policies, condition, AVERSIONS, replace(evaluation, n_paths=max(n_paths // 2, 100)))
     if ticket.cost_limit_bps is not None:
-        condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, curve))
+        fewer = replace(evaluation, n_paths=max(n_paths // 2, 100))
+        own = frontier(lambda c: {FLOW: policies(c)[FLOW]}, condition, AVERSIONS, fewer)
+        condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, own))
+    # On the days of the costs, and through the risk aversion in use, so that costs lie on the curves.
+    aversions = sorted({*AVERSIONS, condition.order.risk_aversion.item()})
+    curve = frontier(policies, condition, aversions, evaluation, "test")
     flags, chosen = _checked(condition, ticket, trained), policies(condition)
     paths = simulate(condition.market, n_paths, n, generator(seed, "order"))
     return Plan(
@@ -224,12 +231,11 @@ def plan_order(
 
 def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
     """The lowest risk aversion at which the 95 % quantile of cost is ``limit``, by interpolation."""
-    own = curve[curve["policy"] == "flow_refined"]
-    cost, log = own["cost95_bps"].to_numpy(), np.log(own["risk_aversion"].to_numpy())
+    cost, log = curve["cost95_bps"].to_numpy(), np.log(curve["risk_aversion"].to_numpy())
     within = np.flatnonzero(cost <= limit)
     if len(within) == 0:
         raise OrderError(
-            f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:g}, the lowest "
+            f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:.1f}, the lowest "
             f"cost that 95 % of days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
         )
     first = int(within[0])
@@ -256,7 +262,7 @@ def _clock(ticket: Ticket) -> list[str]:
 def _schedule(
     policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, paths: MarketPaths, seed: int
 ) -> pd.DataFrame:
-    held = ticket.shares * _worked(policies["flow_refined"], condition, paths, seed).inventory
+    held = ticket.shares * _worked(policies[FLOW], condition, paths, seed).inventory
     # Torch's quantile refuses more than 16 million entries.
     low, median, high = torch.from_numpy(np.quantile(held.numpy(), (0.1, 0.5, 0.9), axis=1))
     traded = -held.diff(dim=0)
@@ -290,7 +296,7 @@ def _costs(
     rows = {}
     for name, o in out.items():
         cost = -o.controlled_pnl.double().mean().item()
-        better = paired_interval(out["flow_refined"].utility - o.utility)
+        better = paired_interval(out[FLOW].utility - o.utility)
         rows[name] = {
             "cost_bps": cost,
             "std_bps": o.pnl.double().std().item(),
@@ -305,16 +311,16 @@ def _day(policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, s
     paths = simulate(condition.market, 1, ticket.n_buckets, generator(seed, "order", "one day"))
     held = {
         name: ticket.shares * _worked(policies[name], condition, paths, seed).inventory[:, 0]
-        for name in ("flow_refined", "static_optimal")
+        for name in (FLOW, "static_optimal")
     }
     moves = (paths.martingale_bps + paths.drift_bps)[:, 0]
     columns: dict[str, Tensor] = {
         "price_bps": moves.cumsum(0) - moves,
         "volatility": (paths.variance[:, 0] / condition.market.heston.theta).sqrt(),
         "depth": paths.log_depth.expand_as(paths.variance)[:, 0].exp(),
-        "traded": -held["flow_refined"].diff(),
+        "traded": -held[FLOW].diff(),
         "static_traded": -held["static_optimal"].diff(),
-        "left": held["flow_refined"][1:],
+        "left": held[FLOW][1:],
     }
     table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
     return table.assign(start=_clock(ticket)).set_index("start")

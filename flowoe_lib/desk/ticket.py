@@ -211,5 +211,14 @@ Ticket.__doc__ = f"""{Ticket.__doc__}
     Raises
     ------
     OrderError
-        Naming an option that is unknown, not given, or out of its range.
+        If an option is unknown, missing or out of its range; the message names the option.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.Ticket(side="sell", shares=250_000, start="10:00", end="15:00").n_buckets
+    30
+    >>> fo.Ticket(side="sell", shares=250_000, participation=0.1)
+    Traceback (most recent call last):
+    flowoe_lib.desk.ticket.OrderError: participation = 0.1: no such option; the nearest is ...
     """

@@ -156,7 +156,7 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     """
     place = folder / CARD
     try:
-        content, written = ((folder / name).read_bytes() for name in (WEIGHTS, CARD))
+        written, content = ((folder / name).read_bytes() for name in (CARD, WEIGHTS))
         card = json.loads(written)
         intact = isinstance(card, dict) and written == sealed(card)
     except FileNotFoundError as error:
