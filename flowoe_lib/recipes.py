@@ -25,6 +25,10 @@ COMPUTING = ("arch", "numpy", "pandas", "scipy", "stable_baselines3", "statsmode
 """Packages whose version counts where a module of the recipe imports them."""
 
 
+installed = functools.cache(version)
+"""Version of a package; to look it up takes longer than the rest of a small recipe."""
+
+
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of ``content``."""
     return hashlib.sha256(content).hexdigest()
@@ -106,7 +110,7 @@ def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
         "task": label,
         "arguments": arguments,
         "sources": {name: source.sha256 for name, source in LOADED.items() if name in imported},
-        "packages": {name: version(name) for name in COMPUTING if name in imported},
+        "packages": {name: installed(name) for name in COMPUTING if name in imported},
     }
 
 
