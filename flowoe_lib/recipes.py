@@ -11,11 +11,12 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["COMPUTING", "LOADED", "Source", "check_unchanged", "recipe", "sha256"]
+__all__ = ["COMPUTING", "LOADED", "Source", "check_unchanged", "library_digest", "recipe", "sha256"]
 
 
 LIBRARY = Path(__file__).parent
@@ -64,6 +65,13 @@ def check_unchanged(modules: Iterable[str]) -> None:
                 f"{path} changed during the run, so its result would be stored under other code than made "
                 "it: restart the kernel (or the command) and run again"
             )
+
+
+def library_digest() -> str:
+    """Digest of the library's sources as this process imported them, and of the numerical packages."""
+    sources = {name: source.sha256 for name, source in LOADED.items()}
+    packages = {name: version(name) for name in COMPUTING if find_spec(name)}
+    return _digest([sources, packages])
 
 
 @functools.cache

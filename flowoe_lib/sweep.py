@@ -1,7 +1,6 @@
 """Independent tasks side by side, one thread each: on the cores of this machine or on a Dask cluster."""
 
 import concurrent.futures
-import json
 import logging
 import os
 import pickle
@@ -12,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,7 +19,7 @@ import torch
 from loky import get_reusable_executor
 from tqdm.auto import tqdm
 
-from flowoe_lib.recipes import COMPUTING, LOADED, sha256
+from flowoe_lib.recipes import library_digest
 
 __all__ = ["sweep"]
 
@@ -63,13 +60,6 @@ def _processes() -> Iterator[Any]:
         raise
 
 
-def _library() -> str:
-    """Digest of the library's sources as this process imported them, and of the numerical packages."""
-    sources = {name: source.sha256 for name, source in LOADED.items()}
-    packages = {name: version(name) for name in COMPUTING if find_spec(name)}
-    return sha256(json.dumps([sources, packages]).encode())
-
-
 def _unfit(threads: int, library: str | Exception, expected: str) -> str:
     """Why a Dask worker may not give the results that a process gives here; empty if it does."""
     if isinstance(library, Exception):
@@ -86,7 +76,7 @@ def _run_on_dask(expected: str, call: bytes) -> bytes:
 
     # A worker may have joined after the others were checked.
     worker = get_worker()
-    if fault := _unfit(worker.state.nthreads, _library(), expected):
+    if fault := _unfit(worker.state.nthreads, library_digest(), expected):
         raise RuntimeError(f"Dask worker {worker.address} {fault}")
     return _run(call)
 
@@ -113,10 +103,10 @@ def _dask(engine: str) -> Iterator[Any]:
             client.wait_for_workers(1, timeout=5)
             threads = client.nthreads()
             ask = partial(client.run, workers=list(threads), on_error="return")
-            libraries = client.sync(ask, _library, callback_timeout=10)
+            libraries = client.sync(ask, library_digest, callback_timeout=30)
         except OSError as error:
             raise RuntimeError(f"no Dask scheduler with workers answers at {engine}: {error}") from error
-        expected = _library()
+        expected = library_digest()
         for worker, library in libraries.items():
             if fault := _unfit(threads[worker], library, expected):
                 raise RuntimeError(f"Dask worker {worker} {fault}")
