@@ -5,6 +5,13 @@ else is found through its room: ``fo.market``, ``fo.data``, ``fo.execution``, ``
 ``fo.training``, ``fo.evaluation``, ``fo.studies`` and ``fo.desk``.
 """
 
+import copyreg
+import importlib
+import sys
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+# lazy-loader may change the type of the package, and functions that use it must reach other processes.
+copyreg.pickle(type(sys.modules[__name__]), lambda package: (importlib.import_module, (package.__name__,)))

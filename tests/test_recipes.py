@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import flowoe_lib as fo
 from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.execution.execution import Execution
@@ -148,3 +151,8 @@ def test_no_module_goes_through_the_front_door() -> None:
     doors = [name for name, source in LOADED.items() if source.path.name == "__init__.py"]
     assert len(doors) > 5
     assert not set().union(*(graph.find_modules_that_directly_import(door) for door in doors))
+
+
+def test_functions_that_use_the_front_door_reach_other_processes() -> None:
+    restored = pickle.loads(cloudpickle.dumps(lambda: fo))
+    assert restored() is fo
