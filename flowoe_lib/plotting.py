@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-__all__ = ["LOOKS", "Look", "line", "save", "save_table", "style"]
+__all__ = ["LOOKS", "Look", "line", "panel_grid", "save", "save_table", "style"]
 
 
 @contextmanager
@@ -92,7 +92,8 @@ def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
     axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
 
 
-def _panels(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+def panel_grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels in rows of ``columns``, each row of a ``height`` in inches."""
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2, height * rows), squeeze=False)
     flat = list(axes.flat)

@@ -19,6 +19,7 @@ __all__ = [
     "conditions_from_records",
     "conditions_to_records",
     "heston_grid",
+    "one_digit",
 ]
 
 
@@ -49,7 +50,7 @@ _FIELDS = {
 }
 
 
-def _one_digit(value: float) -> float:
+def one_digit(value: float) -> float:
     """``value`` to one significant digit."""
     return float(f"{value:.0e}")
 
@@ -102,11 +103,11 @@ def heston_grid(
     ['calm/normal/cv0.5', 'calm/normal/cv1.3']
     """
     c = calibration
-    volatilities = {name: _one_digit(getattr(c, name).value) for name in ("calm", "stressed", "crisis")}
+    volatilities = {name: one_digit(getattr(c, name).value) for name in ("calm", "stressed", "crisis")}
     cvs = [_within(round(e.value, 1), CV_RANGE) for e in (c.cv_month, c.cv_years)]
     if len({*volatilities.values()}) < 3 or len({*cvs}) < 2:
         raise ValueError(f"volatilities {volatilities} and cv {cvs}: levels must differ")
-    kappa = scalar(_within(_one_digit(c.kappa.value), KAPPA_RANGE))
+    kappa = scalar(_within(one_digit(c.kappa.value), KAPPA_RANGE))
     rho, impact = scalar(round(c.rho.value, 1)), Impact(beta=scalar(beta))
     order = Order(scalar(size), scalar(risk_aversion))
     grid = []

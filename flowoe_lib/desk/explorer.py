@@ -5,7 +5,7 @@ the frontier run in one batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import log10
 
 import pandas as pd
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.execution.execution import execute
+from flowoe_lib.market.batching import tile
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
@@ -112,7 +113,7 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
     orders = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
     plans = {name: solver(market, orders, n).inventory for name, solver in SCHEDULES.items()}
 
-    days = _repeated(_days(market, n, seed), len(orders.risk_aversion))
+    days = tile(_days(market, n, seed), len(orders.risk_aversion), N_PATHS)
     wide = replace(order, risk_aversion=orders.risk_aversion.repeat_interleave(N_PATHS))
     fixed = Schedule(plans["static_optimal"].repeat_interleave(N_PATHS, 1))
     with torch.no_grad():
@@ -152,17 +153,6 @@ def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
     shape = 1 / market.heston.cv.double() ** 2
     opening = market.heston.theta / shape * torch.from_numpy(gammaincinv(shape.numpy(), even.numpy()))
     return simulate(market, N_PATHS, n_buckets, draws, opening.float())
-
-
-def _repeated(days: MarketPaths, copies: int) -> MarketPaths:
-    """Repeat the days ``copies`` times along the last axis; tensors without that axis stay as they are."""
-    tensors = {f.name: getattr(days, f.name) for f in fields(days) if f.name != "dt"}
-    wide = {
-        name: x.repeat(*[1] * (x.dim() - 1), copies)
-        for name, x in tensors.items()
-        if x.shape[-1] == days.n_paths
-    }
-    return replace(days, **wide)
 
 
 def _columns(**columns: str | float | Tensor) -> pd.DataFrame:

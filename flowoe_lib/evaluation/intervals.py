@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-__all__ = ["capture_interval", "paired_interval"]
+__all__ = ["Z95", "capture_interval", "paired_interval", "std_influence", "tail_size"]
 
 
 def capture_interval(policy: Tensor, twap: Tensor, oracle: Tensor) -> tuple[float, float, float]:
@@ -36,8 +36,13 @@ def paired_interval(difference: Tensor) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def _std_influence(pnl: Tensor) -> Tensor:
+def std_influence(pnl: Tensor) -> Tensor:
     """Influence of each path on the standard deviation, [paths]; their mean is the standard deviation."""
     x = pnl.double()
     squares = (x - x.mean()).square()
     return x.std() + (squares - squares.mean()) / (2 * x.std())
+
+
+def tail_size(n: int) -> int:
+    """Number of days in the worst 5 % of ``n``, at least one, over which CVaR95 is the mean."""
+    return max(1, round(0.05 * n))

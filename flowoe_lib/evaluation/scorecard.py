@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import _std_influence, capture_interval, paired_interval
+from flowoe_lib.evaluation.intervals import capture_interval, paired_interval, std_influence, tail_size
 from flowoe_lib.execution.execution import Observation, Policy, execute
 from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.model import Condition, volume_profile
@@ -127,7 +127,7 @@ class PathResults:
     @property
     def cvar95(self) -> float:
         """Average P&L over the worst 5 % of paths, bps."""
-        return self.pnl.double().sort().values[: max(1, round(0.05 * len(self.pnl)))].mean().item()
+        return self.pnl.double().sort().values[: tail_size(len(self.pnl))].mean().item()
 
     @property
     def martingale_z(self) -> float:
@@ -246,7 +246,7 @@ def compare(a: PathResults, b: PathResults) -> dict[str, float]:
     differences = {
         "utility": a.utility - b.utility,
         "mean": a.controlled_pnl - b.controlled_pnl,
-        "std": _std_influence(a.pnl) - _std_influence(b.pnl),
+        "std": std_influence(a.pnl) - std_influence(b.pnl),
     }
     out: dict[str, float] = {}
     for name, difference in differences.items():

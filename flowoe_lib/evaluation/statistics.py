@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import normal_sample_size_one_tail
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import Z95
+from flowoe_lib.evaluation.intervals import Z95, tail_size
 
 __all__ = [
     "RESOLUTION",
@@ -92,7 +92,7 @@ def required_paths(sd_bps: float, effect_bps: float, level: float = 0.05, power:
 
 
 def _std_and_cvar95(pnl: Array) -> Array:
-    worst = max(1, round(0.05 * len(pnl)))
+    worst = tail_size(len(pnl))
     return np.array([pnl.std(ddof=1), np.partition(pnl, worst - 1)[:worst].mean()])
 
 

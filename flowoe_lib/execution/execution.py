@@ -277,7 +277,7 @@ def _fraction(answer: Tensor, inventory: Tensor, k: int) -> Tensor:
 
 
 def _check_day(fractions: Tensor, path: Tensor) -> None:
-    """Raise ValueError unless ``fractions`` [N, paths] lie within [0, 1] and give the inventorys ``path``."""
+    """Raise ValueError unless ``fractions`` [N, paths] lie in [0, 1] and lead to inventory ``path``."""
     outside = ~((fractions >= 0) & (fractions <= 1))
     if bool(outside.any()):
         k, i = outside.nonzero()[0].tolist()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from flowoe_lib.market.model import Condition, Market, Order
 
-__all__ = ["align", "batch", "map_tensors"]
+__all__ = ["align", "batch", "map_tensors", "tile"]
+
+
+T = TypeVar("T")
 
 
 def map_tensors(fn: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
@@ -50,3 +53,14 @@ def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Ord
     market: Market = map_tensors(stack, *(c.market for c in conditions))
     order: Order = map_tensors(stack, *(c.order for c in conditions))
     return market, order
+
+
+def tile(tree: T, copies: int, n_paths: int) -> T:
+    """Repeat the paths of every tensor whose last dimension has ``n_paths``; all others stay."""
+
+    def repeat(value: Tensor) -> Tensor:
+        by_path = value.dim() > 0 and value.shape[-1] == n_paths
+        return value.repeat(*[1] * (value.dim() - 1), copies) if by_path else value
+
+    tiled: T = map_tensors(repeat, tree)
+    return tiled

@@ -13,10 +13,10 @@ from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["almgren_chriss"]
+__all__ = ["almgren_chriss", "decay_per_bucket"]
 
 
-def _kappa(ratio: Tensor) -> Tensor:
+def decay_per_bucket(ratio: Tensor) -> Tensor:
     """Solve 2 (cosh kappa - 1) = ratio for the decay per bucket; at the floor the schedule is TWAP."""
     return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(1e-6)
 
@@ -57,7 +57,7 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
     [1.0, 0.63, 0.37, 0.17, 0.0]
     """
     market, order = align(market, order)
-    total = _kappa(urgency(market, order) / n_buckets**2) * n_buckets
+    total = decay_per_bucket(urgency(market, order) / n_buckets**2) * n_buckets
     volume = volume_profile(market.liquidity, n_buckets)
     tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets)).clamp_max(1)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.impact import expected_depth_cost
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.almgren_chriss import _kappa
+from flowoe_lib.policies.almgren_chriss import decay_per_bucket
 
 __all__ = ["replanned"]
 
@@ -54,7 +54,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
         * even_pace ** (1 - market.impact.beta)
         / obs.n_buckets**2
     )
-    kappa = _kappa(ratio)
+    kappa = decay_per_bucket(ratio)
     later = kappa * (n_left - 1)
     fraction = 1 - torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
     discount = torch.exp(market.impact.beta * obs.log_depth) * expected_depth_cost(market)

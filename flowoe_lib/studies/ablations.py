@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from flowoe_lib.evaluation.scorecard import Evaluation, captures
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
-from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.batching import tile
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
@@ -41,9 +41,6 @@ __all__ = [
     "train_variant",
     "velocity_matching",
 ]
-
-
-T = TypeVar("T")
 
 
 ALL_STEPS = (1, 2, 4, 8)
@@ -141,17 +138,6 @@ class _Perturbed:
         return fraction_of_action(obs, action)
 
 
-def _tile(tree: T, copies: int, width: int) -> T:
-    """Repeat the paths of every tensor, the last dimension where it is ``width`` long."""
-
-    def repeat(value: Tensor) -> Tensor:
-        many = value.dim() > 0 and value.shape[-1] == width
-        return value.repeat(*[1] * (value.dim() - 1), copies) if many else value
-
-    tiled: T = map_tensors(repeat, tree)
-    return tiled
-
-
 def advantage_weighted(
     start: EndpointField,
     conditions: TrainingRange,
@@ -174,9 +160,8 @@ def advantage_weighted(
     for _ in range(iterations):
         market, order = conditions.draw(paths, draws)
         days = simulate(market, paths, n_buckets, draws)
-        market, order, days = (
-            map_tensors(lambda v: _tile(v, COPIES, paths), x) for x in (market, order, days)
-        )
+        market, order = tile(market, COPIES, paths), tile(order, COPIES, paths)
+        days = tile(days, COPIES, paths)
         when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
         disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
         policy = _Perturbed(field, when, disturbance)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike
 
-from flowoe_lib.plotting import LOOKS, _panels, line, style
+from flowoe_lib.plotting import LOOKS, line, panel_grid, style
 
 __all__ = [
     "ablation_figure",
@@ -38,7 +38,7 @@ __all__ = [
 def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message: str) -> Figure:
     """Inventory over the day, a panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
     with style():
-        figure, panels = _panels(len(plans), 3)
+        figure, panels = panel_grid(len(plans), 3)
         for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
             for policy, inventory in by_policy.items():
                 line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
@@ -56,7 +56,7 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
     points of the risk aversion in use.
     """
     with style():
-        figure, panels = _panels(curves["condition"].nunique(), 3, height=2.6)
+        figure, panels = panel_grid(curves["condition"].nunique(), 3, height=2.6)
         for axes, (condition, rows) in zip(panels, curves.groupby("condition", sort=False), strict=True):
             for policy, row in rows.groupby("policy", sort=False):
                 line(axes, row["std_bps"], row["cost_bps"], str(policy))
@@ -153,7 +153,7 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
     ``reactions`` has columns time, policy, variance_ratio, fraction, and twap_fraction.
     """
     with style():
-        figure, panels = _panels(reactions["time"].nunique(), 3)
+        figure, panels = panel_grid(reactions["time"].nunique(), 3)
         for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
             for policy, row in rows.groupby("policy", sort=False):
                 line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
@@ -266,7 +266,7 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
     better at both.
     """
     with style():
-        figure, panels = _panels(rows["expert"].nunique(), 3, height=2.6)
+        figure, panels = panel_grid(rows["expert"].nunique(), 3, height=2.6)
         for axes, (expert, row) in zip(panels, rows.groupby("expert", sort=False), strict=True):
             look = LOOKS["flow_refined"]
             axes.axvspan(-10, 0, 0.5, 1, color="#dfe9df", lw=0)
@@ -292,7 +292,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
     reference_bps.
     """
     with style():
-        figure, panels = _panels(rows["world"].nunique(), 3, height=2.2)
+        figure, panels = panel_grid(rows["world"].nunique(), 3, height=2.2)
         look = LOOKS["flow_refined"]
         for axes, (world, row) in zip(panels, rows.groupby("world", sort=False), strict=True):
             row = row.sort_values("utility")
@@ -325,7 +325,7 @@ def replay_figure(
     before it, each also with ``_seen``, what was known of it. ``inventories``: q_0 ... q_N by policy.
     """
     with style():
-        figure, panels = _panels(4, 2, height=2.1)
+        figure, panels = panel_grid(4, 2, height=2.1)
         edges = np.linspace(0, hours, len(market) + 1)
         panels[0].plot(edges, np.r_[0, market["price_bps"]], color="#22313f")
         panels[0].set(title="price", ylabel="bps since arrival")

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from flowoe_lib.data.conditions import one_digit
 from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
 from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
@@ -63,7 +64,7 @@ def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:
     """
 
     def digit(name: str) -> torch.Tensor:
-        return scalar(float(f"{estimates[name]['value']:.0e}"))
+        return scalar(one_digit(estimates[name]["value"]))
 
     return Liquidity(
         depth_sd=digit("depth_sd"),
