@@ -278,13 +278,14 @@ def _fraction(answer: Tensor, inventory: Tensor, k: int) -> Tensor:
 
 def _check_day(fractions: Tensor, path: Tensor) -> None:
     """Raise ValueError unless ``fractions`` [N, paths] lie in [0, 1] and lead to inventory ``path``."""
-    outside = ~((fractions >= 0) & (fractions <= 1))
-    if bool(outside.any()):
-        k, i = outside.nonzero()[0].tolist()
+    inside = (fractions >= 0) & (fractions <= 1)
+    if not bool(inside.all()):
+        k, i = (~inside).nonzero()[0].tolist()
         raise ValueError(f"policy: answered {fractions[k, i]:g} in bucket {k}: must be within [0, 1]")
     expected = torch.cat((torch.ones_like(path[:1]), path[:-1] - path[:-1] * fractions))
-    if not torch.equal(expected, path):
-        k = int((expected != path).any(1).nonzero()[0])
+    same = expected == path
+    if not bool(same.all()):
+        k = int((~same).any(1).nonzero()[0])
         raise ValueError(f"policy: wrote into obs.inventory of bucket {k}: must leave it as it is")
 
 
