@@ -41,37 +41,37 @@ Array = npt.NDArray[np.float32]
 
 
 Reward = Callable[[OrderSimulation, int, Execution], Tensor]
-"""What a decision earns, bps, [paths]: of the venue, the bucket and the account of that bucket alone."""
+"""(simulation, bucket, execution of that bucket alone) -> reward of a decision, bps, [paths]."""
 
 
-def realised_utility(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
-    """Profit less lambda times the risk, both as they came out. Sums to the realised utility."""
-    return booked.realised_utility_bps(venue.order)
+def realised_utility(simulation: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """P&L less lambda times the risk, both realised. The rewards sum to the realised utility."""
+    return booked.realised_utility_bps(simulation.order)
 
 
-def controlled_utility(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
-    """The same without the price's martingale term and with expected risk. Sums to ``utility_bps``."""
-    return booked.utility_bps(venue.order)
+def controlled_utility(simulation: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """Control-variate utility of the bucket. The rewards sum to ``utility_bps``."""
+    return booked.utility_bps(simulation.order)
 
 
-def advantage_over_twap(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
-    """r_k + E_k[Phi_{k+1}] - Phi_k, Phi the value of an even pace from here on: zero for TWAP's own trade.
+def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    """The advantage r_k + E_k[Phi_{k+1}] - Phi_k over TWAP, where Phi is the value of an even pace.
 
-    A function of what is known at bucket k and of the trade alone, so it carries no noise at all. Sums in
-    expectation to U - U_TWAP: on a path, to ``utility_bps`` less Phi_0 less the surprises
-    Phi_k - E_{k-1}[Phi_k].
+    It depends only on the trade and on what is known at bucket k, so it has no noise, and it is zero for the
+    trade of TWAP. The rewards of an episode sum in expectation to U - U_TWAP; on a path they sum to
+    ``utility_bps`` less Phi_0 and less the innovations Phi_k - E_{k-1}[Phi_k].
     """
     before, after = booked.inventory
-    following = twap_value(venue, k, k + 1, after) if k + 1 < venue.paths.n_buckets else 0
-    return booked.utility_bps(venue.order) + following - twap_value(venue, k, k, before)
+    following = twap_value(simulation, k, k + 1, after) if k + 1 < simulation.paths.n_buckets else 0
+    return booked.utility_bps(simulation.order) + following - twap_value(simulation, k, k, before)
 
 
-def twap_value(venue: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
-    """E_k of the utility of selling ``inventory`` [paths] evenly from bucket ``start`` >= k on, bps, [paths].
+def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
+    """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
-    Closed form: E_k[V] decays to theta and E_k[L^-beta] is lognormal.
+    The closed form uses that E_k[V] decays exponentially to theta and that depth is lognormal.
     """
-    paths, market, order = venue.paths, venue.market, venue.order
+    paths, market, order = simulation.paths, simulation.market, simulation.order
     beta, n_left = market.impact.beta, paths.n_buckets - start
     held = torch.arange(n_left - 1, -1, -1)[:, None] / n_left
     days = torch.arange(start - k, paths.n_buckets - k)[:, None] * paths.dt
@@ -83,7 +83,7 @@ def twap_value(venue: OrderSimulation, k: int, start: int, inventory: Tensor) ->
     shift = paths.log_depth[k] + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
     relative = (paths.volume[k] / paths.volume[start:]) ** beta * torch.exp(beta * (1 - kept) * shift)
 
-    temporary = venue.slope[k] * relative.sum(0) * even ** (1 + beta)
+    temporary = simulation.slope[k] * relative.sum(0) * even ** (1 + beta)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
     drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
@@ -91,23 +91,23 @@ def twap_value(venue: OrderSimulation, k: int, start: int, inventory: Tensor) ->
 
 
 def advance(
-    venue: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward
+    simulation: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward
 ) -> tuple[Tensor, Tensor]:
-    """Trade ``score`` [paths] in bucket ``k``: what is left, and the reward in bps, each [paths].
+    """Trade ``score`` [paths] in bucket ``k``; returns remaining inventory and reward in bps, each [paths].
 
-    The last decision also sells what is left after it and earns both rewards. Raises ValueError for
-    scores that are not finite; those beyond ``ACTION_LIMIT`` count as at the limit.
+    The last decision also sells the remaining inventory and earns both rewards. Raises ValueError for
+    scores that are not finite; scores beyond ``ACTION_LIMIT`` are clamped to it.
     """
     if not bool(torch.isfinite(score).all()):
         raise ValueError(f"action = {score[~torch.isfinite(score)][0]:g}: must be finite")
-    n = venue.paths.n_buckets
+    n = simulation.paths.n_buckets
     traded = inventory * fraction_of_score(score.clamp(-ACTION_LIMIT, ACTION_LIMIT), n - k)
-    left, *costs = venue.fill(k, inventory, traded)
-    earned = reward(venue, k, venue.book(k, torch.stack((inventory, left)), *costs))
+    left, *costs = simulation.fill(k, inventory, traded)
+    earned = reward(simulation, k, simulation.book(k, torch.stack((inventory, left)), *costs))
     if k < n - 2:
         return left, earned
-    rest, *costs = venue.fill(n - 1, left, left)
-    return rest, earned + reward(venue, n - 1, venue.book(n - 1, torch.stack((left, rest)), *costs))
+    rest, *costs = simulation.fill(n - 1, left, left)
+    return rest, earned + reward(simulation, n - 1, simulation.book(n - 1, torch.stack((left, rest)), *costs))
 
 
 def spaces() -> tuple[Space[Array], Space[Array]]:
@@ -179,7 +179,7 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
                 f"options['paths'] has {paths.n_paths} paths of {paths.n_buckets} buckets: "
                 f"must be 1 path of {self.n_buckets}"
             )
-        self.venue = OrderSimulation(paths, self.market, self.order)
+        self.simulation = OrderSimulation(paths, self.market, self.order)
         self.k, self.inventory = 0, torch.ones(1)
         return self._observe(), {}
 
@@ -193,12 +193,12 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         score = torch.as_tensor(action, dtype=torch.float32).reshape(-1)
         if len(score) != 1:
             raise ValueError(f"action of shape {list(np.shape(action))}: must be a single score")
-        self.inventory, earned = advance(self.venue, self.k, self.inventory, score, self.reward)
+        self.inventory, earned = advance(self.simulation, self.k, self.inventory, score, self.reward)
         self.k += 1
         return self._observe(), earned.item(), self.k == self.n_buckets - 1, False, {}
 
     def _observe(self) -> Array:
-        observed: Array = features(self.venue.observe(self.k, self.inventory))[0].numpy()
+        observed: Array = features(self.simulation.observe(self.k, self.inventory))[0].numpy()
         return observed
 
 

@@ -25,13 +25,13 @@ __all__ = [
 
 
 Z_LIMIT = 4.0
-"""Martingale z-score beyond which a policy is held to have looked ahead."""
+"""Martingale z-score beyond which a policy is considered to look ahead."""
 
 
 def wins(comparisons: pd.DataFrame, *quantities: str) -> pd.Series:
     """Per condition, whether every comparison is won in every quantity.
 
-    Quantities are "utility" and "mean", where more is better, and "std", where less is.
+    Quantities are "utility" and "mean", of which higher is better, and "std", of which lower is better.
     """
     better = pd.Series(True, index=comparisons.index)
     for quantity in quantities:
@@ -51,7 +51,7 @@ def pooled(comparisons: pd.DataFrame, quantity: str) -> str:
 
 
 def verdict(won: int, total: int) -> str:
-    """In words: all, some or none of ``total`` cases. Raises ValueError unless 0 <= won <= total > 0."""
+    """The verdict for all, some or no cases. Raises ValueError unless 0 <= won <= total and total > 0."""
     if not 0 <= won <= total or total == 0:
         raise ValueError(f"won = {won} of total = {total}: must be 0 <= won <= total and total > 0")
     if won == total:
@@ -131,7 +131,7 @@ def judge(
 
 
 def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFrame:
-    """One row a world, with the number of conditions in which each thing is so.
+    """One row per world: the number of conditions in which each comparison is won.
 
     ``refined`` holds the comparisons of one run of the refined policy with every expert, ``scorecard`` the
     scores, from which the capture of the same run comes. ``gain_share`` is the gain over the best expert as a
@@ -186,8 +186,8 @@ def judge_worlds(summary: pd.DataFrame, turned: Mapping[str, int], of: int) -> p
     return pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
 
 
-YARDSTICKS = ("flow_imitation", "blind_optimum")
-"""References that are no experts."""
+NOT_EXPERTS = ("flow_imitation", "blind_optimum")
+"""References other than experts."""
 
 
 Line = dict[str, str]
@@ -200,7 +200,7 @@ def first_run(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
     return first
 
 
-def _told(row: pd.Series, quantity: str) -> str:
+def _with_interval(row: pd.Series, quantity: str) -> str:
     low, high = row[f"{quantity}_ci_low"], row[f"{quantity}_ci_high"]
     return f"{row[quantity]:+.4f} [{low:+.4f}, {high:+.4f}] in {row['condition']}"
 
@@ -208,28 +208,28 @@ def _told(row: pd.Series, quantity: str) -> str:
 def _line(
     what: str, rows: pd.DataFrame, quantity: str = "utility", every: pd.DataFrame | None = None
 ) -> Line:
-    """In how many conditions ``every`` comparison is won, and the two ends of ``rows``."""
+    """Number of conditions in which ``every`` comparison is won, with the least and most favourable row."""
     won = wins(rows if every is None else every, quantity)
     ends = rows.sort_values(quantity, ascending=quantity != "std")
     return {
         "comparison": what,
         "won": f"{won.sum()} of {len(won)}",
-        "least favourable": _told(ends.iloc[0], quantity),
-        "most favourable": _told(ends.iloc[-1], quantity),
+        "least favourable": _with_interval(ends.iloc[0], quantity),
+        "most favourable": _with_interval(ends.iloc[-1], quantity),
     }
 
 
 def _against_best(what: str, rows: pd.DataFrame) -> Line:
-    """Won where it is above every expert; the ends are those of the comparison with the best one.
+    """Conditions with higher utility than every expert, with the extremes of the comparison to the best.
 
-    Where the drift is hidden, the best one may be the optimum of who does not know of it.
+    With hidden drift the best one may be the optimal policy unaware of it.
     """
-    experts = rows[~rows["reference"].isin(YARDSTICKS)]
+    experts = rows[~rows["reference"].isin(NOT_EXPERTS)]
     return _line(what, rows[rows["is_best_expert"]], every=experts)
 
 
 def _both(where: str, rows: pd.DataFrame, reference: str) -> list[Line]:
-    """Profit and risk against one reference, and in how many conditions both are better."""
+    """Mean and standard deviation against one reference, and the number of conditions with both better."""
     picked = rows[rows["reference"] == reference]
     both = wins(picked, "mean", "std")
     lines = [
@@ -252,7 +252,7 @@ def evidence(
     everywhere = pd.concat([refined, first_run(elsewhere, "flow_refined")], ignore_index=True)
     worlds = {str(world): rows for world, rows in everywhere.groupby("world", sort=False)}
     versus = {str(name): rows for name, rows in refined.groupby("reference", sort=False)}
-    experts = [name for name in versus if name not in YARDSTICKS]
+    experts = [name for name in versus if name not in NOT_EXPERTS]
     best = refined[refined["is_best_expert"]].set_index("condition")["reference"]
     dominated = [line for world, rows in worlds.items() for line in _both(world, rows, "static_optimal")]
     dominated += _both("heston", refined, "twap")

@@ -1,4 +1,4 @@
-"""Every policy in every world: who competes, against which limit, and the questions special to a world."""
+"""Comparisons of all policies in every world, and the analyses that belong to a single world."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +43,7 @@ __all__ = [
 def experts_in(
     perceive: Perceive, condition: Condition, n_buckets: int, rl: Mapping[str, RLExpert]
 ) -> dict[str, Policy]:
-    """The experts of a condition, calibrated to what is known there; RL where one was trained for it."""
+    """The experts of a condition, calibrated to the information there, with the RL expert if it has one."""
     if isinstance(perceive, Errors):
         return from_estimates(condition, n_buckets)
     market = condition.market
@@ -55,7 +55,7 @@ def experts_in(
 
 
 def _blind(condition: Condition, n_buckets: int) -> Policy:
-    """The optimum of who does not know that there is a hidden drift."""
+    """Optimal policy of a trader unaware of the hidden drift."""
     return solve_oracle(replace(condition.market, drift_sd=scalar(0.0)), condition.order, n_buckets)
 
 
@@ -69,9 +69,10 @@ def score_in_world(
     """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy and the experts of a
     world.
 
-    The first of the ``fields`` runs on all days in one step, its other steps and the other training
-    seeds on the first few. Where not all is seen, the same policy that sees all comes as
-    "flow_informed". The limit is the optimum given the regimes or the belief where these are hidden.
+    The first of the ``fields`` runs on all days with one solver step; its other numbers of steps and the
+    other training seeds run on the first ``n_few``. Where information is incomplete, "flow_informed" is the
+    same policy with full information. The oracle observes regimes; for a hidden drift it is the belief-state
+    optimum.
     """
     first_seed, n_buckets = min(fields), evaluation.n_buckets
     few = min(evaluation.n_few, evaluation.n_paths)
@@ -95,9 +96,9 @@ def score_in_world(
 def whole_range(
     fields: Mapping[int, EndpointField], condition: Condition, evaluation: Evaluation
 ) -> pd.DataFrame:
-    """The universal policy in a condition of its range: capture, and regret as a share of the oracle's cost.
+    """Capture of the universal policy in a condition, and its regret as a share of the oracle's cost.
 
-    A row a training seed in one step, and one for the first seed in eight.
+    One row per training seed with one solver step, and one for the first seed with eight.
     """
     first_seed = min(fields)
     entries = [(s, 1) for s in fields] + [(first_seed, 8)]
@@ -116,9 +117,9 @@ def whole_range(
 
 
 def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
-    """What learning about a hidden drift is worth, over the optimum that is blind to it.
+    """Gain from learning about a hidden drift, over the optimal policy unaware of it.
 
-    One row: the share of the belief-state optimum's gain that the policy has, with its interval, and the
+    One row: the policy's share of the gain of the belief-state optimum, with its interval, and the
     realised gain in the lowest, middle and highest third of days by their actual drift, bps.
     """
     policies: dict[str, Policy] = {
@@ -131,7 +132,7 @@ def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluati
     share = capture_interval(*utilities)
     days = market_days(condition, evaluation, "test")
     drift = torch.cat([paths.day_drift_bps for paths in days])[: evaluation.n_paths]
-    # By drift the martingale term does not vanish: what was earned is P&L itself.
+    # Conditional on the drift the martingale term has a nonzero mean, so gains are those of P&L.
     gain = out["flow"].martingale - out["blind"].martingale + utilities[0] - utilities[1]
     thirds = gain[drift.argsort()].tensor_split(3)
     return pd.DataFrame(
@@ -148,7 +149,7 @@ def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluati
 
 
 def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
-    """Share of a fully informed policy's gain over the static optimum that is kept, by condition.
+    """Ratio of the policy's gain to that of the same policy with full information, by condition.
 
     ``scorecard`` holds one world; both gains are over the static optimum of that world's information.
     """
@@ -161,10 +162,10 @@ def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
 
 
 def error_costs(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
-    """Utility that comes back once errors of the realistic world are healed, bps, with its 95 % interval.
+    """Utility regained when each perception error is removed, bps, with its 95 % interval.
 
-    Columns condition, healed, regained_bps, ci_low, ci_high. One error at a time, and all of them; what
-    single ones bring back need not add up.
+    Columns condition, healed, regained_bps, ci_low, ci_high. One error is removed at a time, and then
+    all; the single gains need not add up.
     """
     healed: dict[str, Perceive] = {
         "nothing": Errors(),

@@ -1,8 +1,8 @@
 """Recorded sessions in place of simulated days: price, variance and volume are real, impact is modelled.
 
-An order arrives at some bucket of a :class:`flowoe_lib.data.sessions.Tape`; the buckets it is worked in are
-its day. What traders are told rests on what the record shows before: the level of variance and of volume on
-the buckets before the arrival, and both of them now on exponentially weighted averages of the past.
+An order arrives at a bucket of a :class:`flowoe_lib.data.sessions.Tape` and is worked over the following
+buckets, its day. Traders know only the past of the record: levels of variance and volume are averages over
+the buckets before the arrival, current values are exponentially weighted averages.
 """
 
 from collections.abc import Mapping
@@ -45,12 +45,12 @@ __all__ = [
 
 
 MEASURES = ("utility", "without_price")
-"""P&L less the charge for realised risk, and the same without what the price did: the mean over selling
-and buying the same, and over all that prices might have done."""
+"""P&L less the charge for realised risk, with and without the price moves. Without them it is the mean over
+selling and buying the same order."""
 
 
 SESSION_HOURS = 6.5
-"""Of the session whose rates the suite has estimated."""
+"""Length of the session to which the suite's estimated rates refer."""
 
 
 def session_market(
@@ -78,14 +78,14 @@ def session_market(
 
 @dataclass(frozen=True)
 class Replay:
-    """Orders along a tape, each with its own market."""
+    """Orders on recorded sessions, each with its own market."""
 
     times: pd.DatetimeIndex
     """Arrival of each order, [orders]."""
     paths: MarketPaths
-    """What happened; depth is what was traded in the bucket over its forecast. Nobody sees it."""
+    """The recorded days; depth is volume over its forecast, which traders do not observe."""
     known: Perception
-    """What the past of the tape tells, market estimates with fields of shape [] or [orders]."""
+    """The information of traders from past buckets; market fields have shape [] or [orders]."""
     order: Order
 
     @property
@@ -169,7 +169,7 @@ def _tensor(values: Array) -> Tensor:
 
 
 def run(policies: Mapping[str, Policy], days: Replay, seed: int) -> dict[str, Execution]:
-    """What became of the orders under each policy, each with the same randomness of its own."""
+    """Execute the orders by each policy, with the same noise for all."""
     with torch.no_grad():
         market, order, known = days.known.market, days.order, days.known
         return {
@@ -179,7 +179,7 @@ def run(policies: Mapping[str, Policy], days: Replay, seed: int) -> dict[str, Ex
 
 
 def expected_under_model(policies: Mapping[str, Policy], days: Replay, each: int, seed: int) -> pd.DataFrame:
-    """Expected utility of the same orders where the model holds and all is seen, bps, [orders, policies].
+    """Expected utility of the same orders under the model with full information, bps, [orders, policies].
 
     The mean of control-variate utility over ``each`` simulated days an order, the same for all policies;
     these are made for the conditions of ``days`` with ``each`` paths.
@@ -195,7 +195,7 @@ def expected_under_model(policies: Mapping[str, Policy], days: Replay, each: int
 
 
 def outcome_table(runs: Mapping[str, Execution], days: Replay) -> pd.DataFrame:
-    """A row an order and policy: time, policy, and in bps shortfall, impact and both ``MEASURES``."""
+    """One row per order and policy: time, policy, and shortfall, impact and both ``MEASURES`` in bps."""
     tables = []
     for name, done in runs.items():
         impact, risk = done.temporary_bps + done.permanent_bps, days.order.risk_aversion * done.risk

@@ -1,4 +1,4 @@
-"""Training reinforcement-learning experts over a grid of conditions, and how they come along."""
+"""Training of reinforcement-learning experts over a grid of conditions, and their learning curves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ MAIN = "PPO"
 
 @dataclass(frozen=True)
 class Run:
-    """One expert to be trained."""
+    """The training of one expert."""
 
     label: str
     train: Callable[..., list[Snapshot]]

@@ -55,7 +55,7 @@ class ExecutionVecEnv(VecEnv):
     def reset(self) -> Array:
         """Draw a day for every order."""
         paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
-        self.venue = OrderSimulation(paths, self.market, self.order)
+        self.simulation = OrderSimulation(paths, self.market, self.order)
         self.k, self.inventory = 0, torch.ones(self.num_envs)
         return self._observe()
 
@@ -65,7 +65,7 @@ class ExecutionVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Trade the stored scores; after the last decision the observation is the first of the next day."""
-        self.inventory, earned = advance(self.venue, self.k, self.inventory, self.score, self.reward)
+        self.inventory, earned = advance(self.simulation, self.k, self.inventory, self.score, self.reward)
         self.k += 1
         rewards: Array = (earned / self.unit_bps).numpy()
         observed, done = self._observe(), self.k == self.n_buckets - 1
@@ -76,7 +76,7 @@ class ExecutionVecEnv(VecEnv):
         return observed, rewards, np.full(self.num_envs, done), infos
 
     def _observe(self) -> Array:
-        observed: Array = features(self.venue.observe(self.k, self.inventory)).numpy()
+        observed: Array = features(self.simulation.observe(self.k, self.inventory)).numpy()
         return observed
 
     def close(self) -> None:
