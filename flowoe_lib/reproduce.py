@@ -25,7 +25,7 @@ from tqdm import tqdm
 from flowoe_lib.store import PROFILES, Workspace, atomic_write, sha256
 
 __all__ = [
-    "AHEAD",
+    "RUN_BEFORE",
     "Record",
     "ReproductionError",
     "Task",
@@ -44,24 +44,24 @@ __all__ = [
 ]
 
 
-AHEAD = {"07_dynamic_markets": "05"}
-"""The result tables sum up the worlds too, so these are run right before them."""
+RUN_BEFORE = {"07_dynamic_markets": "05"}
+"""Notebooks that run right before another: the result tables include the worlds."""
 
 
-TRADERS = ("00_explore", "08_your_order", "09_market_replay")
-"""They trade with the policy that comes with the library, so what is trained here comes before."""
+USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay")
+"""Notebooks that use the pretrained policy; they run last, after all training."""
 
 
 POLICY = Path("flowoe_lib", "training", "weights", "universal.json")
-"""Card of the policy that comes with the library."""
+"""Card of the pretrained policy."""
 
 
 PROGRESS = "application/vnd.jupyter.widget-view+json"
-"""Kind of output that a progress bar leaves, and that nobody can read later."""
+"""Type of the output of a progress bar, which cannot be displayed later."""
 
 
 class ReproductionError(Exception):
-    """What the user has to put right before the run can go on."""
+    """An error that the user has to correct before the run can continue."""
 
 
 class Record(BaseModel):
@@ -127,12 +127,12 @@ class Task:
 
     @property
     def executed(self) -> Path:
-        """Where the executed copy goes."""
+        """Path of the executed copy."""
         return self.build / self.notebook.name
 
     @property
     def record(self) -> Path:
-        """What the last successful run left to be recognised by."""
+        """Path of the record of the last successful run."""
         return self.build / f"{self.stem}.done.json"
 
 
@@ -149,10 +149,10 @@ def _defined(notebook: _Notebook, path: Path) -> set[str]:
 
 
 def notebooks_in_order(folder: Path) -> list[Path]:
-    """By number, except for those in ``AHEAD``; those in ``TRADERS`` last; copies such as ``-Copy1`` not."""
+    """Notebooks by number, those of ``USE_PRETRAINED`` last; copies such as ``-Copy1`` are left out."""
 
     def place(path: Path) -> tuple[bool, str]:
-        return path.stem in TRADERS, AHEAD.get(path.stem, path.name)
+        return path.stem in USE_PRETRAINED, RUN_BEFORE.get(path.stem, path.name)
 
     return sorted((p for p in folder.glob("*.ipynb") if re.fullmatch(r"0\d_\w+", p.stem)), key=place)
 
@@ -160,7 +160,7 @@ def notebooks_in_order(folder: Path) -> list[Path]:
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
     """The files that decide a notebook's results, as they are on disk now."""
     library = root / "flowoe_lib"
-    shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in TRADERS]
+    shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in USE_PRETRAINED]
     files = [notebook, root / "constraints.txt", *library.rglob("*.py"), *shipped]
     return {f: (f.stat().st_mtime_ns, sha256(f.read_bytes())) for f in files}
 
@@ -229,7 +229,7 @@ def _files(*folders: Path) -> dict[Path, int]:
 
 
 def remove_strays(folders: Iterable[Path], older_than_s: float = 60) -> None:
-    """Remove what writers that were killed left half-written; a younger file may have a live one."""
+    """Remove incomplete files of killed writers; a younger file may still be being written."""
     for folder in folders:
         for stray in folder.rglob(".*.tmp"):
             if time.time() - stray.stat().st_mtime > older_than_s:
@@ -293,7 +293,7 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
-    """Put the executed copies in the place of their sources, ready to be committed.
+    """Replace the notebooks by their executed copies, ready to be committed.
 
     Raises ReproductionError if an input was edited while they ran, before anything is replaced.
     """
@@ -329,7 +329,7 @@ def update_readme(readme: Path, figures: Path) -> None:
 
 
 def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
-    """Bring the notebooks of the profile up to date, but for those to ``leave``. Raises ReproductionError."""
+    """Bring the notebooks of the profile up to date, except those in ``leave``. Raises ReproductionError."""
     tasks = [task for task in plan(workspace) if task.stem not in leave]
     remove_strays((workspace.figures, workspace.store.root, workspace.build))
     total = 0.0
@@ -411,11 +411,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         published_figures = root / "figures" if options.profile == "full" else workspace.build / "figures"
         os.environ["FLOWOE_FIGURES"] = str(published_figures)
         if options.publish:
-            reproduce(workspace, leave=TRADERS)
-            if any(task.stem in TRADERS for task in plan(workspace)):
+            reproduce(workspace, leave=USE_PRETRAINED)
+            if any(task.stem in USE_PRETRAINED for task in plan(workspace)):
                 ship_trained(workspace)
         tasks = reproduce(workspace)
-        if options.profile == "full" and any(task.stem in TRADERS for task in tasks):
+        if options.profile == "full" and any(task.stem in USE_PRETRAINED for task in tasks):
             sys.stdout.write(f"{compared(workspace)}\n")
         if options.profile == "full":
             for page in pages(root):

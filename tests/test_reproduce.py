@@ -17,7 +17,7 @@ import pytest
 
 from flowoe_lib.reproduce import (
     POLICY,
-    TRADERS,
+    USE_PRETRAINED,
     Record,
     ReproductionError,
     done,
@@ -459,7 +459,7 @@ def test_those_that_load_the_policy_are_made_again_when_it_changes(project: Path
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         loads = re.search(r"load_pretrained\(", path.read_text()) is not None
-        assert loads == (path.stem in TRADERS), path.name
+        assert loads == (path.stem in USE_PRETRAINED), path.name
 
 
 def test_an_absent_device_is_named(project: Path) -> None:

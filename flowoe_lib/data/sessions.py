@@ -1,4 +1,4 @@
-"""Recorded sessions on equal buckets: price, realised variance and volume, and where orders may arrive."""
+"""Recorded sessions cut into equal buckets: price, realised variance and volume, and arrivals of orders."""
 
 from dataclasses import dataclass
 
@@ -20,24 +20,24 @@ Places = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Tape:
-    """What a market did in each of the equal buckets of its sessions."""
+    """Price, realised variance and volume of recorded sessions, in equal buckets."""
 
     times: pd.DatetimeIndex
-    """Start of each bucket by the exchange's clock, one session after the other, [sessions * buckets]."""
+    """Start of each bucket in exchange time, session after session, [sessions * buckets]."""
     price: Array
-    """At the edges of the buckets, [sessions, buckets + 1]."""
+    """Price at the edges of the buckets, [sessions, buckets + 1]."""
     variance: Array
-    """Realised over the bucket, [sessions, buckets]."""
+    """Realised variance of each bucket, [sessions, buckets]."""
     volume: Array
-    """Traded in the bucket, [sessions, buckets]."""
+    """Volume of each bucket, [sessions, buckets]."""
 
 
 def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
     """Cut the sessions of ``bars`` into ``n_buckets`` buckets each, from ``opens`` to ``closes``.
 
-    Times are those of ``bars.timezone``; what closes after midnight closes at, say, "32:30". A bucket's
-    variance is the sum of its bars' Garman-Klass variances, its prices are the last ones known at its
-    edges. Raises BarsError where no session is covered or a bucket has no volume.
+    Times are in ``bars.timezone``; a close after midnight is given as, for example, "32:30". The variance of
+    a bucket is the sum of the Garman-Klass variances of its bars; the prices at its edges are the last ones
+    known then. Raises BarsError if no session is covered or a bucket has no volume.
     """
     variance, volume = (
         session_clock(bars, amount, n_buckets, opens=opens, closes=closes)
@@ -58,9 +58,10 @@ def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
 
 
 def arrivals(tape: Tape, n_buckets: int, every: int, warm_up: int = 0) -> Places:
-    """Buckets of the tape at which orders over ``n_buckets`` arrive, [orders].
+    """Buckets at which orders of ``n_buckets`` buckets arrive, [orders].
 
-    In each session after ``warm_up`` buckets and then ``every`` so many, as long as they end within it.
+    In each session the first order arrives after ``warm_up`` buckets and the others ``every`` buckets later,
+    as long as they end within the session.
     """
     sessions, length = tape.volume.shape
     within = np.arange(warm_up, length - n_buckets + 1, every)
@@ -82,12 +83,12 @@ def session_clock(
     days = bars.index.tz_localize(None).normalize().unique()
     origin = _instants(days[:1], "00:00", bars.timezone)[0]
     seconds = _seconds(instants, origin)
-    # The first bar of a record cut by activity began before it, nobody knows when.
+    # The start of the first bar of equal activity is unknown.
     ends = seconds if bars.minutes else seconds[1:]
-    # A session may end in a bar shorter than the others, which began where the one before it ended.
+    # The last bar of a session may be shorter than the others; it starts where the one before it ended.
     starts = np.maximum(ends - 60 * bars.minutes, np.r_[-np.inf, ends[:-1]]) if bars.minutes else seconds[:-1]
     total = np.cumsum(amount.to_numpy(dtype=float)[-len(ends) :])
-    # Cumulated amount as the corners of a function of time: rising within a bar, flat between bars.
+    # Cumulative amount as a piecewise linear function of time: rising within bars, flat between them.
     corners = np.column_stack([starts, ends]).ravel()
     heights = np.column_stack([np.r_[0.0, total[:-1]], total]).ravel()
     rows = {}
@@ -97,7 +98,7 @@ def session_clock(
         if not inside.any():
             continue
         begun, ended = starts[inside], ends[inside]
-        # Bars cut by activity leave no gap, so a pause of the market shows in their length.
+        # Bars of equal activity leave no gaps, so a pause of the market appears as a long bar.
         gaps = begun[1:] - ended[:-1] if bars.minutes else ended - begun
         if begun[0] <= first and ended[-1] >= last and gaps.max(initial=0.0) <= 3600:
             edges = np.linspace(first, last, n_buckets + 1)

@@ -1,6 +1,6 @@
-"""What FlowOE is compared with: other losses, other parametrisations, other policies.
+"""Ablations of FlowOE: other losses, parametrisations and policies, each changed in one respect.
 
-Each differs from the main line in one thing. Nothing else in the library uses this module.
+Nothing else in the library uses this module.
 """
 
 import copy
@@ -47,18 +47,18 @@ ALL_STEPS = (1, 2, 4, 8)
 
 
 COPIES, SPREAD, GENTLE_RATE = 6, 0.1, 1e-3
-"""Of advantage weighting: how often a decision is tried, how differently, and the learning rate."""
+"""Advantage weighting: copies of a decision, standard deviation of their noise, and learning rate."""
 
 
 ADAM_RATE = 2e-2
-"""Of Adam in the place of Muon."""
+"""Learning rate of Adam where it replaces Muon."""
 
 
 class VelocityField(EndpointField):
-    """The same network read as the velocity, the endpoint being x + (1 - t) v."""
+    """The same network with the velocity v as its output; the endpoint is x + (1 - t) v."""
 
     def forward(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
-        """Endpoint [paths] that the velocity at ``x``, ``t`` points to."""
+        """Endpoint [paths] to which the velocity at ``x``, ``t`` points."""
         return x + (1 - t) * super().forward(x, t, encoded)
 
 
@@ -101,7 +101,7 @@ class GaussianPolicy:
 
 @dataclass
 class StalePolicy:
-    """Looks at the market only every ``every`` buckets: a chunk of actions decided at its start."""
+    """A policy that observes variance and depth only every ``every`` buckets."""
 
     policy: Policy
     every: int
@@ -117,7 +117,7 @@ class StalePolicy:
 
 @dataclass
 class _Perturbed:
-    """Acts by the field's one-step action, disturbed once a path, and remembers that decision."""
+    """Takes the one-step action of a field, with noise in one bucket per path, and records that decision."""
 
     field: EndpointField
     when: Tensor
@@ -185,7 +185,7 @@ def advantage_weighted(
 
 @dataclass(frozen=True)
 class Setting:
-    """What every variant starts from."""
+    """Data and settings common to all variants."""
 
     demonstrations: Mapping[str, Demonstrations]
     """Demonstrations of "all" experts, of "four" without the RL one, of "two" and of "one"."""
@@ -275,7 +275,7 @@ AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]
     "looks every 4 buckets": _chunked(4),
     "looks every 8 buckets": _chunked(8),
 }
-"""What is made of the same imitation of all experts, giving policies by how they are sampled."""
+"""Variants that start from the same imitation of all experts; each gives policies by their sampling."""
 
 
 BY_THEMSELVES: dict[str, Callable[[Setting], dict[str, Policy]]] = {
@@ -294,7 +294,7 @@ BY_THEMSELVES: dict[str, Callable[[Setting], dict[str, Policy]]] = {
     "width 16": _width(16),
     "width 96": _width(96),
 }
-"""What is trained from the beginning."""
+"""Variants that are trained from the beginning."""
 
 
 VARIANTS = (*AFTER_IMITATION, *BY_THEMSELVES)
@@ -325,7 +325,7 @@ def measure(setting: Setting, grid: Sequence[Condition], evaluation: Evaluation)
     start = time.process_time()
     imitated = setting.imitated()
     shared = imitated, time.process_time() - start
-    # The widest network takes longest: begun first, it does not run on alone.
+    # The widest network takes longest, so it starts first.
     variants = [(name, setting, *shared) for name in reversed(VARIANTS)]
     runs = sweep(train_variant, variants, "variants")[::-1]
     policies = {
@@ -341,7 +341,7 @@ def measure(setting: Setting, grid: Sequence[Condition], evaluation: Evaluation)
 
 
 def summarise(measured: pd.DataFrame) -> pd.DataFrame:
-    """Over conditions, by variant and way of sampling: capture, paired difference to the main line, seconds.
+    """Summary over conditions by variant and sampling: capture, paired difference to FlowOE, seconds.
 
     Conditions are independent, so the interval of the mean difference is that of their average.
     """

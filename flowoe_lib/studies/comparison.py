@@ -195,11 +195,10 @@ def refereed(
     reps: int,
     evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """One condition before a referee: the set of the best policies, Hansen's test, and bootstrap intervals.
+    """Statistical tests in one condition: model confidence set, Hansen's test, and bootstrap intervals.
 
-    A single row.
-    ``spa_p`` is the chance of the others' lead over FlowOE if none were better; ``best_set`` names the
-    policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
+    ``spa_p`` is the p-value of the hypothesis that no other policy is better than FlowOE; ``best_set`` names
+    the policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
     """
     policies = experts_in(world.perceive, condition, evaluation.n_buckets, rl)
     policies["flow_refined"] = FlowPolicy(field, 1)

@@ -1,6 +1,6 @@
-"""Worlds: what moves during the day, and who knows it. Each is a grid of conditions of one market type.
+"""Worlds: grids of conditions of one market type, with the information of agents about them.
 
-In every world all agents have the same perception of the market, so that none knows more than another.
+All agents of a world have the same information.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ __all__ = ["DRIFT", "World", "beyond_training", "dynamic_worlds", "liquid_day"]
 
 
 DRIFT = 0.3
-"""Drift of the day either way, in daily standard deviations; in the hidden world its own."""
+"""Absolute drift of the day, in daily standard deviations; in the hidden world its standard deviation."""
 
 
 CONSTANT_CV = 0.02
-"""Variance that moves by a fiftieth counts as constant; the process needs some."""
+"""Coefficient of variation of variance that counts as constant; the process needs a positive one."""
 
 
 LEVELS = {"normal": 1.0, "lean": 2.0, "thin": 3.0}
 
 
 JUMPS = {"rare": 2.0, "frequent": 6.0}
-"""Rates of entering and of leaving the stressed regime, per day."""
+"""Rates of transition into and out of the stressed regime, per day."""
 
 
 LOW, HIGH = 0, 1
@@ -46,14 +46,14 @@ variance."""
 
 @dataclass(frozen=True)
 class World:
-    """A grid of conditions and how its agents perceive them."""
+    """A grid of conditions, and the information of its agents."""
 
     name: str
     conditions: list[Condition]
     moves: str
     """What changes during the day."""
     known: str
-    """What every agent is told and sees."""
+    """What every agent knows."""
     perceive: Perceive = exact
 
 
@@ -74,7 +74,7 @@ def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:
 
 
 def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
-    """The worlds beyond the Heston ``grid``, on its volatilities and cv; ``day`` says how liquidity moves."""
+    """The worlds beyond the Heston ``grid``, with its volatilities and cv and the liquidity of ``day``."""
     normal = [c for c in grid if "/normal/" in c.name]
     calmest = min(c.market.heston.cv for c in grid)
     steady = [c for c in grid if c.market.heston.cv == calmest]
@@ -173,7 +173,7 @@ def beyond_training(base: Condition, day: Liquidity) -> dict[str, tuple[Conditio
 
 
 def _moved(condition: Condition, quantity: str, value: float) -> Condition:
-    """The condition with one quantity of ``TESTED_LIMITS`` changed."""
+    """The condition with one quantity of ``TESTED_LIMITS`` replaced."""
     market, order = condition.market, condition.order
     if quantity == "size":
         return replace(condition, order=replace(order, size=scalar(value)))
