@@ -282,7 +282,7 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """Downloaded data, checked against a pinned hash by whoever reads it."""
+        """Downloaded data, checked against a pinned hash when it is read."""
         return self.root / ".cache"
 
     @property

@@ -1,4 +1,4 @@
-"""Independent tasks side by side, one thread each: on the cores of this machine or on a Dask cluster."""
+"""Parallel runs of independent tasks, one thread each, on this machine or on a Dask cluster."""
 
 import concurrent.futures
 import logging

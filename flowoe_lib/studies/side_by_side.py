@@ -1,4 +1,4 @@
-"""The same task for many arguments, side by side: what the notebooks store."""
+"""Tasks that run in parallel over many arguments, whose results the notebooks store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
