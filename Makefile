@@ -77,7 +77,7 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 docs: $(INSTALLED)-docs ## write the pages of the library from its docstrings into build/docs; fails on a warning
-	$(BIN)/python -W error -m pdoc --docformat restructuredtext --output-directory build/docs flowoe_lib
+	$(BIN)/python -W error -m pdoc --docformat numpy --output-directory build/docs flowoe_lib
 
 explore: $(INSTALLED)-lab ## open the page that explores the trained policy, with voila
 	$(BIN)/voila notebooks/00_explore.ipynb

@@ -212,7 +212,7 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
-        raise BarsError(f"{check.source}: unknown time zone '{timezone}'") from None
+        raise BarsError(f"{check.source}: timezone = {timezone!r}: unknown time zone") from None
     if pd.api.types.is_datetime64_any_dtype(column):
         times = column
     else:
