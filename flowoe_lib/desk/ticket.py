@@ -4,12 +4,11 @@ The command line, its help, notebook 08 and the table of docs/order.md are made 
 """
 
 import difflib
-import math
-import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from flowoe_lib.market.ranges import TESTED_BUCKETS
 
@@ -26,17 +25,21 @@ BUCKET_MINUTES = 10
 DAY_MINUTES = 24 * 60
 
 
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite number, numpy's included; text and truth values are none."""
+
+
+Positive = Annotated[Number, Field(gt=0)]
+
+
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+
+
+Clock = Annotated[str, StringConstraints(pattern=r"^\d{1,2}:[0-5]\d$")]
+
+
 class OrderError(ValueError):
     """An order that cannot be executed as asked; the message names field, value and what is allowed."""
-
-
-def _finite(value: object) -> bool:
-    """Whether ``value`` is a finite number, numpy's included; True and False are not numbers here."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_clock(value: object) -> bool:
-    return re.fullmatch(r"\d{1,2}:[0-5]\d", str(value)) is not None
 
 
 def _minutes(clock: str) -> int:
@@ -44,85 +47,51 @@ def _minutes(clock: str) -> int:
     return 60 * int(hours) + int(minutes)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """The allowed values of an option, in words and as a check, and a function that reads one from text."""
-
-    allowed: str
-    accepts: Callable[[Any], bool]
-    read: Callable[[str], Any] = float
-
-
-_SIDE = _Kind("must be buy or sell", lambda x: x in ("buy", "sell"), str)
-_NUMBER = _Kind("must be a finite number", _finite)
-_POSITIVE = _Kind("must be finite and > 0", lambda x: _finite(x) and x > 0)
-_NOT_NEGATIVE = _Kind("must be finite and >= 0", lambda x: _finite(x) and x >= 0)
-_FRACTION = _Kind("must be a number within (0, 1]", lambda x: _finite(x) and 0 < x <= 1)
-_CLOCK = _Kind("must be a time of day such as 09:30", _is_clock, str)
-_SESSION = _Kind(
-    "must be two times of day, open and close, such as 09:30 16:00",
-    lambda x: isinstance(x, tuple | list) and len(x) == 2 and all(map(_is_clock, x)),
-    str.split,
-)
-
-
-def _option(kind: _Kind, default: Any, text: str, unit: str = "", otherwise: str = "") -> Any:
-    """A field; ``otherwise`` describes a default of None, and where it is empty the option is required."""
-    metadata = {"kind": kind, "help": text, "unit": unit, "otherwise": otherwise}
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(BaseModel):
     """An order with its options, as a desk writes it."""
 
-    side: str = _option(_SIDE, None, "buy or sell")
-    shares: float = _option(_POSITIVE, None, "size of the order", "shares")
-    adv: float | None = _option(
-        _POSITIVE, None, "average daily volume", "shares", "mean of the last 21 days of the bars"
-    )
-    start: str | None = _option(_CLOCK, None, "time of day when execution starts", "HH:MM", "the open")
-    end: str | None = _option(_CLOCK, None, "time of day when execution ends", "HH:MM", "the close")
-    risk_aversion: float | None = _option(_POSITIVE, None, "risk aversion lambda", "per bps", "0.0005")
-    cost_limit_bps: float | None = _option(
-        _POSITIVE,
-        None,
-        "cost that 95 of 100 days are to stay below, by the lowest risk aversion that does so",
-        "bps",
-        "none, risk_aversion is used as it is",
-    )
-    drift_bps: float = _option(
-        _NUMBER, 0.0, "price change expected over the window, whatever the side", "bps"
-    )
-    drift_sd_bps: float = _option(
-        _NOT_NEGATIVE, 0.0, "standard deviation of the unknown part of the drift over the window", "bps"
-    )
-    participation_cap: float | None = _option(
-        _FRACTION,
-        None,
-        "largest share of the volume expected in a bucket that may be traded",
-        "share of expected volume",
-        "no cap",
-    )
-    illiquidity: float = _option(_POSITIVE, 1.0, "temporary impact over the published one", "multiple")
-    beta: float = _option(_FRACTION, 0.6, "exponent of temporary impact")
-    session: tuple[str, str] = _option(
-        _SESSION,
-        ("09:30", "16:00"),
-        "open and close of the market, separated by a space; 27:00 is 3:00 of the next day",
-        "HH:MM HH:MM",
-    )
+    # Each option is described below it: its meaning, [its unit], and what holds where its default is None.
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    def __new__(cls, *values: object, **options: object) -> Self:
-        """Raise OrderError for unknown options, by name."""
-        refuse_unknown(options, [f.name for f in fields(cls)])
-        return super().__new__(cls)
+    side: Literal["buy", "sell"]
+    """buy or sell"""
+    shares: Positive
+    """size of the order [shares]"""
+    adv: Positive | None = None
+    """average daily volume [shares]; by default mean of the last 21 days of the bars"""
+    start: Clock | None = None
+    """time of day when execution starts [HH:MM]; by default the open"""
+    end: Clock | None = None
+    """time of day when execution ends [HH:MM]; by default the close"""
+    risk_aversion: Positive | None = None
+    """risk aversion lambda [per bps]; by default 0.0005"""
+    cost_limit_bps: Positive | None = None
+    """cost that 95 of 100 days are to stay below, by the lowest risk aversion that does so [bps]; by default
+    none, risk_aversion is used as it is"""
+    drift_bps: Number = 0.0
+    """price change expected over the window, whatever the side [bps]"""
+    drift_sd_bps: Annotated[Number, Field(ge=0)] = 0.0
+    """standard deviation of the unknown part of the drift over the window [bps]"""
+    participation_cap: Fraction | None = None
+    """largest share of the volume expected in a bucket that may be traded [share of expected volume]; by
+    default no cap"""
+    illiquidity: Positive = 1.0
+    """temporary impact over the published one [multiple]"""
+    beta: Fraction = 0.6
+    """exponent of temporary impact"""
+    session: tuple[Clock, Clock] = ("09:30", "16:00")
+    """open and close of the market, separated by a space; 27:00 is 3:00 of the next day [HH:MM HH:MM]"""
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value, kind = getattr(self, f.name), f.metadata["kind"]
-            if not ((value is None and f.metadata["otherwise"]) or kind.accepts(value)):
-                raise OrderError(f"{f.name} = {value!r}: {kind.allowed}")
+    def __init__(self, side: str | None = None, shares: float | None = None, **options: Any) -> None:
+        options |= {"side": side, "shares": shares}
+        refuse_unknown(options, type(self).model_fields)
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            meaning = ", ".join(filter(None, described_options()[name][:2]))
+            raise OrderError(f"{name} = {options[name]!r}: {first['msg']} ({meaning})") from None
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
             raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
         session = f"session = {' to '.join(self.session)}"
@@ -174,28 +143,37 @@ def refuse_unknown(given: Mapping[str, object], known: Iterable[str]) -> None:
 
 
 def read_options(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values of options from their texts; a text that cannot be read is kept, for Ticket to refuse it."""
-    values: dict[str, Any] = dict(texts)
-    for f in fields(Ticket):
-        try:
-            values[f.name] = f.metadata["kind"].read(texts[f.name])
-        except (KeyError, ValueError):
-            continue
-    return values
+    """Options from their texts: numbers where they are numbers, and the times of a session one by one."""
+    return {name: text.split() if name == "session" else _read(text) for name, text in texts.items()}
+
+
+def _read(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_DESCRIPTION = re.compile(r"^(.+?)(?: \[(.+)\])?(?:; by default (.+))?$")
 
 
 def described_options() -> dict[str, tuple[str, str, str]]:
     """Meaning, unit and default, in words, of each option."""
-    return {
-        f.name: (f.metadata["help"], f.metadata["unit"], f.metadata["otherwise"] or _shown(f.default))
-        for f in fields(Ticket)
-    }
+    described = {}
+    for name, field in Ticket.model_fields.items():
+        text = " ".join(str(field.description).split())
+        [(meaning, unit, otherwise)] = _DESCRIPTION.findall(text)
+        described[name] = (meaning, unit, otherwise or _shown(field.default))
+    return described
 
 
 def _shown(default: Any) -> str:
-    if default is None:
-        return "required"
-    return " ".join(default) if isinstance(default, tuple) else f"{default:g}"
+    match default:
+        case float():
+            return f"{default:g}"
+        case tuple():
+            return " ".join(default)
+    return "required"
 
 
 _PARAMETERS = "\n".join(
