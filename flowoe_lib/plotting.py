@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-__all__ = ["LOOKS", "Look", "line", "panel_grid", "save", "save_table", "style"]
+__all__ = ["LOOKS", "Look", "line", "panel_grid", "save", "save_table", "style", "titled"]
 
 
 @contextmanager
@@ -100,3 +100,11 @@ def panel_grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, l
     for spare in flat[count:]:
         spare.set_visible(False)
     return figure, flat[:count]
+
+
+def titled(figure: Figure, message: str, legend: Axes | None = None, ncols: int = 5) -> Figure:
+    """The figure with its message as a headline and, below, the legend of one of its panels."""
+    figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if legend is not None:
+        figure.legend(*legend.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+    return figure

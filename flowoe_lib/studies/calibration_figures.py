@@ -21,40 +21,40 @@ DARK, MIDDLE, LIGHT = "#22313f", "#c0562f", "#9fb3c8"
 """Data, model and background, apart in grey too."""
 
 
+@style()
 def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     """Twenty years of daily volatility, its foreseen level, the VIX, and the conditions' levels.
 
     ``history``: columns day, level and vix, per sqrt(day), by date. ``levels``: per sqrt(day).
     """
-    with style():
-        figure, axes = plt.subplots(figsize=(7.2, 3.4))
-        percent = 100 * history
-        axes.plot(percent.index, percent["day"], ".", color=LIGHT, markersize=1.5, label="one day's range")
-        axes.plot(percent.index, percent["level"], color=DARK, linewidth=0.9, label="level foreseen")
-        axes.plot(percent.index, percent["vix"], color=MIDDLE, linewidth=0.9, label="VIX")
-        for name, level in levels.items():
-            axes.axhline(100 * level, color="black", linestyle="--", linewidth=0.8)
-            axes.annotate(name, (1.0, 100 * level), xycoords=("axes fraction", "data"), va="center")
-        axes.set(yscale="log", ylabel="volatility, % per sqrt(day)", xlabel="date", ylim=(0.15, 9))
-        axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_title("Three levels span twenty years of S&P 500 volatility, 2008 included")
-        axes.legend(loc="upper right", ncols=3, markerscale=5)
+    figure, axes = plt.subplots(figsize=(7.2, 3.4))
+    percent = 100 * history
+    axes.plot(percent.index, percent["day"], ".", color=LIGHT, markersize=1.5, label="one day's range")
+    axes.plot(percent.index, percent["level"], color=DARK, linewidth=0.9, label="level foreseen")
+    axes.plot(percent.index, percent["vix"], color=MIDDLE, linewidth=0.9, label="VIX")
+    for name, level in levels.items():
+        axes.axhline(100 * level, color="black", linestyle="--", linewidth=0.8)
+        axes.annotate(name, (1.0, 100 * level), xycoords=("axes fraction", "data"), va="center")
+    axes.set(yscale="log", ylabel="volatility, % per sqrt(day)", xlabel="date", ylim=(0.15, 9))
+    axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title("Three levels span twenty years of S&P 500 volatility, 2008 included")
+    axes.legend(loc="upper right", ncols=3, markerscale=5)
     return figure
 
 
+@style()
 def autocovariance_figure(panels: Mapping[str, pd.DataFrame], message: str) -> Figure:
     """Autocovariances within the day with their intervals and fits, one panel each.
 
     Tables: columns days, value, ci_low, ci_high, and fit where there is one.
     """
-    with style():
-        figure, row = plt.subplots(1, len(panels), figsize=(1.8 + 2.7 * len(panels), 2.8), squeeze=False)
-        for axes, (name, table) in zip(row[0], panels.items(), strict=True):
-            _decay_panel(axes, table)
-            axes.set_title(name)
-        row[0][0].set_ylabel("autocovariance")
-        figure.suptitle(message, fontsize=10, x=0.01, ha="left")
+    figure, row = plt.subplots(1, len(panels), figsize=(1.8 + 2.7 * len(panels), 2.8), squeeze=False)
+    for axes, (name, table) in zip(row[0], panels.items(), strict=True):
+        _decay_panel(axes, table)
+        axes.set_title(name)
+    row[0][0].set_ylabel("autocovariance")
+    figure.suptitle(message, fontsize=10, x=0.01, ha="left")
     return figure
 
 
@@ -70,20 +70,20 @@ def _decay_panel(axes: Axes, table: pd.DataFrame) -> None:
     axes.legend()
 
 
+@style()
 def profile_figure(volume: pd.DataFrame, fitted: pd.Series) -> Figure:
     """Volume by time of day: each session, their mean, and the fitted U.
 
     ``volume``: share of a bucket over that of a flat day, [days, buckets]; ``fitted``: [buckets].
     """
-    with style():
-        figure, axes = plt.subplots(figsize=(5.4, 3.0))
-        middle = (np.arange(volume.shape[1]) + 0.5) / volume.shape[1]
-        axes.plot(middle, volume.T, color=LIGHT, linewidth=0.6)
-        axes.plot([], [], color=LIGHT, linewidth=0.6, label="one session")
-        axes.plot(middle, volume.mean(), color=DARK, label="mean session")
-        axes.plot(middle, fitted, "--", color=MIDDLE, label="fitted U")
-        axes.axhline(1, color="black", linewidth=0.6)
-        axes.set(xlabel="time of the session, days", ylabel="volume over a flat day's", ylim=(0, None))
-        axes.set_title("Trading is busiest at the open and the close")
-        axes.legend()
+    figure, axes = plt.subplots(figsize=(5.4, 3.0))
+    middle = (np.arange(volume.shape[1]) + 0.5) / volume.shape[1]
+    axes.plot(middle, volume.T, color=LIGHT, linewidth=0.6)
+    axes.plot([], [], color=LIGHT, linewidth=0.6, label="one session")
+    axes.plot(middle, volume.mean(), color=DARK, label="mean session")
+    axes.plot(middle, fitted, "--", color=MIDDLE, label="fitted U")
+    axes.axhline(1, color="black", linewidth=0.6)
+    axes.set(xlabel="time of the session, days", ylabel="volume over a flat day's", ylim=(0, None))
+    axes.set_title("Trading is busiest at the open and the close")
+    axes.legend()
     return figure
