@@ -5,9 +5,9 @@ bucket, and returns the fraction of the remaining inventory to trade. The last b
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -143,15 +143,13 @@ class OrderSimulation:
         """Price change from arrival to the start of each bucket in the order's favour, bps, N + 1 [paths]."""
 
     @cached_property
-    def _observed_all_day(self) -> dict[str, Any]:
-        market, order = (map_tensors(torch.clone, tree) for tree in (self.known.market, self.order))
-        return {
-            "n_buckets": self.paths.n_buckets,
-            "volume": self.paths.volume.clone(),
-            "market": market,
-            "order": order,
-            "pre_trade": PreTrade.of(market, order),
-        }
+    def _shown(self) -> tuple[Perception, "partial[Observation]"]:
+        """Copies of what policies observe: by bucket, and all day."""
+        known: Perception
+        known, order = (map_tensors(torch.clone, tree) for tree in (self.known, self.order))
+        estimates = {"market": known.market, "order": order, "pre_trade": PreTrade.of(known.market, order)}
+        n, volume = self.paths.n_buckets, self.paths.volume.clone()
+        return known, partial(Observation, n_buckets=n, volume=volume, **estimates)
 
     def observe(self, k: int, inventory: Tensor) -> Observation:
         """The observation at the start of bucket ``k`` with ``inventory`` [paths] left.
@@ -159,14 +157,9 @@ class OrderSimulation:
         All but the inventory are copies, so that writing into them changes neither the day nor what other
         policies observe.
         """
-        return Observation(
-            k=k,
-            inventory=inventory,
-            return_bps=self.returns[k].clone(),
-            variance=self.known.variance[k].clone(),
-            log_depth=self.known.log_depth[k].clone(),
-            **self._observed_all_day,
-        )
+        known, observation = self._shown
+        now = {"variance": known.variance[k], "log_depth": known.log_depth[k], "return_bps": self.returns[k]}
+        return observation(k=k, inventory=inventory, **now)
 
     def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trade ``traded`` of ``inventory`` in one bucket or in each of several.

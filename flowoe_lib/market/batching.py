@@ -1,7 +1,7 @@
 """Batches of markets and orders: dataclasses whose tensors have one entry per path."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowoe_lib.market.model import Condition, Market, Order
 
-__all__ = ["align", "batch", "map_tensors", "tile"]
+__all__ = ["align", "batch", "map_tensors", "one_by_one", "tile"]
 
 
 T = TypeVar("T")
@@ -53,6 +53,16 @@ def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Ord
     market: Market = map_tensors(stack, *(c.market for c in conditions))
     order: Order = map_tensors(stack, *(c.order for c in conditions))
     return market, order
+
+
+def one_by_one(world: str, names: Iterable[str], market: Market, order: Order) -> list[Condition]:
+    """Conditions with fields of shape [] from a batch with fields of shape [] or [conditions]."""
+
+    def nth(i: int, part: T) -> T:
+        single: T = map_tensors(lambda field: field[i] if field.dim() else field, part)
+        return single
+
+    return [Condition(world, name, nth(i, market), nth(i, order)) for i, name in enumerate(names)]
 
 
 def tile(tree: T, copies: int, n_paths: int) -> T:

@@ -5,6 +5,7 @@ and profit in basis points of the arrival price, quantities as fractions of the 
 as a fraction of average daily volume (ADV).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,10 +53,26 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(float(value))
 
 
-def _require(name: str, value: Tensor, ok: Tensor, allowed: str) -> None:
-    if not bool(ok.all()):
-        bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
-        raise ValueError(f"{name} = {bad:g}: must be {allowed}")
+_Allowed = tuple[str, Callable[[Tensor], Tensor]]
+"""What a value must be, in words and as a test of each value."""
+
+
+_POSITIVE: _Allowed = "> 0", lambda x: x > 0
+_NOT_NEGATIVE: _Allowed = ">= 0", lambda x: x >= 0
+_FINITE: _Allowed = "finite", torch.isfinite
+_FINITE_POSITIVE: _Allowed = "finite and > 0", lambda x: (x > 0) & torch.isfinite(x)
+_FINITE_NOT_NEGATIVE: _Allowed = "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x)
+_EXPONENT: _Allowed = "within (0, 1]", lambda x: (x > 0) & (x <= 1)
+
+
+def _require(owner: object, **fields: _Allowed) -> None:
+    """Raise ValueError unless the ``fields`` of ``owner`` hold what is allowed."""
+    for name, (allowed, holds) in fields.items():
+        value: Tensor = getattr(owner, name)
+        ok = holds(value)
+        if not bool(ok.all()):
+            bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
+            raise ValueError(f"{type(owner).__name__}.{name} = {bad:g}: must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -99,10 +116,8 @@ class Heston:
     rho: Tensor
 
     def __post_init__(self) -> None:
-        for name in ("theta", "kappa", "cv"):
-            value: Tensor = getattr(self, name)
-            _require(f"Heston.{name}", value, (value > 0) & torch.isfinite(value), "finite and > 0")
-        _require("Heston.rho", self.rho, self.rho.abs() <= 1, "within [-1, 1]")
+        _require(self, theta=_FINITE_POSITIVE, kappa=_FINITE_POSITIVE, cv=_FINITE_POSITIVE)
+        _require(self, rho=("within [-1, 1]", lambda x: x.abs() <= 1))
 
     @property
     def xi(self) -> Tensor:
@@ -154,11 +169,7 @@ class Impact:
     delta: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
-        _require("Impact.eta", self.eta, self.eta > 0, "> 0")
-        _require("Impact.gamma", self.gamma, self.gamma >= 0, ">= 0")
-        for name in ("beta", "delta"):
-            value: Tensor = getattr(self, name)
-            _require(f"Impact.{name}", value, (value > 0) & (value <= 1), "within (0, 1]")
+        _require(self, eta=_POSITIVE, gamma=_NOT_NEGATIVE, beta=_EXPONENT, delta=_EXPONENT)
 
 
 @dataclass(frozen=True)
@@ -202,22 +213,16 @@ class Liquidity:
     window_end: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
-        for name in ("illiquidity", "depth_reversion"):
-            value: Tensor = getattr(self, name)
-            _require(f"Liquidity.{name}", value, value > 0, "> 0")
-        _require("Liquidity.depth_sd", self.depth_sd, self.depth_sd >= 0, ">= 0")
-        amplitude = self.profile_amplitude
+        start = self.window_start
         _require(
-            "Liquidity.profile_amplitude", amplitude, (amplitude > -1) & (amplitude < 2), "within (-1, 2)"
+            self,
+            illiquidity=_POSITIVE,
+            depth_reversion=_POSITIVE,
+            depth_sd=_NOT_NEGATIVE,
+            profile_amplitude=("within (-1, 2)", lambda x: (x > -1) & (x < 2)),
+            window_start=("within [0, 1)", lambda x: (x >= 0) & (x < 1)),
+            window_end=("after window_start and at most 1", lambda x: (x > start) & (x <= 1)),
         )
-        _require(
-            "Liquidity.window_start",
-            self.window_start,
-            (self.window_start >= 0) & (self.window_start < 1),
-            "within [0, 1)",
-        )
-        later = (self.window_end > self.window_start) & (self.window_end <= 1)
-        _require("Liquidity.window_end", self.window_end, later, "after window_start and at most 1")
 
 
 @dataclass(frozen=True)
@@ -237,9 +242,8 @@ class Regimes:
     """Rate of transition from stressed to calm, per day."""
 
     def __post_init__(self) -> None:
-        for name in ("volatility_multiplier", "cost_multiplier", "enter", "leave"):
-            value: Tensor = getattr(self, name)
-            _require(f"Regimes.{name}", value, value > 0, "> 0")
+        _require(self, volatility_multiplier=_POSITIVE, cost_multiplier=_POSITIVE)
+        _require(self, enter=_POSITIVE, leave=_POSITIVE)
 
     @property
     def present(self) -> bool:
@@ -301,9 +305,7 @@ class Market:
     regimes: Regimes = field(default_factory=Regimes)
 
     def __post_init__(self) -> None:
-        _require("Market.drift", self.drift, torch.isfinite(self.drift), "finite")
-        allowed = (self.drift_sd >= 0) & torch.isfinite(self.drift_sd)
-        _require("Market.drift_sd", self.drift_sd, allowed, "finite and >= 0")
+        _require(self, drift=_FINITE, drift_sd=_FINITE_NOT_NEGATIVE)
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """Temporary cost of an order of ``size`` ADV traded at an even pace, with L = u = 1, bps."""
@@ -348,10 +350,8 @@ class Order:
     side: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
-        _require("Order.size", self.size, (self.size > 0) & torch.isfinite(self.size), "finite and > 0")
-        averse = (self.risk_aversion >= 0) & torch.isfinite(self.risk_aversion)
-        _require("Order.risk_aversion", self.risk_aversion, averse, "finite and >= 0")
-        _require("Order.side", self.side, self.side.abs() == 1, "+1 (sell) or -1 (buy)")
+        _require(self, size=_FINITE_POSITIVE, risk_aversion=_FINITE_NOT_NEGATIVE)
+        _require(self, side=("+1 (sell) or -1 (buy)", lambda x: x.abs() == 1))
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,11 @@ class TrainingRange:
         # The drift filter is exact only for constant variance.
         cv = torch.where(drift_sd > 0, self.cv[0], market.heston.cv)
         market = replace(market, heston=replace(market.heston, cv=cv), drift=drift, drift_sd=drift_sd)
-        return self._with_regimes(market, *torch.rand(5, n, generator=generator, device=device)), order
+        return self._with_regimes(market, torch.rand(5, n, generator=generator, device=device)), order
 
-    def _with_regimes(
-        self, market: Market, kind: Tensor, volatility: Tensor, cost: Tensor, enter: Tensor, leave: Tensor
-    ) -> Market:
-        """Add regimes where ``kind`` is below their share, without changing mean variance and mean cost.
-
-        The other arguments are points of the unit interval, [n].
-        """
+    def _with_regimes(self, market: Market, points: Tensor) -> Market:
+        """Add regimes on some paths by ``points`` [5, n] in [0, 1), and keep mean variance and mean cost."""
+        kind, volatility, cost, enter, leave = points
         # The drift filter cannot account for regimes, so no path has both.
         here = (kind < self.regimes) & (market.drift_sd == 0)
         volatility, cost = (torch.where(here, m, 1) for m in (1 + 2 * volatility, 1 + 6 * cost))

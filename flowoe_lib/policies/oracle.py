@@ -67,17 +67,20 @@ class Oracle:
 
         Raises ValueError if the day has another number of buckets.
         """
-        if obs.n_buckets != len(self.fraction) + 1:
-            raise ValueError(
-                f"n_buckets = {obs.n_buckets}: must be {len(self.fraction) + 1}, as the oracle was solved"
-            )
         first, last = self.depth_ends
         thin = torch.zeros_like(noise)
         if first != last:
             thin = ((first - obs.log_depth) / (first - last)).clamp(0, 1)
         variance = obs.variance / (1 + thin * (self.stressed_variance - 1))
-        places = obs.inventory.sqrt(), (variance / self.variance_max).sqrt(), thin
-        return interpolate_table(self.fraction[obs.k].to(noise), places).clamp(0, 1)
+        return _look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin)
+
+
+def _look_up(fraction: Tensor, obs: Observation, *state: Tensor) -> Tensor:
+    """Interpolate a table [N - 1, inventory, ...] of fractions at the observed inventory and ``state``."""
+    if obs.n_buckets != len(fraction) + 1:
+        raise ValueError(f"n_buckets = {obs.n_buckets}: must be {len(fraction) + 1}, as solved for")
+    places = obs.inventory.sqrt(), *state
+    return interpolate_table(fraction[obs.k].to(obs.inventory), places).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -233,14 +236,9 @@ class BeliefOptimum:
 
         Raises ValueError if the day has another number of buckets.
         """
-        if obs.n_buckets != len(self.fraction) + 1:
-            raise ValueError(
-                f"n_buckets = {obs.n_buckets}: must be {len(self.fraction) + 1}, as the optimum was solved"
-            )
         belief = posterior_drift(self.market, self.order, obs.return_bps, obs.k / obs.n_buckets)
         learned = (belief - self.order.side * self.market.drift) / self.half_width
-        places = obs.inventory.sqrt(), (1 + learned) / 2
-        return interpolate_table(self.fraction[obs.k].to(noise), places).clamp(0, 1)
+        return _look_up(self.fraction, obs, (1 + learned) / 2)
 
 
 def solve_belief(

@@ -31,9 +31,8 @@ class RLExpert:
             x = torch.tanh(x @ weight.mT + bias)
         weight, bias = self.layers[-1]
         output = (x @ weight.mT + bias).flatten()
-        score = (
-            ACTION_LIMIT * torch.tanh(output) if self.squashed else output.clamp(-ACTION_LIMIT, ACTION_LIMIT)
-        )
+        limit = ACTION_LIMIT
+        score = limit * torch.tanh(output) if self.squashed else output.clamp(-limit, limit)
         return fraction_of_score(score, obs.n_buckets - obs.k)
 
     @staticmethod

@@ -17,7 +17,7 @@ from flowoe_lib.data.sessions import Array, Places, Tape
 from flowoe_lib.evaluation.statistics import block_intervals
 from flowoe_lib.execution.execution import Execution, Policy, execute
 from flowoe_lib.execution.information import Perception
-from flowoe_lib.market.batching import batch, map_tensors
+from flowoe_lib.market.batching import batch, map_tensors, one_by_one
 from flowoe_lib.market.impact import impact_in_window
 from flowoe_lib.market.model import (
     BPS,
@@ -91,11 +91,7 @@ class Replay:
     @property
     def conditions(self) -> list[Condition]:
         """Market and order of each, fields of shape []."""
-        n, parts = self.paths.n_paths, (self.known.market, self.order)
-        return [
-            Condition("replay", str(time), *(map_tensors(lambda x, i=i: x.expand(n)[i], p) for p in parts))
-            for i, time in enumerate(self.times)
-        ]
+        return one_by_one("replay", map(str, self.times), self.known.market, self.order)
 
 
 def replay(

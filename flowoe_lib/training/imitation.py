@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, Policy, execute, fraction_of_score, score_of_fraction
 from flowoe_lib.execution.features import action_of_fraction, features
-from flowoe_lib.market.batching import batch
+from flowoe_lib.market.batching import batch, map_tensors
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.ensemble import Experts
@@ -41,11 +41,8 @@ class Demonstrations:
 
 def merge(parts: Sequence[Demonstrations]) -> Demonstrations:
     """Concatenate several sets of demonstrations."""
-    return Demonstrations(
-        observed=torch.cat([p.observed for p in parts]),
-        actions=torch.cat([p.actions for p in parts]),
-        weights=torch.cat([p.weights for p in parts]),
-    )
+    merged: Demonstrations = map_tensors(lambda *tensors: torch.cat(tensors), *parts)
+    return merged
 
 
 SampleLoss = Callable[[EndpointField, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -23,12 +23,8 @@ from flowoe_lib.training.vector_environment import ExecutionVecEnv
 __all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
 
 
-WIDTH = 32
-"""Width of each of the two hidden layers."""
-
-
-FUSED = {"fused": True, "eps": 1e-5}
-"""Fused Adam: unfused, its step takes longer than the gradient of so small a network."""
+NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
+"""Two small hidden layers. Adam is fused: unfused, its step takes longer than the gradient."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def train_ppo(
         gae_lambda=gae_lambda,
         clip_range=clip_range,
         learning_rate=lambda left: 1e-3 * (0.3 + 0.7 * left),
-        policy_kwargs={"net_arch": [WIDTH, WIDTH], "log_std_init": -1.0, "optimizer_kwargs": FUSED},
+        policy_kwargs=NETWORK | {"log_std_init": -1.0},
         device="cpu",
         seed=seed,
     )
@@ -106,11 +102,7 @@ def train_sac(
         gradient_steps=4,
         gamma=1.0,
         learning_rate=1e-3,
-        policy_kwargs={
-            "net_arch": [WIDTH, WIDTH],
-            "activation_fn": torch.nn.Tanh,
-            "optimizer_kwargs": FUSED,
-        },
+        policy_kwargs=NETWORK | {"activation_fn": torch.nn.Tanh},
         device="cpu",
         seed=seed,
     )
@@ -120,8 +112,7 @@ def train_sac(
 def _orders(
     condition: Condition, n_buckets: int, total_steps: int, seed: int, reward: Reward, n_orders: int
 ) -> ExecutionVecEnv:
-    if total_steps < n_orders * (n_buckets - 1):
-        least = n_orders * (n_buckets - 1)
+    if total_steps < (least := n_orders * (n_buckets - 1)):
         raise ValueError(f"total_steps = {total_steps}: must be at least {least}, a day of {n_orders} orders")
     unit = reward_unit(condition)
     return ExecutionVecEnv(condition.market, condition.order, n_orders, n_buckets, seed, reward, unit)

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import torch
 from scipy.stats import qmc
-from torch import Tensor
 
-from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.model import Condition, Market, Order
+from flowoe_lib.market.batching import one_by_one
+from flowoe_lib.market.model import Condition
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.policies.flow import TrainingRun
@@ -48,16 +47,6 @@ def universal_range(rho: float) -> TrainingRange:
     )
 
 
-def _one_by_one(name: str, market: Market, order: Order, n: int) -> list[Condition]:
-    def nth(i: int) -> Condition:
-        def pick(field: Tensor) -> Tensor:
-            return field[i] if field.dim() else field
-
-        return Condition(name, f"{i}", map_tensors(pick, market), map_tensors(pick, order))
-
-    return [nth(i) for i in range(n)]
-
-
 def train_universal(
     conditions: TrainingRange,
     n_buckets: int,
@@ -76,7 +65,7 @@ def train_universal(
     """
     start = time.process_time()
     drawn = replace(conditions, regimes=0.0).draw(demonstrated, generator(seed, "universal demonstrations"))
-    sampled = _one_by_one("universal", *drawn, demonstrated)
+    sampled = one_by_one("universal", map(str, range(demonstrated)), *drawn)
     demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, 2, n_buckets, seed)
     field = imitate(demonstrations, imitations, seed).field
     rough = refine(field, conditions, n_buckets // COARSE, coarse, seed, PATHS, device=device).field
@@ -101,4 +90,4 @@ def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
     points[:, 10] *= switches % 2
     points[:, 11] *= switches // 2 % 2
     points[:, 8] *= switches // 4 % 2
-    return _one_by_one("design", *conditions.at(points), n)
+    return one_by_one("design", map(str, range(n)), *conditions.at(points))
