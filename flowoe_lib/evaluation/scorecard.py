@@ -17,6 +17,7 @@ from torch import Tensor
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval, std_influence, tail_size
 from flowoe_lib.execution.execution import Observation, Policy, execute
 from flowoe_lib.execution.information import Perceive, exact
+from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, volume_profile
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.simulator import MarketPaths, simulate
@@ -120,9 +121,8 @@ class PathResults:
 
     def head(self, n: int) -> "PathResults":
         """The first ``n`` paths."""
-        return PathResults(
-            self.pnl[:n], self.controlled_pnl[:n], self.martingale[:n], self.utility[:n], self.left
-        )
+        first: PathResults = map_tensors(lambda x: x[:n], self)
+        return first
 
     @property
     def cvar95(self) -> float:
@@ -226,13 +226,8 @@ def evaluate(
 
 
 def _joined(parts: list[PathResults]) -> PathResults:
-    return PathResults(
-        pnl=torch.cat([p.pnl for p in parts]),
-        controlled_pnl=torch.cat([p.controlled_pnl for p in parts]),
-        martingale=torch.cat([p.martingale for p in parts]),
-        utility=torch.cat([p.utility for p in parts]),
-        left=max(p.left for p in parts),
-    )
+    joined: PathResults = map_tensors(lambda *tensors: torch.cat(tensors), *parts)
+    return replace(joined, left=max(p.left for p in parts))
 
 
 def compare(a: PathResults, b: PathResults) -> dict[str, float]:
@@ -323,7 +318,7 @@ def score_condition(
     ]
     keyed = {_key(entry): entry for entry in everyone}
     if len(keyed) < len(everyone):
-        clash = next(key for key, count in Counter(map(_key, everyone)).items() if count > 1)
+        [(clash, _)] = Counter(map(_key, everyone)).most_common(1)
         raise ValueError(f"two policies are named {clash} (name/solver steps/training seed): must differ")
     best = best_expert(experts, condition, evaluation, perceive)
     outcomes: dict[str, PathResults] = {}
@@ -373,14 +368,11 @@ def score_condition(
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
         if key in map(_key, contenders):
             imitation = f"flow_imitation/1/{entry.training_seed}"
-            references = by_expert | (
-                {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
-            )
-            for name, reference in references.items():
-                row: dict[str, object] = (
-                    label | who | {"reference": name, "reference_bps": reference.utility.mean().item()}
-                )
-                row |= {"reference_std_bps": reference.pnl.std().item(), "is_best_expert": name == best}
+            start = {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
+            for name, reference in (by_expert | start).items():
+                mean, std = reference.utility.mean().item(), reference.pnl.std().item()
+                row: dict[str, object] = label | who | {"reference": name, "reference_bps": mean}
+                row |= {"reference_std_bps": std, "is_best_expert": name == best}
                 comparisons.append(row | compare(o, reference))
     table = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
     return Scores(table, pd.DataFrame(comparisons), pd.DataFrame(checks))
@@ -443,15 +435,6 @@ def reactions(
     )
     with torch.no_grad():
         fractions = {name: policy(obs, zeros) for name, policy in policies.items()}
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "time": k / n_buckets,
-                "policy": name,
-                "variance_ratio": variance_ratios,
-                "fraction": fraction,
-                "twap_fraction": 1 / (n_buckets - k),
-            }
-        )
-        for name, fraction in fractions.items()
-    )
+    same = {"time": k / n_buckets, "variance_ratio": variance_ratios, "twap_fraction": 1 / (n_buckets - k)}
+    tables = [pd.DataFrame(same | {"policy": name, "fraction": f}) for name, f in fractions.items()]
+    return pd.concat(tables)[["time", "policy", "variance_ratio", "fraction", "twap_fraction"]]

@@ -117,24 +117,20 @@ class StalePolicy:
 
 @dataclass
 class _Perturbed:
-    """Takes the one-step action of a field, with noise in one bucket per path, and records that decision."""
+    """Takes the one-step action of a field, with noise in one bucket per path, and records its decisions."""
 
     field: EndpointField
     when: Tensor
     disturbance: Tensor
-    observed: Tensor | None = None
-    action: Tensor | None = None
+    observed: list[Tensor]
+    actions: list[Tensor]
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         observed, zero = features(obs), torch.zeros_like(noise)
-        now = self.when == obs.k
-        action = self.field(zero, zero, self.field.encode(observed)) + torch.where(
-            now, self.disturbance, zero
-        )
-        if self.observed is None or self.action is None:
-            self.observed, self.action = observed, action
-        self.observed = torch.where(now[:, None], observed, self.observed)
-        self.action = torch.where(now, action, self.action)
+        disturbance = torch.where(self.when == obs.k, self.disturbance, zero)
+        action = self.field(zero, zero, self.field.encode(observed)) + disturbance
+        self.observed.append(observed)
+        self.actions.append(action)
         return fraction_of_action(obs, action)
 
 
@@ -164,18 +160,18 @@ def advantage_weighted(
         days = tile(days, COPIES, paths)
         when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
         disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
-        policy = _Perturbed(field, when, disturbance)
+        policy = _Perturbed(field, when, disturbance, [], [])
         with torch.no_grad():
             done = execute(policy, days, market, order, draws)
         utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)
         utilities.append(utility.mean().item())
         centred = utility - utility.mean(0)
         weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * COPIES
-        assert policy.observed is not None
-        assert policy.action is not None
+        disturbed = when, torch.arange(COPIES * paths)
+        observed, action = (torch.stack(x)[disturbed] for x in (policy.observed, policy.actions))
         x0 = torch.randn(COPIES * paths, generator=draws)
         t = torch.rand(COPIES * paths, generator=draws)
-        errors = matching_loss(field, policy.observed, policy.action, x0, t)
+        errors = matching_loss(field, observed, action, x0, t)
         optimiser.zero_grad()
         (weights * errors).mean().backward()
         optimiser.step()

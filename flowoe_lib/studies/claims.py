@@ -140,14 +140,9 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
     """
     rows = []
     for world, rows_of in refined.groupby("world", sort=False):
-        experts = rows_of[~rows_of["reference"].isin(["flow_imitation", "blind_optimum"])]
+        experts = rows_of[~rows_of["reference"].isin(NOT_EXPERTS)]
         best = rows_of[rows_of["is_best_expert"]]
-        run = rows_of.iloc[0]
-        same = (scorecard["world"] == world) & (scorecard["policy"] == "flow_refined")
-        same &= (scorecard["solver_steps"] == run["solver_steps"]) & (
-            scorecard["training_seed"] == run["training_seed"]
-        )
-        capture = scorecard.loc[same, "capture"]
+        capture = first_run(scorecard[scorecard["world"] == world], "flow_refined")["capture"]
         dominated = {
             f"dominates_{name}": int(wins(experts[experts["reference"] == name], "mean", "std").sum())
             for name in ("twap", "almgren_chriss", "static_optimal")
@@ -266,11 +261,8 @@ def evidence(
         "2": [_line(name, versus[name]) for name in BENCHMARKS],
         "3": dominated,
         "4": [
-            {
-                "condition": name,
-                "best expert": best[name],
-                "imitation acts most like it": "yes" if alike else "no",
-            }
+            {"condition": name, "best expert": best[name]}
+            | {"imitation acts most like it": "yes" if alike else "no"}
             for name, alike in selected.items()
         ],
         "5": [

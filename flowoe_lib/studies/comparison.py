@@ -135,17 +135,10 @@ def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluati
     # Conditional on the drift the martingale term has a nonzero mean, so gains are those of P&L.
     gain = out["flow"].martingale - out["blind"].martingale + utilities[0] - utilities[1]
     thirds = gain[drift.argsort()].tensor_split(3)
-    return pd.DataFrame(
-        [
-            (
-                condition.name,
-                float((utilities[2] - utilities[1]).mean()),
-                *share,
-                *(float(t.mean()) for t in thirds),
-            )
-        ],
-        columns=["condition", "worth_bps", "share", "ci_low", "ci_high", "falling", "flat", "rising"],
-    )
+    worth = float((utilities[2] - utilities[1]).mean())
+    row = (condition.name, worth, *share, *(float(t.mean()) for t in thirds))
+    columns = ["condition", "worth_bps", "share", "ci_low", "ci_high", "falling", "flat", "rising"]
+    return pd.DataFrame([row], columns=columns)
 
 
 def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
@@ -179,11 +172,8 @@ def error_costs(field: EndpointField, condition: Condition, evaluation: Evaluati
         name: evaluate(policy, condition, evaluation, "test", perceive)["flow"].utility
         for name, perceive in healed.items()
     }
-    rows = [
-        (condition.name, name, *paired_interval(u - utility["nothing"]))
-        for name, u in utility.items()
-        if name != "nothing"
-    ]
+    before = utility.pop("nothing")
+    rows = [(condition.name, name, *paired_interval(u - before)) for name, u in utility.items()]
     return pd.DataFrame(rows, columns=["condition", "healed", "regained_bps", "ci_low", "ci_high"])
 
 
