@@ -8,7 +8,6 @@ Records and results are moved into place whole, so a killed run is resumed by th
 
 import argparse
 import ast
-import hashlib
 import json
 import os
 import re
@@ -24,24 +23,7 @@ from tqdm import tqdm
 
 from flowoe_lib.store import PROFILES, Workspace, atomic_write, sha256
 
-__all__ = [
-    "RUN_BEFORE",
-    "Record",
-    "ReproductionError",
-    "Task",
-    "done",
-    "main",
-    "notebooks_in_order",
-    "pages",
-    "plan",
-    "publish",
-    "published",
-    "refuse_edits",
-    "remove_strays",
-    "reproduce",
-    "run",
-    "update_readme",
-]
+__all__ = ["Record", "ReproductionError", "Task", "main", "plan", "publish", "reproduce", "run"]
 
 
 RUN_BEFORE = {"07_dynamic_markets": "05"}
@@ -206,16 +188,11 @@ def refuse_edits(tasks: Iterable[Task], root: Path) -> None:
             raise ReproductionError(f"edited during the run: {names}. Start the run again")
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def done(task: Task, root: Path) -> Record | None:
     """The record of an up-to-date task, None if it has to be run."""
     try:
         record = Record.model_validate_json(task.record.read_bytes())
-        intact = all(_file_digest(root / file) == digest for file, digest in record.outputs.items())
+        intact = all(sha256((root / file).read_bytes()) == digest for file, digest in record.outputs.items())
     except (OSError, ValueError):
         return None
     whole = os.path.relpath(task.executed, root) in record.outputs
@@ -266,7 +243,7 @@ def run(task: Task, workspace: Workspace) -> Record:
     running.replace(task.executed)
     after = _files(workspace.figures, workspace.store.root)
     made = [task.executed, *(f for f, changed in after.items() if before.get(f) != changed)]
-    outputs = {os.path.relpath(f, workspace.root): _file_digest(f) for f in sorted(made)}
+    outputs = {os.path.relpath(f, workspace.root): sha256(f.read_bytes()) for f in sorted(made)}
     record = Record(digest=task.digest, seconds=time.perf_counter() - start, outputs=outputs)
     atomic_write(task.record, record.model_dump_json(indent=1).encode())
     return record
@@ -376,12 +353,11 @@ def checked_device(name: str) -> str:
         return name
     import torch
 
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    there = ["cpu", "cuda", *cuda] if cuda else ["cpu"]
     if name not in there:
-        raise ReproductionError(
-            f"DEVICE = {name!r}: must be one of what this machine has, {', '.join(there)}"
-        )
+        has = ", ".join(there)
+        raise ReproductionError(f"DEVICE = {name!r}: must be one of what this machine has, {has}")
     return name
 
 
@@ -415,9 +391,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if any(task.stem in USE_PRETRAINED for task in plan(workspace)):
                 ship_trained(workspace)
         tasks = reproduce(workspace)
-        if options.profile == "full" and any(task.stem in USE_PRETRAINED for task in tasks):
-            sys.stdout.write(f"{compared(workspace)}\n")
         if options.profile == "full":
+            if any(task.stem in USE_PRETRAINED for task in tasks):
+                sys.stdout.write(f"{compared(workspace)}\n")
             for page in pages(root):
                 update_readme(page, workspace.figures)
         if options.publish:

@@ -24,14 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-__all__ = [
-    "PROFILES",
-    "MissingArtifact",
-    "Store",
-    "Workspace",
-    "atomic_write",
-    "sha256",
-]
+__all__ = ["PROFILES", "MissingArtifact", "Store", "Workspace", "atomic_write", "sha256"]
 
 
 P = ParamSpec("P")
@@ -81,9 +74,7 @@ def _decode_tensors(content: bytes) -> "dict[str, Tensor]":
 
 
 def _encode_table(table: "pd.DataFrame") -> bytes:
-    buffer = BytesIO()
-    table.to_parquet(buffer)
-    return buffer.getvalue()
+    return table.to_parquet()
 
 
 def _decode_table(content: bytes) -> "pd.DataFrame":

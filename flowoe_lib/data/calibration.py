@@ -159,16 +159,12 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     returns = np.log(daily.frame["close"]).diff()
     # The level is a forecast of the evening before, so it is compared with the VIX of that evening.
     implied = (vix / 100 / np.sqrt(252)).shift()
-    joint = (
-        pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner")
-        .dropna()
-        .to_numpy()
-    )
+    joint = pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner").dropna()
     amounts = (garman_klass(intraday.frame), intraday.frame["volume"])
     clocks = np.stack([session_clock(intraday, x, BUCKETS).to_numpy() for x in amounts], axis=1)
 
     levels, level_draws = _bootstrap(_levels, level.to_numpy(), 252, reps, seed)
-    against, against_draws = _bootstrap(_against_vix, joint, 21, reps, seed + 1)
+    against, against_draws = _bootstrap(_against_vix, joint.to_numpy(), 21, reps, seed + 1)
     within, within_draws = _bootstrap(within_day, clocks, 3, reps, seed + 2)
     dispersion, dispersion_draws = _bootstrap(_cv_of_day_means, surprises, 21, reps, seed + 3)
     # The mean of a day varies less than variance within the day; the ratio depends on kappa.
@@ -187,11 +183,8 @@ def _levels(level: Array) -> Array:
 def _against_vix(joint: Array) -> Array:
     level, implied, returns, shocks = joint.T
     ratio = np.sqrt((level**2).mean() / (implied**2).mean())
-    return np.array([ratio, _correlation(np.log(level), np.log(implied)), _correlation(returns, shocks)])
-
-
-def _correlation(x: Array, y: Array) -> float:
-    return float(np.asarray(np.corrcoef(x, y))[0, 1])
+    correlations = np.corrcoef(np.log(level), np.log(implied)), np.corrcoef(returns, shocks)
+    return np.array([ratio, *(matrix[0, 1] for matrix in correlations)])
 
 
 def within_day(clocks: Array) -> Array:
@@ -227,13 +220,8 @@ def autocovariance_table(
     values, draws = _bootstrap(lambda x: autocovariance(deviations(x), lags), clock, 3, reps, seed)
     sd, rate = fit_decay(deviations(clock), FIRST_LAG, LAST_LAG)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    columns = {
-        "value": values,
-        "ci_low": low,
-        "ci_high": high,
-        "fit": sd**2 * decay_curve(rate, lags, BUCKETS),
-    }
-    return pd.DataFrame({"days": lags / BUCKETS} | columns)
+    columns = {"days": lags / BUCKETS, "value": values, "ci_low": low, "ci_high": high}
+    return pd.DataFrame(columns | {"fit": sd**2 * decay_curve(rate, lags, BUCKETS)})
 
 
 def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: int) -> pd.DataFrame:

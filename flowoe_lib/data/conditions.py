@@ -5,8 +5,11 @@ The grid crosses levels of volatility, illiquidity and volatility of volatility.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import product
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 
@@ -33,21 +36,11 @@ CV_RANGE = (0.4, 1.8)
 KAPPA_RANGE = (2.0, 12.0)
 
 
-_FIELDS = {
-    Heston: ("theta", "kappa", "cv", "rho"),
-    Impact: ("eta", "beta", "gamma", "delta"),
-    Liquidity: (
-        "illiquidity",
-        "depth_sd",
-        "depth_reversion",
-        "profile_amplitude",
-        "window_start",
-        "window_end",
-    ),
-    Regimes: ("volatility_multiplier", "cost_multiplier", "enter", "leave"),
-    Market: ("drift", "drift_sd"),
-    Order: ("size", "risk_aversion", "side"),
+_FIELDS: dict[type, list[str]] = {
+    kind: [f.name for f in fields(kind) if f.type is Tensor]
+    for kind in (Heston, Impact, Liquidity, Regimes, Market, Order)
 }
+"""The numbers of each part of a condition, by name."""
 
 
 def one_digit(value: float) -> float:

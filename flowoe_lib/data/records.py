@@ -16,25 +16,17 @@ import arch.data.sp500
 import arch.data.vix
 import pandas as pd
 
-from flowoe_lib.data.bars import Bars, load_bars
+from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
 __all__ = [
-    "EMINI",
-    "EURUSD_HOURS",
-    "EURUSD_TICKS",
     "FetchError",
-    "Wheel",
     "emini_bars",
     "emini_trades",
     "eurusd_hours",
     "eurusd_ticks",
-    "fetch",
     "sp500_daily",
     "vix_daily",
 ]
-
-
-EMINI_SHA256 = "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2"
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Wheel:
         return f"{self.package}-{self.version}-py3-none-any.whl"
 
 
-EMINI = Wheel("mlfinpy", "0.1.2", EMINI_SHA256)
+EMINI = Wheel("mlfinpy", "0.1.2", "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2")
 
 
 EURUSD_TICKS = Wheel(
@@ -74,17 +66,14 @@ def sp500_daily() -> Bars:
     Until 2006, and in part until 2013, the recorded open is the previous close: the index was
     published before its members had traded, so those days' ranges include the night.
     """
-    return load_bars(
-        arch.data.sp500.load(), name="arch.data.sp500", timezone="America/New_York", min_days=5000
-    )
+    return load_bars(arch.data.sp500.load(), name="arch.data.sp500", min_days=5000)
 
 
 def vix_daily() -> pd.Series:
     """Daily close of the VIX, annualised percent, 2014-2018, days without a quote left out."""
     vix = arch.data.vix.load()["vix"].dropna()
-    return vix.set_axis(
-        pd.DatetimeIndex(vix.index, name="time").tz_localize("America/New_York").as_unit("us")
-    )
+    times = pd.DatetimeIndex(vix.index, name="time").tz_localize(DEFAULT_TIMEZONE)
+    return vix.set_axis(times.as_unit("us"))
 
 
 def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
@@ -131,11 +120,8 @@ def emini_trades(cache: Path) -> pd.DataFrame:
     """
     raw = _csv(EMINI, cache, "mlfinpy/dataset/data/tick_data.csv")
     times = pd.DatetimeIndex(pd.to_datetime(raw["DateTime"], format="ISO8601"), name="time")
-    return (
-        raw[["Price", "Volume"]]
-        .set_axis(["price", "volume"], axis=1)
-        .set_axis(times.tz_localize("America/Chicago"), axis=0)
-    )
+    trades = raw[["Price", "Volume"]].set_axis(["price", "volume"], axis=1)
+    return trades.set_axis(times.tz_localize("America/Chicago"), axis=0)
 
 
 def emini_bars(cache: Path) -> Bars:

@@ -39,15 +39,8 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
         upper.yaxis.set_major_formatter(EngFormatter())
         upper.legend(ncols=2)
         percent = 100 * schedule[["participation", "participation_high"]]
-        lower.step(edges[:-1], percent["participation"], where="post", color=FLOW.colour, label="median day")
-        lower.step(
-            edges[:-1],
-            percent["participation_high"],
-            "--",
-            where="post",
-            color=FLOW.colour,
-            label="one day in ten",
-        )
+        for column, dash, label in zip(percent, ("-", "--"), ("median day", "one day in ten"), strict=True):
+            lower.step(edges[:-1], percent[column], dash, where="post", color=FLOW.colour, label=label)
         lower.set(ylabel="of volume, %", xlabel="time of day", ylim=(0, None))
         lower.legend(ncols=2)
         _clock_ticks(lower, schedule.index)

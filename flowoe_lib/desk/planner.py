@@ -238,11 +238,8 @@ def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
             f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:.1f}, the lowest "
             f"cost that 95 % of days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
         )
-    first = int(within[0])
-    if first == 0:
-        return float(np.exp(log[0]))
-    share = (cost[first - 1] - limit) / (cost[first - 1] - cost[first])
-    return float(np.exp(log[first - 1] + share * (log[first] - log[first - 1])))
+    between = [within[0], max(within[0] - 1, 0)]
+    return float(np.exp(np.interp(limit, cost[between], log[between])))
 
 
 def _worked(policy: Policy, condition: Condition, paths: MarketPaths, seed: int) -> Execution:
@@ -252,11 +249,13 @@ def _worked(policy: Policy, condition: Condition, paths: MarketPaths, seed: int)
         )
 
 
-def _clock(ticket: Ticket) -> list[str]:
-    """Start of each bucket."""
+def _by_bucket(columns: Mapping[str, Tensor], ticket: Ticket) -> pd.DataFrame:
+    """A table with one row per bucket, by its start."""
     start, end = ticket.window
     seconds = np.linspace(60 * start, 60 * end, ticket.n_buckets + 1)[:-1].round().astype(int)
-    return [f"{t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d}" for t in seconds]
+    clock = [f"{t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d}" for t in seconds]
+    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
+    return table.set_axis(pd.Index(clock, name="start"), axis=0)
 
 
 def _schedule(
@@ -266,27 +265,21 @@ def _schedule(
     # Torch's quantile refuses more than 16 million entries.
     low, median, high = torch.from_numpy(np.quantile(held.numpy(), (0.1, 0.5, 0.9), axis=1))
     traded = -held.diff(dim=0)
-    expected = ticket.shares / condition.order.size * _volume(condition, paths.n_buckets)
+    # The volume expected in the window, spread over its buckets.
+    profile = volume_profile(condition.market.liquidity, paths.n_buckets) / paths.n_buckets
+    share = traded / (ticket.shares / condition.order.size * profile)[:, None]
     columns = {
         "low": low[1:],
         "median": median[1:],
         "high": high[1:],
         "traded": traded.median(1).values,
-        "participation": (traded / expected[:, None]).median(1).values,
-        "participation_high": torch.from_numpy(
-            np.quantile((traded / expected[:, None]).numpy(), 0.9, axis=1)
-        ),
-        "participation_max": (traded / expected[:, None]).amax(1),
+        "participation": share.median(1).values,
+        "participation_high": torch.from_numpy(np.quantile(share.numpy(), 0.9, axis=1)),
+        "participation_max": share.amax(1),
     }
     for name in BENCHMARKS:
         columns[name] = ticket.shares * _worked(policies[name], condition, paths, seed).inventory[1:, 0]
-    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
-    return table.assign(start=_clock(ticket)).set_index("start")
-
-
-def _volume(condition: Condition, n_buckets: int) -> Tensor:
-    """Expected volume of each bucket over that of the window, [N]."""
-    return volume_profile(condition.market.liquidity, n_buckets) / n_buckets
+    return _by_bucket(columns, ticket)
 
 
 def _costs(
@@ -314,7 +307,7 @@ def _day(policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, s
         for name in (FLOW, "static_optimal")
     }
     moves = (paths.martingale_bps + paths.drift_bps)[:, 0]
-    columns: dict[str, Tensor] = {
+    columns = {
         "price_bps": moves.cumsum(0) - moves,
         "volatility": (paths.variance[:, 0] / condition.market.heston.theta).sqrt(),
         "depth": paths.log_depth.expand_as(paths.variance)[:, 0].exp(),
@@ -322,5 +315,4 @@ def _day(policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, s
         "static_traded": -held["static_optimal"].diff(),
         "left": held[FLOW][1:],
     }
-    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
-    return table.assign(start=_clock(ticket)).set_index("start")
+    return _by_bucket(columns, ticket)

@@ -136,9 +136,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except (BarsError, OrderError, TrainedPolicyError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(
-        f"written: {place.relative_to(workspace.root) / report.name}, and its tables beside it\n"
-    )
+    written = place.relative_to(workspace.root) / report.name
+    sys.stdout.write(f"written: {written}, and its tables beside it\n")
     if path is not None:
         sys.stdout.write(f"times without an offset from UTC were read as those of {timezone} (TIMEZONE)\n")
     return 0
