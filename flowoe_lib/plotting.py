@@ -1,7 +1,7 @@
-"""Figures and tables as files: one style, one way to save, one function a figure.
+"""The common style of figures, and saving figures and tables.
 
-A figure function takes the table it shows and returns the figure; what it shows is legible in grey
-at column width, and its bytes are the same whenever its table is.
+A figure function takes a table and returns the figure. Figures are legible in grey at column width, and
+the same table always gives the same bytes.
 """
 
 import io
@@ -25,7 +25,7 @@ __all__ = ["LOOKS", "Look", "line", "panel_grid", "save", "save_table", "style",
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure, and deterministic identifiers in SVG."""
+    """Context with the style of every figure and deterministic identifiers in SVG."""
     look: dict[str, object] = {
         "figure.dpi": 100,
         "figure.constrained_layout.use": True,
@@ -46,7 +46,7 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:
-    """Write ``name``.png (150 dpi) and ``name``.svg into ``folder``, each whole or not at all."""
+    """Write ``name``.png (150 dpi) and ``name``.svg into ``folder``, each atomically."""
     with style():
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
@@ -64,7 +64,7 @@ def save_table(table: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
 
 
 class Look(NamedTuple):
-    """How a policy is drawn."""
+    """Name, colour, line and marker of a policy in figures."""
 
     name: str
     colour: str
@@ -87,7 +87,7 @@ LOOKS: dict[str, Look] = {
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
-    """Draw a curve in the look of a policy."""
+    """Draw a curve in the colour and line style of a policy."""
     look = LOOKS[policy]
     axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
 

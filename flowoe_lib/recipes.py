@@ -1,7 +1,7 @@
-"""What a stored result is made from: its task, the content of every argument, and the sources that compute.
+"""Recipes of stored results: the task, the content of every argument, and the sources that compute.
 
-Two recipes are equal when the same task would compute the same result. A module of the library counts where
-the task, or a function or class among its arguments, comes from it or imports it, directly or through others.
+Equal recipes give equal results. A recipe includes the modules of the library that define the task and the
+functions and classes among its arguments, and all modules that these import, directly or indirectly.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ LIBRARY = Path(__file__).parent
 
 
 COMPUTING = ("arch", "numpy", "pandas", "scipy", "stable_baselines3", "statsmodels", "torch")
-"""Packages whose version counts where a module of the recipe imports them."""
+"""Packages whose version is part of a recipe if one of its modules imports them."""
 
 
 installed = functools.cache(version)
-"""Version of a package; to look it up takes longer than the rest of a small recipe."""
+"""Version of a package, cached: the look-up takes longer than the rest of a small recipe."""
 
 
 def sha256(content: bytes) -> str:
@@ -53,7 +53,7 @@ def _module(path: Path) -> str:
 
 
 LOADED = {_module(path): _source(path) for path in sorted(LIBRARY.rglob("*.py"))}
-"""The modules of the library by name: code that runs must not be taken for what is on disk later."""
+"""The modules of the library by name, as imported: files on disk may change while the process runs."""
 
 
 def check_unchanged(modules: Iterable[str]) -> None:
@@ -62,8 +62,8 @@ def check_unchanged(modules: Iterable[str]) -> None:
         path, modified_ns, _ = LOADED[name]
         if not path.exists() or path.stat().st_mtime_ns != modified_ns:
             raise RuntimeError(
-                f"{path} changed during the run, so its result would be stored under other code than made "
-                "it: restart the kernel (or the command) and run again"
+                f"{path} changed during the run, so its result would be stored with the wrong source code: "
+                "restart the kernel (or the command) and run again"
             )
 
 
@@ -76,7 +76,7 @@ def library_digest() -> str:
 
 @functools.cache
 def _imported_by(module: str) -> frozenset[str]:
-    """``module`` and all that it imports, directly or through others, within the library and without."""
+    """``module`` and all that it imports, directly or indirectly, external packages included."""
     import grimp
 
     graph = grimp.build_graph(
@@ -91,7 +91,7 @@ def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
     Parameters
     ----------
     task : callable
-        A function of the library that is found by its name: what it computes depends on its arguments alone.
+        A function of the library, at the top level of its module; its result depends on its arguments only.
     *args, **kwargs
         Numbers, strings, None, tensors, arrays, tables, networks, sequences and mappings, dataclasses of
         them, partial functions, and functions and classes of the library.
@@ -104,9 +104,9 @@ def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
     Raises
     ------
     TypeError
-        For an argument without a canonical content, and arguments that the task does not take.
+        If an argument is of another type, or the task does not accept it.
     ValueError
-        For a number that is not finite.
+        If a number is not finite.
     """
     modules: set[str] = set()
     label = _name(task, modules)
@@ -127,7 +127,7 @@ def _digest(content: Any) -> str:
 
 
 def _name(value: Any, modules: set[str]) -> str:
-    """Where a function or class is found; its module joins ``modules``."""
+    """Full name of a function or class, whose module is added to ``modules``."""
     module, name = value.__module__, value.__qualname__
     if module not in LOADED or "<" in name:
         raise TypeError(
@@ -139,7 +139,7 @@ def _name(value: Any, modules: set[str]) -> str:
 
 
 def _content(value: Any, modules: set[str]) -> Any:
-    """``value`` as JSON that is equal for equal content; the modules of its functions join ``modules``."""
+    """``value`` as JSON, equal for equal content; modules of its functions are added to ``modules``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     import numpy as np
@@ -161,7 +161,7 @@ def _content(value: Any, modules: set[str]) -> Any:
         case torch.nn.Module():
             return [_name(type(value), modules), content(value.state_dict())]
         case Mapping():
-            # In their order, in which a task may draw random numbers.
+            # The order counts, since a task may draw random numbers in it.
             return ["mapping", [[content(key), content(item)] for key, item in value.items()]]
         case list() | tuple():
             return [content(item) for item in value]

@@ -1,9 +1,9 @@
-"""The driver behind ``make reproduce``: every notebook in order, and only those that need it.
+"""The driver of ``make reproduce``: runs the notebooks in order, except those that are up to date.
 
-A notebook is up to date while its record carries the digest of its cells, its parameters, the
-library, the lock file and the notebook before it, and every file it made is unchanged. A run fails
+A notebook is up to date if its record has the digest of its cells, its parameters, the library,
+the lock file and the notebook before it, and if all its output files are unchanged. A run fails
 if one of these inputs is edited meanwhile, even if the edit is undone before the notebook ends.
-Records and results are moved into place whole, so a killed run is resumed by the next one.
+Records and results are written atomically, so the next run resumes a killed one.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class ReproductionError(Exception):
 
 
 class Record(BaseModel):
-    """What a successful run of a notebook leaves behind; ``outputs`` maps its files to their digests."""
+    """Record of a successful run of a notebook; ``outputs`` maps its output files to their digests."""
 
     digest: str
     seconds: float
@@ -89,12 +89,12 @@ def _parsed(model: type[Model], path: Path) -> Model:
 
 
 Stamp = tuple[int, str]
-"""When a file was last modified, in ns, and the digest of its content."""
+"""Time of the last modification of a file, in ns, and the digest of its content."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One notebook of a run, with everything that decides whether it must be run."""
+    """One notebook of a run, with the inputs that determine whether it must be run."""
 
     notebook: Path
     parameters: Mapping[str, Any]
@@ -140,7 +140,7 @@ def notebooks_in_order(folder: Path) -> list[Path]:
 
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
-    """The files that decide a notebook's results, as they are on disk now."""
+    """The files that determine a notebook's results, with their current stamps."""
     library = root / "flowoe_lib"
     shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in USE_PRETRAINED]
     files = [notebook, root / "constraints.txt", *library.rglob("*.py"), *shipped]
@@ -166,7 +166,7 @@ def plan(workspace: Workspace) -> list[Task]:
             parameters["DEVICE"] = workspace.device
         if unknown := sorted(set(parameters) - defined):
             raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
-        # Of the notebook only its cells count: publishing changes its outputs.
+        # The digest covers the notebook's cells only, because publishing changes its outputs.
         cells = [[cell.cell_type, cell.text] for cell in content.cells]
         used = {str(f.relative_to(workspace.root)): sha for f, (_, sha) in inputs.items() if f != path}
         upstream = tasks[-1].digest if tasks else ""
@@ -178,7 +178,7 @@ def plan(workspace: Workspace) -> list[Task]:
 def refuse_edits(tasks: Iterable[Task], root: Path) -> None:
     """Raise ReproductionError if an input was modified since the run was planned, and name it.
 
-    The time of the modification counts, because results may come from an edit that was undone since.
+    The time of modification is compared too, because results may come from an edit that was undone since.
     """
     for task in tasks:
         now = _inputs(root, task.notebook)
@@ -200,7 +200,7 @@ def done(task: Task, root: Path) -> Record | None:
 
 
 def _files(*folders: Path) -> dict[Path, int]:
-    """When each visible file under the folders last changed."""
+    """Time of the last modification of each visible file under the folders, in ns."""
     files = (f for folder in folders for f in folder.rglob("[!.]*") if f.is_file())
     return {f: f.stat().st_mtime_ns for f in files}
 
@@ -216,7 +216,7 @@ def remove_strays(folders: Iterable[Path], older_than_s: float = 60) -> None:
 def run(task: Task, workspace: Workspace) -> Record:
     """Execute one notebook and return its record.
 
-    Raises ReproductionError with the failing cell, or with the input that was edited meanwhile.
+    Raises ReproductionError naming the failing cell, or the input that was edited during the run.
     """
     import papermill
 
@@ -250,7 +250,7 @@ def run(task: Task, workspace: Workspace) -> Record:
 
 
 def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """An executed notebook without papermill's traces and progress bars, its cells counted as by hand."""
+    """An executed notebook without papermill's metadata and progress bars, its cells numbered from 1."""
     metadata = {k: v for k, v in notebook["metadata"].items() if k not in ("papermill", "widgets")}
     cells, count = [], 0
     for cell in notebook["cells"]:
@@ -322,7 +322,7 @@ def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
 
 
 def ship_trained(workspace: Workspace) -> None:
-    """Put the policy that was trained in the place of the one that comes with the library."""
+    """Replace the pretrained policy of the library by the one that this run trained."""
     from flowoe_lib.store import MissingArtifact
     from flowoe_lib.training.pretrained import ship_from
 
@@ -333,7 +333,7 @@ def ship_trained(workspace: Workspace) -> None:
 
 
 def compared(workspace: Workspace) -> str:
-    """Whether the policy that comes with the library is the one that was trained here, in words."""
+    """A sentence that says whether the pretrained policy equals the one that this run trained."""
     from flowoe_lib.policies.flow import unpack
     from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained, max_weight_difference
 
@@ -348,7 +348,7 @@ def compared(workspace: Workspace) -> str:
 
 
 def checked_device(name: str) -> str:
-    """``name``, if torch can compute there. Raises ReproductionError naming what there is."""
+    """``name``, if torch can use that device. Raises ReproductionError listing the available devices."""
     if name == "cpu":
         return name
     import torch
@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             sys.stdout.writelines(f"{p.relative_to(root)}\n" for p in notebooks_in_order(root / "notebooks"))
             return 0
-        # Kernels inherit these. They are those of this interpreter, whatever else the user has registered.
+        # Kernels inherit these variables and so run this interpreter, even if others are registered.
         os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
         os.environ.setdefault("IPYTHONDIR", str(root / ".ipython"))
         # They import the library that the digests cover, and they alone write the published figures.

@@ -1,9 +1,9 @@
-"""The artifact store, by which notebooks pass on results: named files, each with a card of its origin.
+"""The artifact store, which passes results between notebooks: named files, each with a card of its origin.
 
-An entry is current while its card carries the recipe asked for (the task, the content of its arguments and
-the sources that compute) and its content is the one the card was written for. Anything else is made again.
+An entry is current if its card has the requested recipe (the task, the content of its arguments and the
+sources that compute) and the checksum of its content. Otherwise the entry is computed again.
 
-The module starts without torch or pandas, because the driver reads digests on every run.
+Importing the module does not import torch or pandas, because the driver needs it on every run.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class MissingArtifact(LookupError):
-    """An entry that an earlier notebook should have made is not there, or is damaged."""
+    """An entry that an earlier notebook makes is missing or damaged."""
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds either all of it or what it held before."""
+    """Write ``content`` to ``path`` atomically: after a crash the file has the new or the old content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -100,19 +100,19 @@ PROFILES = ("full", "quick")
 
 @dataclass(frozen=True)
 class _Card:
-    """What ``name.card.json`` says about an entry."""
+    """Content of ``name.card.json``, which describes an entry."""
 
     name: str
     file: str
     sha256: str
     """Of the content."""
     recipe: dict[str, Any] | None
-    """What made the content; None for a value that was simply written."""
+    """Recipe of the content; None for a value written without one."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Named entries in one folder: a file of content, and a card that says what made it.
+    """Named entries in one folder: a file of content, and a card with its recipe.
 
     The format follows from the value: a data frame is a table, a dictionary of tensors is stored as such,
     anything else as JSON.
@@ -121,16 +121,16 @@ class Store:
     root: Path
 
     def made(self, name: str, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The stored result of ``task(*args, **kwargs)``, computed where it is not there.
+        """The stored result of ``task(*args, **kwargs)``, computed if it is not current.
 
-        A task whose annotated result is a named tuple makes an entry of each field, named ``name_field``.
+        If the annotated result is a named tuple, each field is an entry, named ``name_field``.
 
         Raises
         ------
         TypeError, ValueError
-            Where :func:`flowoe_lib.recipes.recipe` has no recipe for the task and its arguments.
+            If :func:`flowoe_lib.recipes.recipe` has no recipe for the task and its arguments.
         RuntimeError
-            Where a module that computes changed on disk since it was imported.
+            If a module of the recipe changed on disk since it was imported.
         """
         made_by = recipe(task, *args, **kwargs)
         kind: Any = inspect.signature(task).return_annotation
@@ -148,14 +148,14 @@ class Store:
         return result
 
     def write(self, name: str, value: Any, made_by: dict[str, Any] | None = None) -> None:
-        """Store a value that is cheap to compute, or whose recipe is known."""
+        """Store a value, with its recipe or, if it is cheap to compute, without one."""
         form = next(form for form in _FORMATS if form.fits(value))
         content = form.encode(value)
         card = _Card(name, f"{name}{form.suffix}", sha256(content), made_by)
         if self._entry(name) == (card, content):
             self._confirmed(name)
             return
-        # The card goes last: until it is there, the entry does not match and counts as absent.
+        # The card is written last: until then card and content do not match, and the entry counts as absent.
         atomic_write(self.root / card.file, content)
         atomic_write(self._card(name), json.dumps(dataclasses.asdict(card), indent=1).encode())
 
@@ -204,7 +204,7 @@ class Store:
         return entry
 
     def _confirmed(self, name: str) -> Any:
-        """An entry's value; its files count as written now, since the driver credits a notebook with them."""
+        """An entry's value; its files get the current time, so the driver counts them as made by this run."""
         card, content = self._read(name)
         with contextlib.suppress(OSError):  # a store may be read-only
             for path in (self.root / card.file, self._card(name)):

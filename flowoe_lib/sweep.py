@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def _run(call: bytes) -> bytes:
-    # Torch's own threads fight over the cores that the tasks already use.
+    # More threads would compete for the cores that the other tasks use.
     torch.set_num_threads(1)
     task, arguments = pickle.loads(call)
     result: bytes = cloudpickle.dumps(task(*arguments))
@@ -48,20 +48,20 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _processes() -> Iterator[Any]:
-    """``submit`` and ``as_completed`` of processes on all cores of this machine."""
+    """``submit`` and ``as_completed`` for processes on all cores of this machine."""
     executor = get_reusable_executor(
         timeout=300, initializer=_end_with, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
     )
     try:
         yield partial(executor.submit, _run), concurrent.futures.as_completed
     except BaseException:
-        # Tasks that already started would go on after the failure.
+        # Without this, tasks that have started would continue after the failure.
         executor.shutdown(kill_workers=True)
         raise
 
 
 def _unfit(threads: int, library: str | Exception, expected: str) -> str:
-    """Why a Dask worker may not give the results that a process gives here; empty if it does."""
+    """Reason why a Dask worker may give other results than a local process; empty if there is none."""
     if isinstance(library, Exception):
         return f"cannot import flowoe_lib ({library}): install this checkout there and restart the worker"
     if library != expected:
@@ -83,7 +83,7 @@ def _run_on_dask(expected: str, call: bytes) -> bytes:
 
 @contextmanager
 def _dask(engine: str) -> Iterator[Any]:
-    """``submit`` and ``as_completed`` of the workers of a Dask scheduler."""
+    """``submit`` and ``as_completed`` for the workers of a Dask scheduler."""
     try:
         import dask
         from distributed import Client, LocalCluster, as_completed
@@ -110,7 +110,7 @@ def _dask(engine: str) -> Iterator[Any]:
         for worker, library in libraries.items():
             if fault := _unfit(threads[worker], library, expected):
                 raise RuntimeError(f"Dask worker {worker} {fault}")
-        # Bytes, because Dask takes tensors and arrays apart and rebuilds them in its own way.
+        # Bytes, because Dask's own serialisation changes the memory layout of tensors and arrays.
         yield (
             partial(client.submit, _run_on_dask, expected, pure=False),
             partial(as_completed, loop=client.loop),
@@ -118,10 +118,10 @@ def _dask(engine: str) -> Iterator[Any]:
 
 
 def _greet(address: str) -> None:
-    """Raise OSError unless the server speaks first and as a Dask scheduler does.
+    """Raise OSError unless the server sends a greeting as a Dask scheduler does.
 
-    A client would wait forever for a server that stays silent, such as Dask's dashboard, and would take
-    the greeting of another one, such as SSH's, for the length of a message that no memory can hold.
+    Dask's client would wait forever for a server that sends nothing, such as Dask's dashboard. It would read
+    the greeting of another server, such as SSH, as the length of a message that exceeds all memory.
     """
     parts = urlsplit(address)
     with (
@@ -180,6 +180,6 @@ def sweep(task: Callable[..., T], arguments: Iterable[tuple[Any, ...]], label: s
         places = {submit(cloudpickle.dumps((task, a))): i for i, a in enumerate(arguments)}
         for future in tqdm(as_completed(places), total=len(places), desc=label, leave=False, disable=None):
             results[places[future]] = pickle.loads(future.result())
-            # Dask runs a task again if the worker that still keeps its result dies.
+            # Releases the result: Dask would run the task again if the worker that holds it died.
             future.cancel()
     return [results[i] for i in range(len(results))]

@@ -102,7 +102,7 @@ def test_a_replayed_order_shows_what_happened_and_what_was_known() -> None:
     panels = charts.replay_figure(market, {"twap": [1.0, 0.5, 0.0]}, 2.0, "message").axes
     np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [0, 1, 2])
     for axes, first in ((panels[1], 2), (panels[2], 4)):
-        for steps, label, start in zip(axes.patches, ("in the bucket", "known before"), (0, 1), strict=True):
+        for steps, label, start in zip(axes.patches, ("in the bucket", "forecast"), (0, 1), strict=True):
             assert isinstance(steps, StepPatch)
             assert steps.get_label() == label
             np.testing.assert_array_equal(steps.get_data()[0], [first + start, first + start + 1])

@@ -1,7 +1,7 @@
-"""The public data sets of the suite, loaded and checked like a user's own bars.
+"""The public data sets of the project, loaded and checked like a user's own bars.
 
-The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples are read out of pinned
-wheels of public packages, downloaded when first wanted and never stored with the code.
+The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples are read from pinned
+wheels of public packages, which are downloaded at first use and not stored with the code.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Wheel:
 
     @property
     def file(self) -> str:
-        """Its name."""
+        """File name."""
         return f"{self.package}-{self.version}-py3-none-any.whl"
 
 
@@ -57,7 +57,7 @@ EURUSD_HOURS = Wheel(
 
 
 class FetchError(RuntimeError):
-    """A data file that could not be had; the message names it and where to put it by hand."""
+    """A data file that cannot be downloaded; the message names the file and where to put it by hand."""
 
 
 def sp500_daily() -> Bars:
@@ -77,7 +77,7 @@ def vix_daily() -> pd.Series:
 
 
 def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
-    """Path of ``wheel``, downloaded into ``cache`` when it is not there.
+    """Path of ``wheel``, downloaded into ``cache`` if it is missing.
 
     Raises FetchError when it can neither be found nor downloaded, or is not the pinned file.
     """
@@ -127,8 +127,8 @@ def emini_trades(cache: Path) -> pd.DataFrame:
 def emini_bars(cache: Path) -> Bars:
     """1,000 E-mini S&P 500 bars of $70m each, January 2015, volume in contracts, by Chicago time.
 
-    A bar's time is its last trade's. The file does not say so, but only so do the bars jump when
-    news arrived (payrolls of 9 January at 7:30, the Swiss franc on 15 January at 3:30).
+    A bar's time is the time of its last trade. The file does not state this; we infer it because only then do
+    the bars jump when news arrived (payrolls of 9 January at 7:30, the Swiss franc on 15 January at 3:30).
     Raises FetchError as :func:`fetch`.
     """
     raw = _csv(EMINI, cache, "mlfinpy/dataset/data/dollar_bar_sample.csv")
@@ -140,7 +140,7 @@ def emini_bars(cache: Path) -> Bars:
 def eurusd_ticks(cache: Path) -> pd.DataFrame:
     """100,005 bid quotes of EURUSD on 14 June 2016: price (dollars), volume (each quote counts one).
 
-    The record names neither volumes nor its time zone; times are read as UTC, and no result rests on that.
+    The record has no volumes and no time zone; times are read as UTC, and no result depends on that.
     Raises FetchError as :func:`fetch`.
     """
     raw = _csv(EURUSD_TICKS, cache, "tests/EURUSD_tick.csv")
@@ -149,10 +149,10 @@ def eurusd_ticks(cache: Path) -> pd.DataFrame:
 
 
 def eurusd_hours(cache: Path) -> Bars:
-    """6,225 hourly bars of EURUSD, ask side, in 2017, by New York time, with one broker's volume.
+    """6,225 hourly bars of EURUSD, ask side, in 2017, by New York time, with the volume of one broker.
 
     The file stamps a bar at its start and names no time zone. Its weeks open at 22:00 in winter and at
-    21:00 in summer, which is Sunday 17:00 in New York if the clock is UTC.
+    21:00 in summer, which is Sunday 17:00 in New York if times are UTC.
     Raises FetchError as :func:`fetch`.
     """
     raw = _csv(EURUSD_HOURS, cache, "gym_anytrading/datasets/data/FOREX_EURUSD_1H_ASK.csv")

@@ -26,7 +26,7 @@ DAY_MINUTES = 24 * 60
 
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-"""A finite number, numpy's included; text and truth values are none."""
+"""A finite number of Python or numpy; text and bool are refused."""
 
 
 Positive = Annotated[Number, Field(gt=0)]
@@ -39,7 +39,7 @@ Clock = Annotated[str, StringConstraints(pattern=r"^\d{1,2}:[0-5]\d$")]
 
 
 class OrderError(ValueError):
-    """An order that cannot be executed as asked; the message names field, value and what is allowed."""
+    """An invalid order; the message names the field, its value and what is allowed."""
 
 
 def _minutes(clock: str) -> int:
@@ -48,9 +48,9 @@ def _minutes(clock: str) -> int:
 
 
 class Ticket(BaseModel):
-    """An order with its options, as a desk writes it."""
+    """An order and its options."""
 
-    # Each option is described below it: its meaning, [its unit], and what holds where its default is None.
+    # The text below an option is: meaning [unit]; by default, if that is None.
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     side: Literal["buy", "sell"]
@@ -66,17 +66,17 @@ class Ticket(BaseModel):
     risk_aversion: Positive | None = None
     """risk aversion lambda [per bps]; by default 0.0005"""
     cost_limit_bps: Positive | None = None
-    """cost that 95 of 100 days are to stay below, by the lowest risk aversion that does so [bps]; by default
-    none, risk_aversion is used as it is"""
+    """limit for the 95 % quantile of cost; the lowest risk aversion that meets it is used [bps]; by default
+    no limit, risk_aversion is used"""
     drift_bps: Number = 0.0
-    """price change expected over the window, whatever the side [bps]"""
+    """expected price change over the window, positive if the price rises [bps]"""
     drift_sd_bps: Annotated[Number, Field(ge=0)] = 0.0
     """standard deviation of the unknown part of the drift over the window [bps]"""
     participation_cap: Fraction | None = None
     """largest share of the volume expected in a bucket that may be traded [share of expected volume]; by
     default no cap"""
     illiquidity: Positive = 1.0
-    """temporary impact over the published one [multiple]"""
+    """factor of temporary impact, 1 for the published coefficients [multiple]"""
     beta: Fraction = 0.6
     """exponent of temporary impact"""
     session: tuple[Clock, Clock] = ("09:30", "16:00")
@@ -143,7 +143,7 @@ def refuse_unknown(given: Mapping[str, object], known: Iterable[str]) -> None:
 
 
 def read_options(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Options from their texts: numbers where they are numbers, and the times of a session one by one."""
+    """Options from text: numbers are converted, and the two times of a session are separated."""
     return {name: text.split() if name == "session" else _read(text) for name, text in texts.items()}
 
 

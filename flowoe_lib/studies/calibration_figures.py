@@ -18,19 +18,19 @@ __all__ = ["autocovariance_figure", "profile_figure", "volatility_figure"]
 
 
 DARK, MIDDLE, LIGHT = "#22313f", "#c0562f", "#9fb3c8"
-"""Data, model and background, apart in grey too."""
+"""Colours of data, model and background, distinct in grey too."""
 
 
 @style()
 def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """Twenty years of daily volatility, its foreseen level, the VIX, and the conditions' levels.
+    """Twenty years of daily volatility, its forecast level, the VIX, and the levels of the conditions.
 
     ``history``: columns day, level and vix, per sqrt(day), by date. ``levels``: per sqrt(day).
     """
     figure, axes = plt.subplots(figsize=(7.2, 3.4))
     percent = 100 * history
     axes.plot(percent.index, percent["day"], ".", color=LIGHT, markersize=1.5, label="one day's range")
-    axes.plot(percent.index, percent["level"], color=DARK, linewidth=0.9, label="level foreseen")
+    axes.plot(percent.index, percent["level"], color=DARK, linewidth=0.9, label="forecast level")
     axes.plot(percent.index, percent["vix"], color=MIDDLE, linewidth=0.9, label="VIX")
     for name, level in levels.items():
         axes.axhline(100 * level, color="black", linestyle="--", linewidth=0.8)
@@ -83,7 +83,7 @@ def profile_figure(volume: pd.DataFrame, fitted: pd.Series) -> Figure:
     axes.plot(middle, volume.mean(), color=DARK, label="mean session")
     axes.plot(middle, fitted, "--", color=MIDDLE, label="fitted U")
     axes.axhline(1, color="black", linewidth=0.6)
-    axes.set(xlabel="time of the session, days", ylabel="volume over a flat day's", ylim=(0, None))
+    axes.set(xlabel="time of the session, days", ylabel="volume over a flat profile", ylim=(0, None))
     axes.set_title("Trading is busiest at the open and the close")
     axes.legend()
     return figure

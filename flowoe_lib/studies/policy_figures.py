@@ -1,4 +1,4 @@
-"""Figures of policies: what they do, how they learn, what they earn.
+"""Figures of policies: schedules, learning curves, utility and comparisons.
 
 One look per policy in every figure: colour, line and name. Each function takes the table it shows.
 """
@@ -38,19 +38,19 @@ __all__ = [
 
 @style()
 def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message: str) -> Figure:
-    """Inventory over the day, a panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
+    """Inventory over the day, one panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
     figure, panels = panel_grid(len(plans), 3)
     for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
         for policy, inventory in by_policy.items():
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
         axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
-    panels[0].set_ylabel("inventory, of the order")
+    panels[0].set_ylabel("inventory, share of the order")
     return titled(figure, message, panels[0])
 
 
 @style()
 def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) -> Figure:
-    """Expected cost against the standard deviation that risk aversion buys.
+    """Expected cost against standard deviation, traced by varying risk aversion.
 
     ``curves`` and ``marked`` have columns condition, policy, std_bps, cost_bps; ``marked`` are the
     points of the risk aversion in use.
@@ -86,7 +86,7 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
         row = learning.query("run == @run and condition == @where and seed == 0")
         label = run if row["capture"].max() > floor else f"{run} (below the frame)"
         right.plot(row["seconds"], row["capture"], color=colour, linestyle=dashes, label=label)
-    left.set(title=f"{runs[0]}, a line a condition and seed", xlabel="decisions", ylim=(floor, 1.05))
+    left.set(title=f"{runs[0]}, one line per condition and seed", xlabel="decisions", ylim=(floor, 1.05))
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     left.set_ylabel("capture: TWAP 0, oracle 1")
     middle.set(xlabel="processor seconds")
@@ -139,7 +139,7 @@ def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str)
 
 @style()
 def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
-    """Share of the rest traded in a bucket against the current variance, a panel per time of day.
+    """Traded share of inventory in a bucket against the current variance, one panel per time of day.
 
     ``reactions`` has columns time, policy, variance_ratio, fraction, and twap_fraction.
     """
@@ -147,7 +147,7 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
     for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
         for policy, row in rows.groupby("policy", sort=False):
             line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
-        axes.set(title=f"{time:.0%} of the day gone", xlabel="variance over its mean", xscale="log")
+        axes.set(title=f"{time:.0%} of the day passed", xlabel="variance over its mean", xscale="log")
     panels[0].set_ylabel("trading speed, TWAP = 1")
     return titled(figure, message, panels[0])
 
@@ -163,7 +163,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
         look = LOOKS[str(policy)]
         for _, row in by_policy.groupby("condition", sort=False):
             axes.plot(row["solver_steps"], row["advantage"], color=look.colour, ls=look.line, lw=0.9)
-        axes.plot([], [], color=look.colour, ls=look.line, label=f"{look.name}, one line a condition")
+        axes.plot([], [], color=look.colour, ls=look.line, label=f"{look.name}, one line per condition")
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
@@ -250,7 +250,7 @@ def ablation_figure(rows: pd.DataFrame, message: str) -> Figure:
 
 @style()
 def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Change in mean and in standard deviation against each benchmark, a panel each, a dot a condition.
+    """Change in mean and standard deviation against each benchmark: one panel each, one dot per condition.
 
     ``rows`` has columns expert, mean (bps above the benchmark's) and std (a share of it). Up and left is
     better at both.
@@ -289,7 +289,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:+.1%}")
         axes.set(title=str(world), yticks=[])
     for axes in panels:
-        axes.set_xlabel("share of its utility")
+        axes.set_xlabel("share of the best expert's cost")
     return titled(figure, message)
 
 
@@ -297,7 +297,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
 def replay_figure(
     market: pd.DataFrame, inventories: Mapping[str, npt.ArrayLike], hours: float, message: str
 ) -> Figure:
-    """One recorded order: price, variance, volume, and what policies held; a panel each.
+    """One recorded order: price, variance, volume and the inventory of policies, one panel each.
 
     ``market``: a row a bucket, columns price_bps (since arrival), variance and volume over their levels
     before it, each also with ``_seen``, what was known of it. ``inventories``: q_0 ... q_N by policy.
@@ -309,14 +309,14 @@ def replay_figure(
     for axes, name in zip(panels[1:], ("variance", "volume"), strict=False):
         for column, colour, label in (
             (name, "#9fb3c8", "in the bucket"),
-            (f"{name}_seen", "#22313f", "known before"),
+            (f"{name}_seen", "#22313f", "forecast"),
         ):
             axes.stairs(market[column], edges, baseline=None, color=colour, lw=1.5, label=label)
-        axes.set(title=name, ylabel="over its level before", ylim=(0, None))
+        axes.set(title=name, ylabel="relative to its level before", ylim=(0, None))
     panels[2].legend(loc="upper right")
     for policy, inventory in inventories.items():
         line(panels[3], edges, inventory, policy)
-    panels[3].set(title="inventory", ylabel="of the order", ylim=(0, 1))
+    panels[3].set(title="inventory", ylabel="share of the order", ylim=(0, 1))
     panels[3].legend()
     for axes in panels[2:]:
         axes.set_xlabel("hours since arrival")

@@ -28,7 +28,7 @@ __all__ = [
 
 
 MAIN = "PPO"
-"""Label of the method and reward that make the experts."""
+"""Label of the method and reward that train the experts."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
 def grid_runs(
     grid: Sequence[Condition], base: Condition, hard: Condition, seeds: Sequence[int], steps: int
 ) -> list[Run]:
-    """An expert for each condition, all ``seeds`` in ``base``, other rewards and SAC in ``hard``.
+    """One run per condition, one per seed in ``base``, and runs with other rewards and SAC in ``hard``.
 
     Other rewards come with the longer look ahead and the smaller steps that suit them. SAC learns many times
     from each decision and is slow: it gets a fifth of the ``steps``.
@@ -66,12 +66,12 @@ def grid_runs(
 
 
 def world_runs(worlds: Sequence[World], steps: int) -> list[Run]:
-    """An expert for each condition of the worlds, of the main method and reward."""
+    """One run per condition of the worlds, with the main method and reward."""
     return [Run(MAIN, train_ppo, advantage_over_twap, c, 0, steps) for w in worlds for c in w.conditions]
 
 
 def train_run(run: Run, n_buckets: int) -> list[Snapshot]:
-    """Snapshots of one run, the last one its result."""
+    """Snapshots of one run; the last is its result."""
     return run.train(run.condition, n_buckets, run.steps, run.seed, run.reward)
 
 
@@ -100,7 +100,7 @@ def progress(runs: Sequence[Run], trained: Sequence[list[Snapshot]], evaluation:
 
 
 class ExpertRuns(NamedTuple):
-    """Trained experts, and how they came to be."""
+    """Trained experts and the progress of their training."""
 
     experts: dict[str, Tensor]
     """As :func:`expert_tensors`."""
@@ -109,6 +109,6 @@ class ExpertRuns(NamedTuple):
 
 
 def expert_runs(runs: Sequence[Run], n_buckets: int, evaluation: Evaluation) -> ExpertRuns:
-    """Train all ``runs`` side by side and measure their progress."""
+    """Train all ``runs`` in parallel and measure their progress."""
     trained = sweep(train_run, [(run, n_buckets) for run in runs], "RL experts")
     return ExpertRuns(expert_tensors(runs, trained), progress(runs, trained, evaluation))

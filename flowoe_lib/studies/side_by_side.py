@@ -1,4 +1,4 @@
-"""Tasks that run in parallel over many arguments, whose results the notebooks store."""
+"""Parallel runs of one function over many arguments, whose results the notebooks store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,16 +17,16 @@ Tasks = Sequence[tuple[Any, ...]]
 
 
 def measured(measure: Callable[..., pd.DataFrame], tasks: Tasks) -> pd.DataFrame:
-    """The rows of ``measure(*task)`` for each of the ``tasks``, in their order."""
+    """The rows of ``measure(*task)`` for all ``tasks``, in their order, as one table."""
     return pd.concat(sweep(measure, tasks, "conditions"), ignore_index=True)
 
 
 def scored(score: Callable[..., Scores], tasks: Tasks) -> Scores:
-    """The tables of ``score(*task)`` for all of the ``tasks``, each as one."""
+    """The tables of ``score(*task)`` for all ``tasks``, joined table by table."""
     parts = zip(*sweep(score, tasks, "conditions"), strict=True)
     return Scores(*(pd.concat(tables, ignore_index=True) for tables in parts))
 
 
 def trained(train: Callable[..., TrainingRun], tasks: Mapping[int, tuple[Any, ...]]) -> dict[str, Tensor]:
-    """The runs ``train(*task)`` by their seeds, as :func:`flowoe_lib.policies.flow.pack` lays them out."""
+    """The runs ``train(*task)`` by seed, packed by :func:`flowoe_lib.policies.flow.pack`."""
     return pack(dict(zip(tasks, sweep(train, tasks.values(), "training"), strict=True)))

@@ -1,4 +1,4 @@
-"""What is trained for the dynamic markets: the universal policy and RL experts."""
+"""Training for the dynamic markets: the universal policy and RL experts."""
 
 import operator
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ __all__ = ["UniversalRuns", "universal_runs"]
 
 
 class UniversalRuns(NamedTuple):
-    """Everything that is trained for the dynamic markets."""
+    """Trained policies for the dynamic markets, packed for the store."""
 
     policies: dict[str, Tensor]
-    """The universal policy of each training seed, as :func:`flowoe_lib.policies.flow.pack`."""
+    """The universal policy of each training seed, packed by :func:`flowoe_lib.policies.flow.pack`."""
     seconds: list[float]
-    """Processor seconds that each of them took."""
+    """Processor seconds of each of these trainings."""
     experts: dict[str, Tensor]
-    """The RL experts, as :func:`flowoe_lib.studies.rl_experts.expert_tensors`."""
+    """The RL experts, from :func:`flowoe_lib.studies.rl_experts.expert_tensors`."""
 
 
 def universal_runs(
     seeds: Sequence[int], rl_runs: Sequence[Run], n_buckets: int, **options: Any
 ) -> UniversalRuns:
-    """Train all in one sweep, so that no core waits for the longest run.
+    """Train all in one parallel sweep, so that no core waits for the longest run.
 
     ``options`` are those of :func:`flowoe_lib.training.universal.train_universal`.
     """
