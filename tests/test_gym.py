@@ -73,12 +73,12 @@ def replay(scores: Tensor) -> Policy:
     return policy
 
 
-def rewards_of(venue: OrderSimulation, scores: Tensor, reward: Reward) -> tuple[Tensor, Tensor]:
+def rewards_of(simulation: OrderSimulation, scores: Tensor, reward: Reward) -> tuple[Tensor, Tensor]:
     """Rewards [N - 1, paths] of a sequence of scores, and the inventory before each [N, paths]."""
     inventory = torch.ones_like(scores[0])
     held, earned = [inventory], []
     for k, score in enumerate(scores):
-        inventory, bps = advance(venue, k, inventory, score, reward)
+        inventory, bps = advance(simulation, k, inventory, score, reward)
         held.append(inventory)
         earned.append(bps)
     return torch.stack(earned), torch.stack(held)
@@ -154,14 +154,14 @@ def test_rewards_sum_to_what_execute_accounts_for(market: Market, order: Order) 
 def test_advantages_telescope_on_every_path(market: Market, order: Order) -> None:
     market, order = map_tensors(Tensor.double, market), map_tensors(Tensor.double, order)
     scores, paths = random_scores(200).double(), days(market, 200)
-    venue = OrderSimulation(paths, market, order)
-    earned, _ = rewards_of(venue, scores, advantage_over_twap)
+    simulation = OrderSimulation(paths, market, order)
+    earned, _ = rewards_of(simulation, scores, advantage_over_twap)
     done = execute(replay(scores), paths, market, order, generator(0, "unused"))
     held = done.inventory
     surprises = sum(
-        twap_value(venue, k, k, held[k]) - twap_value(venue, k - 1, k, held[k]) for k in range(1, N)
+        twap_value(simulation, k, k, held[k]) - twap_value(simulation, k - 1, k, held[k]) for k in range(1, N)
     )
-    expected = done.utility_bps(order) - twap_value(venue, 0, 0, held[0]) - surprises
+    expected = done.utility_bps(order) - twap_value(simulation, 0, 0, held[0]) - surprises
     torch.testing.assert_close(earned.sum(0), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -176,11 +176,15 @@ def test_advantages_sum_to_the_gain_over_twap_in_expectation(market: Market, ord
     done, even = (
         execute(p, paths, market, order, generator(0, "unused")).utility_bps(order) for p in (reactive, twap)
     )
-    venue, inventory, total = OrderSimulation(paths, market, order), torch.ones(20_000), torch.zeros(20_000)
+    simulation, inventory, total = (
+        OrderSimulation(paths, market, order),
+        torch.ones(20_000),
+        torch.zeros(20_000),
+    )
     for k in range(N - 1):
-        fraction = reactive(venue.observe(k, inventory), inventory)
+        fraction = reactive(simulation.observe(k, inventory), inventory)
         score = torch.logit(fraction) + torch.log(torch.tensor(N - k - 1.0))
-        inventory, earned = advance(venue, k, inventory, score, advantage_over_twap)
+        inventory, earned = advance(simulation, k, inventory, score, advantage_over_twap)
         total += earned
     excess = (total - (done - even)).double()
     assert (done - even).mean().abs() > 0.02
@@ -203,15 +207,15 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
 ) -> None:
     n = 40_000
     paths = days(market, n, seed=11)
-    venue = OrderSimulation(paths, market, order)
+    simulation = OrderSimulation(paths, market, order)
     q = torch.rand(n, generator=generator(1, "inventory"))
     start, left = k + ahead, q
     simulated = torch.zeros(n)
     for j in range(start, N):
         before = left
-        left, *costs = venue.fill(j, before, before / (N - j))
-        simulated += venue.book(j, torch.stack((before, left)), *costs).utility_bps(order)
-    error = (simulated - twap_value(venue, k, start, q)).double()
+        left, *costs = simulation.fill(j, before, before / (N - j))
+        simulated += simulation.book(j, torch.stack((before, left)), *costs).utility_bps(order)
+    error = (simulated - twap_value(simulation, k, start, q)).double()
     # Right in every state that is known: the error is orthogonal to whatever describes it.
     states = torch.ones(n), q, paths.variance[k] / market.heston.theta, paths.log_depth[k].expand(n)
     for state in (s.double() for s in states):
@@ -220,10 +224,10 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
 
 
 def test_value_of_twap_in_the_last_bucket_is_exact() -> None:
-    venue, q = OrderSimulation(days(RICH, 50), RICH, BUY), torch.rand(50)
-    left, *costs = venue.fill(N - 1, q, q)
-    sold = venue.book(N - 1, torch.stack((q, left)), *costs).utility_bps(BUY)
-    torch.testing.assert_close(twap_value(venue, N - 1, N - 1, q), sold)
+    simulation, q = OrderSimulation(days(RICH, 50), RICH, BUY), torch.rand(50)
+    left, *costs = simulation.fill(N - 1, q, q)
+    sold = simulation.book(N - 1, torch.stack((q, left)), *costs).utility_bps(BUY)
+    torch.testing.assert_close(twap_value(simulation, N - 1, N - 1, q), sold)
 
 
 def test_advantages_do_not_depend_on_what_comes_later() -> None:
@@ -259,8 +263,8 @@ def test_orders_of_different_conditions_share_a_tensor() -> None:
     together = rewards_of(OrderSimulation(paths, mixed, SELL), scores, advantage_over_twap)[0]
     for i, theta in enumerate(levels):
         alone = dataclasses.replace(PLAIN, heston=dataclasses.replace(PLAIN.heston, theta=theta))
-        venue = OrderSimulation(only(paths, i), alone, SELL)
-        earned = rewards_of(venue, scores[:, i : i + 1], advantage_over_twap)[0]
+        simulation = OrderSimulation(only(paths, i), alone, SELL)
+        earned = rewards_of(simulation, scores[:, i : i + 1], advantage_over_twap)[0]
         torch.testing.assert_close(earned[:, 0], together[:, i], rtol=1e-4, atol=1e-4)
     env = ExecutionVecEnv(mixed, SELL, 3, N, 3)
     env.reset()
@@ -300,9 +304,9 @@ def test_an_order_is_sold_when_it_ends_and_then_needs_a_reset() -> None:
 
 
 def test_scores_beyond_the_limit_count_as_at_the_limit() -> None:
-    venue = OrderSimulation(days(PLAIN, 2), PLAIN, SELL)
+    simulation = OrderSimulation(days(PLAIN, 2), PLAIN, SELL)
     pair = [
-        advance(venue, 0, torch.ones(2), s * torch.tensor([1.0, -1.0]), controlled_utility)
+        advance(simulation, 0, torch.ones(2), s * torch.tensor([1.0, -1.0]), controlled_utility)
         for s in (1e6, ACTION_LIMIT)
     ]
     torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=0)
@@ -352,7 +356,7 @@ def test_observations_stay_in_their_space_whatever_the_type_of_an_action() -> No
 
 
 def test_a_reward_of_ones_own_is_a_function() -> None:
-    def sold(venue: OrderSimulation, k: int, booked: Execution) -> Tensor:
+    def sold(simulation: OrderSimulation, k: int, booked: Execution) -> Tensor:
         return booked.inventory[0] - booked.inventory[1]
 
     earned, _ = rewards_of(OrderSimulation(days(PLAIN, 4), PLAIN, SELL), random_scores(4), sold)

@@ -14,7 +14,7 @@ from flowoe_lib.evaluation.scorecard import (
     CHUNK,
     COLUMNS,
     VALIDATION_CHUNK,
-    Entry,
+    Contender,
     Evaluation,
     PathResults,
     best_expert,
@@ -117,7 +117,7 @@ def test_a_shorter_run_is_the_beginning_of_a_longer_one(shorter: int) -> None:
 
 
 def test_fewer_days_of_an_entry_are_the_beginning_of_all() -> None:
-    entries = [Entry(hasty, "hasty", 1, 0), Entry(hasty, "hasty", 2, 0, n_paths=300)]
+    entries = [Contender(hasty, "hasty", 1, 0), Contender(hasty, "hasty", 2, 0, n_paths=300)]
     evaluation = days(700, chunk=500)
     scores = score_condition(CONDITION, {"twap": twap}, entries, evaluation).scorecard.set_index(
         "solver_steps"
@@ -129,10 +129,10 @@ def test_fewer_days_of_an_entry_are_the_beginning_of_all() -> None:
 
 def test_two_policies_of_one_name_are_refused() -> None:
     # The second TWAP would have become the yardstick, and scored zero.
-    for contenders, informed in (([Entry(hasty, "twap")], []), ([], [Entry(hasty, "twap")])):
+    for contenders, informed in (([Contender(hasty, "twap")], []), ([], [Contender(hasty, "twap")])):
         with pytest.raises(ValueError, match="named twap/None/None"):
             score_condition(CONDITION, {"twap": twap}, contenders, days(100), informed=informed)
-    twice = [Entry(hasty, "flow_refined", 1, 0), Entry(twap, "flow_refined", 1, 0)]
+    twice = [Contender(hasty, "flow_refined", 1, 0), Contender(twap, "flow_refined", 1, 0)]
     with pytest.raises(ValueError, match="named flow_refined/1/0"):
         score_condition(CONDITION, {"twap": twap}, twice, days(100))
 
@@ -167,7 +167,10 @@ def test_best_expert_and_scores() -> None:
     evaluation = days(3000, n_validation=2000)
     best = best_expert(experts, CONDITION, evaluation)
     assert best != "hasty"
-    contenders = [Entry(hasty, "flow_imitation", 1, 0), Entry(twap, "flow_refined", 1, 0, n_paths=500)]
+    contenders = [
+        Contender(hasty, "flow_imitation", 1, 0),
+        Contender(twap, "flow_refined", 1, 0, n_paths=500),
+    ]
     scores, comparisons, checks = score_condition(CONDITION, experts, contenders, evaluation)
     assert list(scores.columns) == COLUMNS
     assert len(scores) == len(checks) == len(experts) + 3
@@ -293,10 +296,14 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
     scores, comparisons, checks = score_condition(
         condition,
         {"twap": twap, "watching": expert},
-        [Entry(contender, "flow_refined", 1, 0)],
+        [Contender(contender, "flow_refined", 1, 0)],
         days(400),
         perceive,
-        [Entry(oracle, "oracle"), Entry(informed, "knowing"), Entry(told, "told", perceive=doubled)],
+        [
+            Contender(oracle, "oracle"),
+            Contender(informed, "knowing"),
+            Contender(told, "told", perceive=doubled),
+        ],
     )
     # Experts are chosen by what the world shows, too: on validation paths, then on the test's.
     assert [p.n_paths for p in validated] == [VALIDATION_CHUNK, 400]
@@ -319,7 +326,7 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
 
 
 def test_informed_on_fewer_paths_are_compared_on_these() -> None:
-    knowing = [Entry(twap, "knowing", n_paths=100)]
+    knowing = [Contender(twap, "knowing", n_paths=100)]
     scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], days(300), informed=knowing)
     row = scores.set_index("policy").loc["knowing"]
     assert row["n_paths"] == 100

@@ -20,10 +20,10 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.studies.comparison import (
     error_costs,
     experts_in,
-    gain_kept,
     hidden_gain,
-    refereed,
+    multiple_comparison,
     score_in_world,
+    share_of_informed_gain,
     whole_range,
 )
 from flowoe_lib.studies.worlds import World
@@ -113,7 +113,7 @@ def test_hidden_gain_of_the_belief_optimum_is_all_of_it(monkeypatch: pytest.Monk
     assert (row["falling"] + row["flat"] + row["rising"]) / 3 == pytest.approx(mean, abs=1e-3)
 
 
-def test_gain_kept_is_over_the_static_optimum() -> None:
+def test_share_of_informed_gain_is_over_the_static_optimum() -> None:
     rows = [
         ("a", "static_optimal", pd.NA, pd.NA, -10.0),
         ("a", "flow_refined", 1, 0, -9.4),
@@ -125,7 +125,7 @@ def test_gain_kept_is_over_the_static_optimum() -> None:
         rows, columns=["condition", "policy", "solver_steps", "training_seed", "utility_bps"]
     )
     table = table.astype({"solver_steps": "Int64", "training_seed": "Int64"})
-    assert gain_kept(table)["a"] == pytest.approx(0.6)
+    assert share_of_informed_gain(table)["a"] == pytest.approx(0.6)
 
 
 def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
@@ -144,16 +144,16 @@ def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
         assert (checks["inventory_left"] == 0).all()
 
 
-def test_a_referee_keeps_the_best_alone_in_the_set() -> None:
+def test_model_confidence_set_holds_the_best_alone() -> None:
     world = World("liquidity", [PLAIN], "variance", "all")
-    row = refereed(world, PLAIN, field(), {}, 200, days(2000)).iloc[0]
+    row = multiple_comparison(world, PLAIN, field(), {}, 200, days(2000)).iloc[0]
     # An untrained policy is no better than the static optimum, which is in the set.
     assert row["spa_p"] == pytest.approx(0, abs=0.01)
     assert "flow_refined" not in str(row["best_set"])
     assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]
 
 
-def test_errors_cost_what_healing_them_brings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_costs_are_the_utility_regained_without_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
     monkeypatch.setattr("flowoe_lib.studies.comparison.FlowPolicy", lambda field, steps: replanned)
     restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))

@@ -29,7 +29,7 @@ __all__ = [
     "CHUNK",
     "COLUMNS",
     "VALIDATION_CHUNK",
-    "Entry",
+    "Contender",
     "Evaluation",
     "PathResults",
     "Scores",
@@ -137,7 +137,7 @@ class PathResults:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Contender:
     """A policy in the scorecard."""
 
     policy: Policy
@@ -260,10 +260,10 @@ def best_expert(
 def score_condition(
     condition: Condition,
     experts: Mapping[str, Policy],
-    contenders: Sequence[Entry],
+    contenders: Sequence[Contender],
     evaluation: Evaluation,
     perceive: Perceive = exact,
-    informed: Sequence[Entry] = (),
+    informed: Sequence[Contender] = (),
 ) -> Scores:
     """Score policies in one condition against the experts and the oracle, on the same days.
 
@@ -277,13 +277,13 @@ def score_condition(
         Market and order, fields of shape [].
     experts : mapping of str to policy
         Experts calibrated to the condition; one of them must be "twap".
-    contenders : sequence of flowoe_lib.evaluation.scorecard.Entry
+    contenders : sequence of flowoe_lib.evaluation.scorecard.Contender
         Policies to be compared with the experts.
     evaluation : Evaluation
         Number and seed of the days.
     perceive : callable
         The information of experts and contenders about the market; by default full information.
-    informed : sequence of flowoe_lib.evaluation.scorecard.Entry
+    informed : sequence of flowoe_lib.evaluation.scorecard.Contender
         References with their own information. The oracle is added unless it is among them.
 
     Returns
@@ -310,9 +310,9 @@ def score_condition(
     """
     if "oracle" not in {e.name for e in informed}:
         oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-        informed = [*informed, Entry(oracle, "oracle")]
+        informed = [*informed, Contender(oracle, "oracle")]
     everyone = [
-        *(Entry(policy, name, perceive=perceive) for name, policy in experts.items()),
+        *(Contender(policy, name, perceive=perceive) for name, policy in experts.items()),
         *(replace(entry, perceive=perceive) for entry in contenders),
         *informed,
     ]
@@ -378,7 +378,7 @@ def score_condition(
     return Scores(table, pd.DataFrame(comparisons), pd.DataFrame(checks))
 
 
-def _key(entry: Entry) -> str:
+def _key(entry: Contender) -> str:
     return f"{entry.name}/{entry.solver_steps}/{entry.training_seed}"
 
 

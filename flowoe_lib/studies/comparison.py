@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.scorecard import (
-    Entry,
+    Contender,
     Evaluation,
     Scores,
     evaluate,
@@ -31,11 +31,11 @@ from flowoe_lib.studies.worlds import World
 __all__ = [
     "error_costs",
     "experts_in",
-    "gain_kept",
     "hidden_gain",
+    "multiple_comparison",
     "on_frontier",
-    "refereed",
     "score_in_world",
+    "share_of_informed_gain",
     "whole_range",
 ]
 
@@ -77,19 +77,19 @@ def score_in_world(
     first_seed, n_buckets = min(fields), evaluation.n_buckets
     few = min(evaluation.n_few, evaluation.n_paths)
     contenders = [
-        Entry(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
+        Contender(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
     ]
     contenders += [
-        Entry(FlowPolicy(field, 1), "flow_refined", 1, s, None if s == first_seed else few)
+        Contender(FlowPolicy(field, 1), "flow_refined", 1, s, None if s == first_seed else few)
         for s, field in fields.items()
     ]
     experts, informed = experts_in(perceive, condition, n_buckets, rl), []
     if condition.market.drift_sd > 0:
         experts["blind_optimum"] = _blind(condition, n_buckets)
-        informed.append(Entry(solve_belief(condition.market, condition.order, n_buckets), "oracle"))
+        informed.append(Contender(solve_belief(condition.market, condition.order, n_buckets), "oracle"))
     if perceive is not exact:
         knowing = FlowPolicy(fields[first_seed], 1)
-        informed.append(Entry(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
+        informed.append(Contender(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
     return score_condition(condition, experts, contenders, evaluation, perceive, informed)
 
 
@@ -141,7 +141,7 @@ def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluati
     return pd.DataFrame([row], columns=columns)
 
 
-def gain_kept(scorecard: pd.DataFrame) -> pd.Series:
+def share_of_informed_gain(scorecard: pd.DataFrame) -> pd.Series:
     """Ratio of the policy's gain to that of the same policy with full information, by condition.
 
     ``scorecard`` holds one world; both gains are over the static optimum of that world's information.
@@ -177,7 +177,7 @@ def error_costs(field: EndpointField, condition: Condition, evaluation: Evaluati
     return pd.DataFrame(rows, columns=["condition", "healed", "regained_bps", "ci_low", "ci_high"])
 
 
-def refereed(
+def multiple_comparison(
     world: World,
     condition: Condition,
     field: EndpointField,
