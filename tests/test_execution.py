@@ -24,7 +24,7 @@ from flowoe_lib.execution.execution import (
     fraction_of_score,
     score_of_fraction,
 )
-from flowoe_lib.execution.information import Perception
+from flowoe_lib.execution.information import Information
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift, round_trip_cost
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
@@ -298,7 +298,7 @@ def test_observation_is_the_past_of_the_path() -> None:
 def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
     believed = Market(HESTON, liquidity=Liquidity(illiquidity=scalar(4.0)))
     watch, paths = Recorded(twap), simulate(RICH, 8, N, generator(1, "test"))
-    known = Perception(believed, 2 * paths.variance, paths.log_depth + 1)
+    known = Information(believed, 2 * paths.variance, paths.log_depth + 1)
     done = execute(watch, paths, RICH, ORDER, generator(1, "policy"), known)
     assert all(obs.market == believed for obs in watch.obs)
     assert all(torch.equal(obs.variance, known.variance[obs.k]) for obs in watch.obs)

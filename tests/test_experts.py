@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, brentq, minimize
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
-from flowoe_lib.execution.information import Perception
+from flowoe_lib.execution.information import Information
 from flowoe_lib.market.batching import batch, map_tensors
 from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
@@ -540,7 +540,7 @@ FAMILIES = {"almgren_chriss": almgren_chriss, "static_optimal": static_optimal}
 
 def run_as_believed(policy: Policy, m: Market, o: Order, believed: Market, n_paths: int) -> Execution:
     paths = simulate(m, n_paths, N, generator(9, "test"))
-    known = Perception(believed, paths.variance, paths.log_depth)
+    known = Information(believed, paths.variance, paths.log_depth)
     return execute(policy, paths, m, o, generator(9, "policy"), known)
 
 

@@ -18,8 +18,8 @@ from flowoe_lib.execution.execution import OrderSimulation
 from flowoe_lib.execution.information import (
     DEPTH_NOISE,
     Errors,
+    Information,
     Perceive,
-    Perception,
     blind_to_regimes,
     exact,
     filtered_depth,
@@ -172,7 +172,7 @@ def test_regimes_told_as_depth_charge_what_they_cost() -> None:
     torch.testing.assert_close(known.log_depth, paths.log_depth, rtol=0, atol=1e-6)
 
 
-def believed_stress(known: Perception, paths: MarketPaths, m: Market) -> Tensor:
+def believed_stress(known: Information, paths: MarketPaths, m: Market) -> Tensor:
     """The belief that perceived variance was made of, [N, paths]."""
     factor = m.regimes.volatility_multiplier.square()
     calm = paths.variance / torch.where(paths.stressed, factor, 1)

@@ -109,7 +109,7 @@ def test_the_record_of_an_order_is_as_worked_out_by_hand() -> None:
     """Order 2 arrives at bucket 4 of the second session: bucket 16 of the tape."""
     record, i = tape(), 2
     days = replayed(record)
-    paths, known = days.paths, days.known
+    paths, known = days.paths, days.information
     price = record.price[1]
     np.testing.assert_allclose(paths.martingale_bps[:, i], 1e4 * np.diff(price)[4:10] / price[4], rtol=1e-4)
     np.testing.assert_allclose(paths.integrated_variance[:, i], record.variance[1, 4:10], rtol=1e-5)
@@ -131,14 +131,14 @@ def test_the_record_of_an_order_is_as_worked_out_by_hand() -> None:
 
 
 def test_a_window_is_a_part_of_its_session() -> None:
-    market = replayed(tape()).known.market
+    market = replayed(tape()).information.market
     np.testing.assert_allclose(market.heston.kappa, 1.0)
     np.testing.assert_allclose(market.liquidity.depth_reversion, 1.0)
     np.testing.assert_allclose(market.liquidity.window_start[:2], [4 / 12, 6 / 12], rtol=1e-6)
     np.testing.assert_allclose(market.liquidity.window_end[:2], [10 / 12, 1.0], rtol=1e-6)
     # Windows that follow each other share out what their session has.
     halves = replay(tape(), np.array([12, 18]), 6, SESSION, ORDER, history=4, half_life=2.0)
-    np.testing.assert_allclose(volume_share(halves.known.market.liquidity).sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(volume_share(halves.information.market.liquidity).sum(), 1.0, rtol=1e-6)
 
 
 def test_a_pattern_by_the_clock_moves_what_is_foreseen() -> None:
@@ -147,9 +147,9 @@ def test_a_pattern_by_the_clock_moves_what_is_foreseen() -> None:
     record = replace(tape(), variance=np.tile(1e-6 * pattern, (3, 1)))
     starts = arrivals(record, 6, 2, warm_up=4)
     days = replay(record, starts, 6, SESSION, ORDER, history=4, half_life=2.0, pattern=pattern)
-    np.testing.assert_allclose(days.known.variance / 6, days.paths.integrated_variance, rtol=1e-5)
+    np.testing.assert_allclose(days.information.variance / 6, days.paths.integrated_variance, rtol=1e-5)
     np.testing.assert_allclose(
-        days.known.market.heston.theta, days.paths.integrated_variance.sum(0), rtol=1e-5
+        days.information.market.heston.theta, days.paths.integrated_variance.sum(0), rtol=1e-5
     )
 
 

@@ -26,7 +26,7 @@ from flowoe_lib.evaluation.scorecard import (
     score_condition,
 )
 from flowoe_lib.execution.execution import Observation, Policy
-from flowoe_lib.execution.information import Perceive, Perception, blind_to_regimes, exact, with_errors
+from flowoe_lib.execution.information import Information, Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.simulator import MarketPaths
@@ -248,7 +248,7 @@ def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, p
 def test_errors_have_a_stream_of_their_own_in_every_chunk() -> None:
     first: list[float] = []
 
-    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
+    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
         first.append(float(torch.randn(1, generator=draws)))
         return exact(paths, market, draws)
 
@@ -285,12 +285,12 @@ def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
     expert, contender, informed, told = (Watching() for _ in range(4))
     validated = []
 
-    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
+    def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
         validated.append(paths)
         return blind_to_regimes(paths, market, draws)
 
-    def doubled(paths: MarketPaths, market: Market, draws: torch.Generator) -> Perception:
-        return Perception(market, 2 * paths.variance, paths.log_depth)
+    def doubled(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
+        return Information(market, 2 * paths.variance, paths.log_depth)
 
     oracle = solve_oracle(moment_matched(condition.market), condition.order, N_BUCKETS)
     scores, comparisons, checks = score_condition(

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution.information import Perception
+from flowoe_lib.execution.information import Information
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Market, Order
@@ -126,15 +126,15 @@ class OrderSimulation:
     """Simulates an order on given market paths: observations, trades with their costs, and P&L.
 
     The paths do not depend on the order, because its impact is charged separately; its state is the bucket
-    and the remaining inventory. ``market`` determines the costs, ``known`` the observations, by default full
-    information.
+    and the remaining inventory. ``market`` determines the costs, ``information`` the observations
+    (by default full information).
     """
 
     def __init__(
-        self, paths: MarketPaths, market: Market, order: Order, known: Perception | None = None
+        self, paths: MarketPaths, market: Market, order: Order, information: Information | None = None
     ) -> None:
         self.paths, self.market, self.order = paths, market, order
-        self.known = Perception(market, paths.variance, paths.log_depth) if known is None else known
+        self.information = information or Information(market, paths.variance, paths.log_depth)
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
         self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
@@ -143,10 +143,10 @@ class OrderSimulation:
         """Price change from arrival to the start of each bucket in the order's favour, bps, N + 1 [paths]."""
 
     @cached_property
-    def _shown(self) -> tuple[Perception, "partial[Observation]"]:
+    def _shown(self) -> tuple[Information, "partial[Observation]"]:
         """Copies of what policies observe: by bucket, and all day."""
-        known: Perception
-        known, order = (map_tensors(torch.clone, tree) for tree in (self.known, self.order))
+        known: Information
+        known, order = (map_tensors(torch.clone, tree) for tree in (self.information, self.order))
         estimates = {"market": known.market, "order": order, "pre_trade": PreTrade.of(known.market, order)}
         n, volume = self.paths.n_buckets, self.paths.volume.clone()
         return known, partial(Observation, n_buckets=n, volume=volume, **estimates)
@@ -194,7 +194,7 @@ def execute(
     market: Market,
     order: Order,
     generator: torch.Generator,
-    known: Perception | None = None,
+    information: Information | None = None,
 ) -> Execution:
     """Execute an order by a policy on given market paths; the result is differentiable in its trades.
 
@@ -211,7 +211,7 @@ def execute(
         The order, fields of shape [] or [paths].
     generator : torch.Generator
         Source of the noise of randomised policies.
-    known : flowoe_lib.execution.information.Perception, optional
+    information : flowoe_lib.execution.information.Information, optional
         The information of the policy about the market; by default full information.
 
     Returns
@@ -236,7 +236,7 @@ def execute(
     >>> round(done.temporary_bps.mean().item(), 2)
     7.13
     """
-    simulation = OrderSimulation(paths, market, order, known)
+    simulation = OrderSimulation(paths, market, order, information)
     n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
     inventory = torch.ones_like(like[0])
     temporary = permanent = torch.zeros_like(inventory)

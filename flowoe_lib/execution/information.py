@@ -20,8 +20,8 @@ from flowoe_lib.market.simulator import MarketPaths
 
 __all__ = [
     "Errors",
+    "Information",
     "Perceive",
-    "Perception",
     "blind_to_regimes",
     "exact",
     "filtered_depth",
@@ -50,7 +50,7 @@ SIGNALS = (0.2, 2.0)
 
 
 @dataclass(frozen=True)
-class Perception:
+class Information:
     """What traders know of the market on each path."""
 
     market: Market
@@ -61,16 +61,16 @@ class Perception:
     """Estimated log depth at the start of each bucket, broadcastable to [N, paths]."""
 
 
-Perceive = Callable[[MarketPaths, Market, torch.Generator], Perception]
+Perceive = Callable[[MarketPaths, Market, torch.Generator], Information]
 """(paths, true market, generator of the errors) -> what traders know."""
 
 
-def exact(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+def exact(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
     """Full information: the true parameters, variance and depth, but not the future."""
-    return Perception(market, paths.variance, paths.log_depth)
+    return Information(market, paths.variance, paths.log_depth)
 
 
-def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
     """Information of agents who know the law of the regimes but observe neither regime nor depth.
 
     Parameters are moment-matched over the regimes; variance and the probability of stress are filtered from
@@ -78,17 +78,17 @@ def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Genera
     """
     believed = moment_matched(market)
     variance, stressed = filtered_state(realised_variance(paths, generator), market, paths.dt)
-    cost = 1 + stressed * (market.regimes.cost_multiplier - 1)
-    return Perception(believed, variance, _relative_depth(market, believed) - cost.log() / market.impact.beta)
+    log_cost = (1 + stressed * (market.regimes.cost_multiplier - 1)).log()
+    return Information(believed, variance, _relative_depth(market, believed) - log_cost / market.impact.beta)
 
 
-def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
     """Full information, with the regime expressed as variance and depth of the moment-matched market."""
     believed = moment_matched(market)
-    return Perception(believed, paths.variance, paths.log_depth + _relative_depth(market, believed))
+    return Information(believed, paths.variance, paths.log_depth + _relative_depth(market, believed))
 
 
-def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
     """Full information except for the regime, of which a noisy signal arrives at the start of each bucket.
 
     A signal is the regime (0 or 1) plus normal noise, whose standard deviation is drawn for each path,
@@ -113,7 +113,7 @@ def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Gene
         for factor in (regimes.volatility_multiplier.square(), regimes.cost_multiplier)
     )
     depth = paths.log_depth - cost_ratio.log() / market.impact.beta
-    return Perception(believed, paths.variance * variance_ratio, depth + _relative_depth(market, believed))
+    return Information(believed, paths.variance * variance_ratio, depth + _relative_depth(market, believed))
 
 
 def _relative_depth(market: Market, believed: Market) -> Tensor:
@@ -135,7 +135,7 @@ class Errors:
     depth: float = DEPTH_NOISE
     """Standard deviation of the error of displayed log depth."""
 
-    def __call__(self, paths: MarketPaths, market: Market, generator: torch.Generator) -> Perception:
+    def __call__(self, paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
         """What traders know of ``paths``; ``generator`` draws the errors."""
         errors = torch.randn(2, paths.n_paths, generator=generator, device=generator.device)
         theta = market.heston.theta * torch.exp(2 * self.volatility * errors[0])
@@ -149,7 +149,7 @@ class Errors:
         if self.returns is not None:
             measured = realised_variance(paths, generator, self.returns)
             variance, _ = filtered_state(measured, believed, paths.dt, self.returns)
-        return Perception(believed, variance, filtered_depth(paths, believed, generator, self.depth))
+        return Information(believed, variance, filtered_depth(paths, believed, generator, self.depth))
 
 
 with_errors = Errors()

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowoe_lib.data.sessions import Array, Places, Tape
 from flowoe_lib.evaluation.statistics import block_intervals
 from flowoe_lib.execution.execution import Execution, Policy, execute
-from flowoe_lib.execution.information import Perception
+from flowoe_lib.execution.information import Information
 from flowoe_lib.market.batching import batch, map_tensors, one_by_one
 from flowoe_lib.market.impact import impact_in_window
 from flowoe_lib.market.model import (
@@ -84,14 +84,14 @@ class Replay:
     """Arrival of each order, [orders]."""
     paths: MarketPaths
     """The recorded days; depth is volume over its forecast, which traders do not observe."""
-    known: Perception
+    information: Information
     """The information of traders from past buckets; market fields have shape [] or [orders]."""
     order: Order
 
     @property
     def conditions(self) -> list[Condition]:
         """Market and order of each, fields of shape []."""
-        return one_by_one("replay", map(str, self.times), self.known.market, self.order)
+        return one_by_one("replay", map(str, self.times), self.information.market, self.order)
 
 
 def replay(
@@ -157,7 +157,7 @@ def replay(
         day_drift_bps=torch.zeros(len(starts)),
         stressed=torch.zeros(n_buckets, 1, dtype=torch.bool),
     )
-    return Replay(tape.times[starts], paths, Perception(market, seen, _tensor(now[1][at] - volume)), order)
+    return Replay(tape.times[starts], paths, Information(market, seen, _tensor(now[1][at] - volume)), order)
 
 
 def _tensor(values: Array) -> Tensor:
@@ -167,9 +167,9 @@ def _tensor(values: Array) -> Tensor:
 def run(policies: Mapping[str, Policy], days: Replay, seed: int) -> dict[str, Execution]:
     """Execute the orders by each policy, with the same noise for all."""
     with torch.no_grad():
-        market, order, known = days.known.market, days.order, days.known
+        market, order, information = days.information.market, days.order, days.information
         return {
-            name: execute(policy, days.paths, market, order, generator(seed, "replay"), known)
+            name: execute(policy, days.paths, market, order, generator(seed, "replay"), information)
             for name, policy in policies.items()
         }
 
