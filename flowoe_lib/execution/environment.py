@@ -123,10 +123,8 @@ def check_sizes(n_buckets: int, market: Market, order: Order, n_orders: int) -> 
 
     def fits(value: Tensor) -> Tensor:
         if value.dtype != torch.float32 or value.shape not in ((), (n_orders,)):
-            allowed = f"float32 of shape [] or [{n_orders}]"
-            raise ValueError(
-                f"market and order: {value.dtype} of shape {list(value.shape)}: must be {allowed}"
-            )
+            given = f"{value.dtype} of shape {list(value.shape)}"
+            raise ValueError(f"market and order: {given}: must be float32 of shape [] or [{n_orders}]")
         return value
 
     map_tensors(fits, market)
@@ -175,10 +173,8 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         draw = generator(int(self.np_random.integers(2**31)), "market")
         paths: MarketPaths = (options or {}).get("paths") or simulate(self.market, 1, self.n_buckets, draw)
         if (paths.n_buckets, paths.n_paths) != (self.n_buckets, 1):
-            raise ValueError(
-                f"options['paths'] has {paths.n_paths} paths of {paths.n_buckets} buckets: "
-                f"must be 1 path of {self.n_buckets}"
-            )
+            given = f"{paths.n_paths} paths of {paths.n_buckets} buckets"
+            raise ValueError(f"options['paths'] has {given}: must be 1 path of {self.n_buckets}")
         self.simulation = OrderSimulation(paths, self.market, self.order)
         self.k, self.inventory = 0, torch.ones(1)
         return self._observe(), {}

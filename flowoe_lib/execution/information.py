@@ -99,9 +99,8 @@ def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Gene
     if not market.regimes.present:
         return regimes_as_depth(paths, market, generator)
     believed, regimes = moment_matched(market), market.regimes
-    noise_sd = (
-        torch.empty_like(paths.variance[0]).uniform_(*map(math.log, SIGNALS), generator=generator).exp()
-    )
+    low, high = map(math.log, SIGNALS)
+    noise_sd = torch.empty_like(paths.variance[0]).uniform_(low, high, generator=generator).exp()
     signals = paths.stressed + noise_sd * torch.empty_like(paths.variance).normal_(generator=generator)
     from_calm, from_stressed = regimes.jump(paths.dt)
     prior, posteriors = regimes.stressed_share, []
@@ -180,10 +179,8 @@ def filtered_state(
     raised, start, jump = torch.ones(1), torch.ones(1), torch.ones(1, 1)
     if market.regimes.present:
         regimes = market.regimes
-        stressed = torch.stack(regimes.jump(dt))
-        raised = torch.stack(
-            (torch.ones_like(regimes.volatility_multiplier), regimes.volatility_multiplier**2)
-        )
+        stressed, factor = torch.stack(regimes.jump(dt)), regimes.volatility_multiplier**2
+        raised = torch.stack((torch.ones_like(factor), factor))
         start = torch.stack((1 - regimes.stressed_share, regimes.stressed_share))
         jump = torch.stack((1 - stressed, stressed), 1)
     means = torch.outer(raised, nodes).flatten()

@@ -59,7 +59,6 @@ _Allowed = tuple[str, Callable[[Tensor], Tensor]]
 
 _POSITIVE: _Allowed = "> 0", lambda x: x > 0
 _NOT_NEGATIVE: _Allowed = ">= 0", lambda x: x >= 0
-_FINITE: _Allowed = "finite", torch.isfinite
 _FINITE_POSITIVE: _Allowed = "finite and > 0", lambda x: (x > 0) & torch.isfinite(x)
 _FINITE_NOT_NEGATIVE: _Allowed = "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x)
 _EXPONENT: _Allowed = "within (0, 1]", lambda x: (x > 0) & (x <= 1)
@@ -305,7 +304,7 @@ class Market:
     regimes: Regimes = field(default_factory=Regimes)
 
     def __post_init__(self) -> None:
-        _require(self, drift=_FINITE, drift_sd=_FINITE_NOT_NEGATIVE)
+        _require(self, drift=("finite", torch.isfinite), drift_sd=_FINITE_NOT_NEGATIVE)
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """Temporary cost of an order of ``size`` ADV traded at an even pace, with L = u = 1, bps."""

@@ -203,10 +203,8 @@ def solve_oracle(
     value, table = backward_induction(
         market, order, n_buckets, inventory_nodes, axis.cost_multiplier.expand(len(v), -1), carry
     )
-    ends = float(axis.depth[0]), float(axis.depth[-1])
-    return Oracle(
-        table, variance_max, ends, float(axis.variance[-1]), float(start_v[0] @ value @ axis.start[0])
-    )
+    ends, at_open = (float(axis.depth[0]), float(axis.depth[-1])), float(start_v[0] @ value @ axis.start[0])
+    return Oracle(table, variance_max, ends, float(axis.variance[-1]), at_open)
 
 
 BELIEF_SDS = 5.0

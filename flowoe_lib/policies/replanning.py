@@ -48,12 +48,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     market, remaining = obs.market, n_left / obs.n_buckets
     forecast = VarianceStep.over(market.heston, remaining).integral(obs.variance) / remaining
     even_pace = obs.inventory.clamp_min(1e-12) / remaining
-    ratio = (
-        obs.pre_trade.urgency
-        * (forecast / market.heston.theta)
-        * even_pace ** (1 - market.impact.beta)
-        / obs.n_buckets**2
-    )
+    urgency = obs.pre_trade.urgency * (forecast / market.heston.theta)
+    ratio = urgency * even_pace ** (1 - market.impact.beta) / obs.n_buckets**2
     kappa = decay_per_bucket(ratio)
     later = kappa * (n_left - 1)
     fraction = 1 - torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)

@@ -62,11 +62,9 @@ class EstimatedSchedule:
         place = (obs.pre_trade.urgency.clamp_min(1e-9).log().double() - nodes[0]) / (nodes[1] - nodes[0])
         place = place.clamp(0, len(nodes) - 1)
         below = place.long().clamp_max(len(nodes) - 2)
-        now, after = (
-            torch.lerp(plan[below], plan[below + 1], place - below)
-            for plan in self.inventory[obs.k : obs.k + 2]
-        )
-        return (1 - after / now.clamp_min(1e-30)).clamp(0, 1).to(noise.dtype).expand_as(noise)
+        plans = self.inventory[obs.k : obs.k + 2]
+        plan = torch.lerp(plans[:, below], plans[:, below + 1], place - below)
+        return (1 - plan[1] / plan[0].clamp_min(1e-30)).clamp(0, 1).to(noise.dtype).expand_as(noise)
 
     @classmethod
     def around(
@@ -234,9 +232,8 @@ def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
 
     def planned() -> Tensor:
         traded = torch.softmax(logits, 0)
-        return torch.cat(
-            (torch.ones_like(traded[:1]), 1 - traded.cumsum(0)[:-1], torch.zeros_like(traded[:1]))
-        )
+        first = torch.ones_like(traded[:1])
+        return torch.cat((first, 1 - traded.cumsum(0)[:-1], torch.zeros_like(first)))
 
     search = torch.optim.LBFGS(
         [logits], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"

@@ -9,6 +9,7 @@ that the solver may evaluate is therefore trained to be a good trade, for any nu
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,12 +131,8 @@ def refine(
     draws = generator(seed, "refinement", device=device)
     even = torch.linspace(1, 0, n_buckets + 1, device=device)
     steppers = optimisers(field, learning_rate)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            stepper, learning_rate, total_steps=iterations, cycle_momentum=False
-        )
-        for stepper in steppers
-    ]
+    cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
     utilities, norms = [], []
     for _ in range(iterations):
         market, order = conditions.draw(paths, draws)

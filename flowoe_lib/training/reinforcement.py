@@ -8,11 +8,11 @@ initial policy with small exploration around TWAP.
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 
 from flowoe_lib.execution.environment import Reward, advantage_over_twap
 from flowoe_lib.market.model import Condition
@@ -130,13 +130,12 @@ def _learn(
         spent = time.process_time() - start
         taken.append(Snapshot(model.num_timesteps, spent, RLExpert(layers, squashed)))
 
-    class Watch(BaseCallback):
-        def _on_step(self) -> bool:
-            due = model.num_timesteps * snapshots >= total_steps * (len(taken) + 1)
-            if due and len(taken) < snapshots - 1:
-                take()
-            return True
+    def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
+        due = model.num_timesteps * snapshots >= total_steps * (len(taken) + 1)
+        if due and len(taken) < snapshots - 1:
+            take()
+        return True
 
-    model.learn(total_steps, callback=Watch())
+    model.learn(total_steps, callback=watch)
     take()
     return taken
