@@ -1,4 +1,4 @@
-"""The variants that FlowOE is compared with do what their names say."""
+"""The variants that FlowOE is compared with are what their names say."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_gaussian_policy_without_spread_is_one_action() -> None:
     assert not torch.equal(runs[2].inventory, runs[3].inventory)
 
 
-def test_a_stale_policy_sees_old_variance_only() -> None:
+def test_a_policy_that_decides_every_n_buckets_observes_old_variance() -> None:
     looked: list[tuple[int, torch.Tensor]] = []
 
     def watching(obs: Observation, noise: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The store hands on what was made, makes it again when it must, and survives being interrupted."""
+"""The store returns current entries, computes the others again, and survives interruptions."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` as if it stood in the library, in a module that imports no other."""
+    """``function`` as if defined in a module of the library that imports no other."""
     function.__module__, function.__qualname__ = "flowoe_lib.randomness", "task"
     return function
 
@@ -191,7 +191,7 @@ ODD: list[Any] = [
     ["a"],
     {},
 ]
-"""Values that no field of a card may have, or not there."""
+"""Invalid values for a field of a card."""
 
 
 def mutated_cards(card: dict[str, Any]) -> list[bytes]:
@@ -338,7 +338,7 @@ def test_missing_entry_names_the_profile_that_has_it(store: Store, profile: str)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a.card", "two words"])
-def test_bad_names_are_refused(store: Store, name: str) -> None:
+def test_invalid_names_are_refused(store: Store, name: str) -> None:
     for ask in (
         lambda: store.made(name, refuse),
         lambda: store.write(name, 1),
@@ -348,7 +348,7 @@ def test_bad_names_are_refused(store: Store, name: str) -> None:
             ask()
 
 
-def test_card_tells_what_made_the_entry(store: Store) -> None:
+def test_card_contains_the_recipe_of_the_entry(store: Store) -> None:
     store.made("value", Counted(1).task, seed=7)
     card = json.loads((store.root / "value.card.json").read_text())
     assert card["recipe"]["task"] == "flowoe_lib.randomness.task"

@@ -37,7 +37,7 @@ def condition(
 
 
 def blind(market: Market) -> Market:
-    """The market whose drift is known to be what is told of it."""
+    """The same market with a known drift, equal to the mean of the hidden one."""
     return dataclasses.replace(market, drift_sd=scalar(0.0))
 
 
@@ -86,14 +86,14 @@ def test_four_buckets_match_quadrature_over_returns(drift_sd: float, drift: floa
     market, order = condition(drift_sd, drift, profile=profile)
     value = solve_belief(market, order, 4).value_bps
     coarse, fine = (by_quadrature(market, order, actions, 48) for actions in (20, 40))
-    # What coarse trades lose falls with the square of their spacing.
+    # The loss from coarse trades falls with the square of their spacing.
     best = fine + (fine - coarse) / 3
     learning = value - solve_oracle(blind(market), order, 4).value_bps
     assert value == pytest.approx(best, abs=3e-3 * learning)
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.2, -0.2])
-def test_drift_that_hardly_varies_is_known_drift(drift: float) -> None:
+def test_a_drift_with_little_variance_is_a_known_drift(drift: float) -> None:
     market, order = condition(1e-4, drift)
     known = solve_oracle(blind(market), order, 39).value_bps
     assert solve_belief(market, order, 39).value_bps == pytest.approx(known, rel=2e-4)
@@ -111,7 +111,7 @@ def test_value_is_its_simulated_utility_and_above_that_without_learning(
     optimum, unlearned = solve_belief(market, order, n_buckets), solve_oracle(blind(market), order, n_buckets)
     paths = simulate(market, n_paths, n_buckets, generator(4, "belief"))
     ours, rival = (execute(p, paths, market, order, generator(4, "policy")) for p in (optimum, unlearned))
-    # Moments of the day's return are known, and take part of the sampling error away.
+    # Moments of the day's return are known exactly: as control variates they reduce the sampling error.
     change = (paths.martingale_bps + paths.drift_bps).double().sum(0) - market.drift
     day = change / math.sqrt(1e8 * market.heston.theta + market.drift_sd**2)
     known = torch.stack((day, day.square() - 1), 1)
@@ -146,7 +146,7 @@ def test_buying_in_falling_prices_is_selling_in_rising_ones() -> None:
     assert torch.allclose(bought.fraction, sold.fraction, atol=1e-9)
 
 
-def test_waits_for_a_drift_believed_to_be_in_favour() -> None:
+def test_trades_slower_if_the_expected_drift_is_favourable() -> None:
     table = solve_belief(*condition(1.0), 13).fraction
     whole = table[1:, -1]
     assert bool((whole.diff(dim=1) < 1e-3).all())

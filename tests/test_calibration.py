@@ -1,4 +1,4 @@
-"""Every estimator finds the truth it is shown, on paths simulated here with numpy and scipy alone."""
+"""Every estimator recovers the true parameters, on paths simulated here with numpy and scipy only."""
 
 import dataclasses
 import json
@@ -113,7 +113,7 @@ def test_volatility_level_is_known_the_evening_before_and_unbiased() -> None:
     assert np.corrcoef(np.log(level), logs[22:])[0, 1] > 0.85
     last = variance.copy()
     last.iloc[-1] *= 50
-    # The weights see the whole record, the level's own day must not matter beyond them.
+    # The weights use the whole record; beyond them, the level must not depend on its own day.
     assert volatility_level(last).iloc[-1] == pytest.approx(level.iloc[-1], rel=0.1)
 
 
@@ -132,7 +132,7 @@ def test_kappa_and_cv_are_recovered_through_the_noise(kappa: float, cv: float) -
     found_cv, found_kappa = fit_decay(relative_to_profile(obs), FIRST_LAG, LAST_LAG)
     assert found_cv == pytest.approx(cv, rel=0.07)
     assert found_kappa == pytest.approx(kappa, rel=0.12)
-    # What is seen spreads far more than what is behind it.
+    # The observed values vary far more than the underlying variance.
     assert relative_to_profile(obs).std() > 1.15 * cv
 
 
@@ -163,7 +163,7 @@ def test_intervals_of_the_autocovariance_cover_the_truth() -> None:
     assert 0.83 < np.mean(hits) < 0.99
 
 
-def test_one_session_of_noise_shows_nothing() -> None:
+def test_one_session_of_noise_has_no_significant_autocovariance() -> None:
     session = u_shape(0.8) * np.random.default_rng(7).gamma(4, 0.25, BUCKETS)
     table = session_autocovariance(session, u_shape(0.8), reps=400, seed=7)
     assert ((table["ci_low"] < 0) & (table["ci_high"] > 0)).mean() > 0.5
@@ -181,7 +181,7 @@ def minute_bars(clock: Array, start: str = "2020-01-06") -> Bars:
     return load_bars(frame, timezone="America/Chicago", minutes=10)
 
 
-def test_session_clock_keeps_what_bars_hold() -> None:
+def test_session_clock_preserves_totals() -> None:
     volume = np.random.default_rng(8).gamma(2, 1, (4, BUCKETS))
     bars = minute_bars(volume)
     np.testing.assert_allclose(session_clock(bars, bars.frame["volume"], BUCKETS), volume, rtol=1e-9)
@@ -340,7 +340,7 @@ def pairs(found: Calibration, truths: dict[str, float]) -> list[tuple[Estimate, 
     return [(getattr(found, name), truth) for name, truth in truths.items()]
 
 
-def test_calibrate_repeats_itself_and_obeys_its_seed() -> None:
+def test_calibrate_is_determined_by_its_seed() -> None:
     market = simulated_market(12)
     first, again, other = (calibrate(*market, reps=20, seed=s) for s in (1, 1, 2))
     assert first == again

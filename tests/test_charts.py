@@ -57,7 +57,7 @@ def test_ablation_axis_is_what_is_lost() -> None:
     assert axes.get_xscale() == "log"
 
 
-def test_a_method_off_the_scale_is_named_so() -> None:
+def test_a_method_below_the_frame_is_labelled_so() -> None:
     rows = pd.DataFrame(
         {
             "run": ["PPO", "SAC"],
@@ -96,7 +96,7 @@ def test_other_figures_draw_every_row() -> None:
     np.testing.assert_allclose(np.concatenate(shares), [0.01, 0.02, -0.01])
 
 
-def test_a_replayed_order_shows_what_happened_and_what_was_known() -> None:
+def test_a_replayed_order_shows_the_record_and_the_forecast() -> None:
     names = ("price_bps", "variance", "variance_seen", "volume", "volume_seen")
     market = pd.DataFrame({name: [1.0 + i, 2.0 + i] for i, name in enumerate(names)})
     panels = charts.replay_figure(market, {"twap": [1.0, 0.5, 0.0]}, 2.0, "message").axes

@@ -1,4 +1,4 @@
-"""Verdicts on made-up comparisons whose outcome is plain."""
+"""Verdicts on constructed comparisons with a known outcome."""
 
 import pandas as pd
 import pytest
@@ -69,7 +69,7 @@ def test_claims_follow_the_comparisons() -> None:
     assert judged(gain=1.0, imitation_gain=-0.5, std=1.0)["3"] == "does not hold"
 
 
-def test_the_refining_loss_gets_no_credit_where_imitation_wins_alone() -> None:
+def test_claim_5_fails_if_imitation_alone_beats_the_experts() -> None:
     assert judged(gain=1.0, imitation_gain=0.5, std=-1.0)["5"] == "does not hold"
 
 
@@ -84,7 +84,7 @@ def in_world(world: str, gains: dict[str, float], std: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_worlds_are_summed_up_one_by_one() -> None:
+def test_each_world_is_summarised_separately() -> None:
     references = {"twap": 1.0, "almgren_chriss": 1.0, "static_optimal": 1.0}
     good, mixed = in_world("good", references, -1.0), in_world("mixed", references | {"rl": -1.0}, 1.0)
     scorecard = pd.DataFrame(

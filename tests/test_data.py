@@ -1,4 +1,4 @@
-"""The loader passes what is sound and names every fault; the samples are the pinned ones or nothing."""
+"""The loader accepts valid bars and names every fault; downloaded samples must match their pinned hash."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +237,7 @@ def test_emini_samples_are_the_pinned_ones() -> None:
 
 
 def test_a_dollar_bar_is_stamped_at_its_end() -> None:
-    """The Swiss franc was let go at 3:30 Chicago time: the bar stamped just before had not seen it."""
+    """The Swiss franc was unpegged at 3:30 Chicago time: the bar stamped just before must not show it."""
     frame = emini_bars(CACHE).frame
     span = frame["high"] - frame["low"]
     news = pd.Timestamp("2015-01-15 03:30", tz="America/Chicago")

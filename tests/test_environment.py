@@ -1,4 +1,4 @@
-"""The three files that say what to install agree: pyproject.toml, constraints.txt, environment.yml."""
+"""The three files with the dependencies agree: pyproject.toml, constraints.txt, environment.yml."""
 
 import ast
 import re
@@ -63,7 +63,7 @@ def test_fixed_packages_are_direct_dependencies() -> None:
     assert {requirement.name for requirement in direct()} >= FIXED
 
 
-def test_conda_asks_for_python_and_pip_only_and_leaves_the_rest_to_pyproject() -> None:
+def test_conda_installs_python_and_pip_and_pyproject_the_rest() -> None:
     python, pip, rest = ENVIRONMENT["dependencies"]
     # conda and pip write a package and its range alike.
     asked = Requirement(python)

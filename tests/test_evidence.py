@@ -1,4 +1,4 @@
-"""The tables behind the verdicts, on made-up comparisons whose outcome is plain."""
+"""The tables behind the verdicts, on constructed comparisons with a known outcome."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""The door between policies and markets: costs against closed forms and plain bookkeeping, no look-ahead."""
+"""Execution of policies: costs against closed forms and simple bookkeeping, and no look-ahead."""
 
 import copy
 import dataclasses
@@ -80,7 +80,7 @@ def fractions(plan: list[float]) -> Policy:
 plans = st.lists(st.floats(0, 1), min_size=N - 1, max_size=N - 1)
 
 
-def test_profit_is_what_a_ledger_says() -> None:
+def test_profit_equals_a_ledger() -> None:
     done, paths = run(scattered), simulate(RICH, 64, N, generator(1, "test"))
     phi, beta, delta, dt = 0.1, 0.6, 0.7, 1 / N
     daily = 1e4 * math.sqrt(THETA)
@@ -138,7 +138,7 @@ def test_concave_permanent_impact_depends_on_the_schedule() -> None:
 
 def test_buy_is_a_mirrored_sell() -> None:
     field = EndpointField(generator(2, "init"))
-    # A drift of which traders are told half, and find the rest in the price.
+    # A drift of which traders know one half and learn the other from the price.
     rising = dataclasses.replace(RICH, drift_sd=scalar(30.0))
     falling = dataclasses.replace(rising, drift=-rising.drift)
     buy = dataclasses.replace(ORDER, side=scalar(-1.0))
@@ -226,7 +226,7 @@ def test_a_policy_may_answer_with_the_same_tensor_every_time() -> None:
     assert torch.equal(run(thrifty).pnl_bps, run(twap).pnl_bps)
 
 
-def test_inventory_observed_earlier_is_no_way_to_change_the_past() -> None:
+def test_writing_into_an_earlier_observed_inventory_is_refused() -> None:
     obs_of: dict[int, Observation] = {}
 
     def thief(obs: Observation, noise: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ def test_writing_into_an_observation_changes_no_day(write: Callable[[Tensor], ob
 
 
 class Recorded:
-    """A policy that keeps what it saw and answered."""
+    """A policy that records its observations and answers."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -295,7 +295,7 @@ def test_observation_is_the_past_of_the_path() -> None:
         assert torch.equal(obs.inventory, done.inventory[k])
 
 
-def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
+def test_policy_observes_estimates_and_pays_true_costs() -> None:
     believed = Market(HESTON, liquidity=Liquidity(illiquidity=scalar(4.0)))
     watch, paths = Recorded(twap), simulate(RICH, 8, N, generator(1, "test"))
     known = Information(believed, 2 * paths.variance, paths.log_depth + 1)
@@ -307,7 +307,7 @@ def test_policy_is_told_what_is_believed_and_charged_the_truth() -> None:
     assert torch.equal(done.temporary_bps, truth.temporary_bps)
 
 
-# Where the drift is hidden, learned policies read it off the price.
+# Where the drift is hidden, learned policies infer it from the price.
 LEARNING = dataclasses.replace(RICH, drift_sd=scalar(90.0))
 
 
@@ -376,7 +376,7 @@ def peeking(paths: MarketPaths) -> Policy:
     return policy
 
 
-def test_check_for_look_ahead_would_notice_it() -> None:
+def test_look_ahead_check_detects_a_policy_that_looks_ahead() -> None:
     paths = simulate(RICH, 64, N, generator(1, "test"))
     other = other_future(paths, 17)
     assert not torch.equal(answers(peeking(other), other)[:18], answers(peeking(paths), paths)[:18])
@@ -398,7 +398,7 @@ def test_control_variate_keeps_the_mean_of_honest_policies(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["scattered", "flow, 1 step", "static optimal"])
-def test_control_variate_keeps_the_mean_of_who_learns_a_hidden_drift_from_the_price(name: str) -> None:
+def test_control_variate_keeps_the_mean_of_policies_that_learn_a_hidden_drift(name: str) -> None:
     with torch.no_grad():
         done = run(POLICIES[name](), LEARNING, n_paths=20_000, seed=3)
     assert abs(z_score(done.martingale_bps)) < 4
@@ -406,7 +406,7 @@ def test_control_variate_keeps_the_mean_of_who_learns_a_hidden_drift_from_the_pr
     assert done.utility_bps(ORDER).std() < 0.6 * (done.pnl_bps - ORDER.risk_aversion * done.risk).std()
 
 
-def test_martingale_term_betrays_who_is_told_a_hidden_drift() -> None:
+def test_martingale_term_detects_knowledge_of_a_hidden_drift() -> None:
     paths = simulate(LEARNING, 20_000, N, generator(3, "test"))
 
     def insider(obs: Observation, noise: Tensor) -> Tensor:
@@ -416,7 +416,7 @@ def test_martingale_term_betrays_who_is_told_a_hidden_drift() -> None:
     assert z_score(done.martingale_bps) > 10
 
 
-def test_martingale_term_betrays_look_ahead_and_the_controlled_utility_does_not() -> None:
+def test_martingale_term_detects_look_ahead_and_the_controlled_utility_does_not() -> None:
     paths = simulate(RICH, 20_000, N, generator(3, "test"))
     honest, done = (execute(p, paths, RICH, ORDER, generator(3, "policy")) for p in (twap, peeking(paths)))
     assert z_score(done.martingale_bps) > 10
@@ -506,7 +506,7 @@ def test_round_trip_can_pay_with_concave_permanent_impact() -> None:
     days = torch.linspace(0.05, 1, 20)
     cost = round_trip_cost(market, scalar(0.1), days[:, None], days)
     assert cost.min() < -1
-    # Slow buying and fast selling is what pays, never the reverse.
+    # Slow buying and fast selling can be profitable, never the reverse.
     slow, fast = divmod(int(cost.argmin()), 20)
     assert slow > fast
     assert (cost[days[:, None] <= days] > 0).all()

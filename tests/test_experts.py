@@ -61,7 +61,7 @@ def order(risk_aversion: float = 5e-4, size: float = 0.1, side: float = 1.0) -> 
 
 
 def paths_with(variance: float | Tensor, log_depth: float = 0.0) -> MarketPaths:
-    """One day on which the price stands still and variance and depth are as given."""
+    """One day with a constant price and the given variance and depth."""
     quiet = torch.zeros(N, 1)
     held = quiet + variance
     depth, calm = quiet + log_depth, torch.zeros_like(quiet, dtype=torch.bool)
@@ -115,14 +115,14 @@ def test_static_optimum_converges_to_continuous_time(beta: float, risk_aversion:
 
 @pytest.mark.parametrize("beta", [0.5, 0.6])
 def test_static_optimum_is_a_power_law_when_urgent(beta: float) -> None:
-    # With no end in sight v = x^(2 / (1 + beta)) / T*, which a power of time solves.
+    # Without a horizon v = x^(2 / (1 + beta)) / T*, which a power of time solves.
     m, o = market(beta=beta), order(0.03)
     cost, risk, _ = flat_costs(m, o)
     own_time = (beta * cost / risk) ** (1 / (1 + beta))
     time = torch.arange(401, dtype=torch.float64) / 400
     exact = (1 + (1 - beta) / (1 + beta) * time / own_time) ** (-(1 + beta) / (1 - beta))
     found = static_optimal(m, o, 400).inventory
-    # What is left of it at the close is the error of having no end.
+    # Its remainder at the close is the error of leaving out the horizon.
     assert exact[-1] < 4e-4
     assert (found - exact).abs().max() < 5e-4
     assert (found - torch.exp(-time / own_time)).abs().max() > 0.05
@@ -183,7 +183,7 @@ def test_static_optimum_is_the_best_on_a_grid_of_three_buckets(name: str) -> Non
     assert np.abs(grid[:, best.argmax()] - found).max() < 0.02
 
 
-# With concave permanent impact and a drift to wait for there are several optima, and a local one is found.
+# With concave permanent impact and a favourable drift there are several optima; the solver finds a local one.
 @pytest.mark.parametrize("name", [n for n in CASES if n != "concave permanent and drift"])
 def test_static_optimum_is_the_best_that_another_optimiser_finds(name: str) -> None:
     m, o = CASES[name]
@@ -315,7 +315,7 @@ def test_risk_neutral_orders_are_spread_evenly() -> None:
     torch.testing.assert_close(done, even, rtol=0, atol=1e-5)
 
 
-def test_almgren_chriss_keeps_volume_time() -> None:
+def test_almgren_chriss_is_a_function_of_volume_time() -> None:
     # The inventory is a function of the volume gone by: sinh(K (1 - tau)) / sinh(K).
     m, o = market(amplitude=1.0), order(1e-3)
     cost, risk, _ = flat_costs(m, o)
@@ -391,7 +391,7 @@ def test_no_drift_makes_almgren_chriss_buy_back_or_oversell(drift: float, risk_a
         assert ((q >= 0) & (q <= 1)).all()
 
 
-def test_a_strong_drift_is_waited_for_or_run_from() -> None:
+def test_a_strong_favourable_drift_delays_trades_and_an_adverse_one_advances_them() -> None:
     wait, run = (almgren_chriss(market(drift=d), order(), N).inventory for d in (300.0, -3000.0))
     assert (wait[: N // 2] == 1).all()
     assert 0 < wait[-2] < 1
@@ -546,7 +546,7 @@ def run_as_believed(policy: Policy, m: Market, o: Order, believed: Market, n_pat
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("case", ["plain", "volume and depth"])
-def test_schedule_for_estimates_is_that_of_the_urgency_they_say(name: str, case: str) -> None:
+def test_schedule_for_estimates_is_that_of_the_estimated_urgency(name: str, case: str) -> None:
     m, o = CASES[case]
     family = EstimatedSchedule.around(FAMILIES[name], Condition("test", case, m, o), N)
     # Estimates of volatility and illiquidity off by up to a factor: ratio of urgencies from 1/4 to 4.

@@ -1,4 +1,4 @@
-"""The page of the trained policy: its numbers against other ways to them, its sliders against ranges."""
+"""The explorer: its numbers against independent computations, its sliders against the training range."""
 
 import asyncio
 import threading
@@ -81,7 +81,7 @@ def test_frontier_of_the_policy_is_that_of_many_other_days(
         assert row["risk_bps"] == pytest.approx(done.expected_risk.mean().sqrt().item(), rel=0.03)
 
 
-def test_risk_aversion_buys_less_risk_at_a_higher_cost(view: View) -> None:
+def test_higher_risk_aversion_means_less_risk_at_a_higher_cost(view: View) -> None:
     for policy in (*SCHEDULES, "flow_refined"):
         curve = rows(view.frontier, policy).sort_values("risk_aversion")
         assert curve["risk_bps"].is_monotonic_decreasing
@@ -106,7 +106,7 @@ def test_same_settings_give_the_same_bits_and_another_seed_another_day(
 @pytest.mark.parametrize(
     "change", [{"size": 0.2}, {"beta": 0.7}, {"illiquidity": 3.0}, {"risk_aversion": 1e-3}]
 )
-def test_what_the_market_does_not_know_of_leaves_its_day_alone(
+def test_order_and_impact_settings_do_not_change_the_simulated_day(
     change: dict[str, float], view: View, trained: PretrainedPolicy
 ) -> None:
     day = explore(replace(Settings(), **change), trained, SEED).day
@@ -127,7 +127,7 @@ def test_the_day_trades_the_order(view: View) -> None:
     assert view.day["twap"].sum() == pytest.approx(1)
 
 
-def test_what_was_not_trained_for_is_refused_by_name(trained: PretrainedPolicy) -> None:
+def test_settings_outside_the_training_range_are_refused_by_name(trained: PretrainedPolicy) -> None:
     with pytest.raises(ValueError, match=r"volatility = 0\.3: trained on .*; beta = 0\.9: trained on"):
         explore(Settings(volatility=0.3, beta=0.9), trained, SEED)
 

@@ -1,4 +1,4 @@
-"""What learned policies see: by hand, in any unit, and finite; and the actions they take."""
+"""Features and actions of learned policies: against hand calculation, free of units, and finite."""
 
 import dataclasses
 import math
@@ -175,9 +175,7 @@ def test_every_column_is_of_order_one_where_policies_are_trained() -> None:
 
 
 @given(factor=st.floats(0.2, 5), k=st.integers(0, N - 2), drift=st.floats(-40, 40), drift_sd=st.floats(0, 80))
-def test_volatility_and_risk_aversion_of_one_urgency_look_alike(
-    factor: float, k: int, drift: float, drift_sd: float
-) -> None:
+def test_features_are_equal_for_equal_urgency(factor: float, k: int, drift: float, drift_sd: float) -> None:
     heston = dataclasses.replace(RICH.heston, theta=RICH.heston.theta * factor**2)
     market = dataclasses.replace(RICH, drift=scalar(drift), drift_sd=scalar(drift_sd))
     other = dataclasses.replace(
@@ -200,7 +198,7 @@ def test_volatility_and_risk_aversion_of_one_urgency_look_alike(
 
 
 @given(factor=st.floats(0.2, 5), k=st.integers(0, N - 2))
-def test_illiquidity_and_size_of_one_cost_look_alike(factor: float, k: int) -> None:
+def test_features_are_equal_for_equal_cost(factor: float, k: int) -> None:
     # Three times as illiquid and 3^(1 / .6) times smaller an order costs the same.
     liquidity = dataclasses.replace(RICH.liquidity, illiquidity=RICH.liquidity.illiquidity * factor)
     other, order = (
@@ -213,7 +211,7 @@ def test_illiquidity_and_size_of_one_cost_look_alike(factor: float, k: int) -> N
 
 
 @pytest.mark.parametrize("k", [1, 20, N - 2])
-def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
+def test_price_enters_the_features_only_through_the_posterior_drift(k: int) -> None:
     for market, told in ((dataclasses.replace(RICH, drift_sd=scalar(0.0)), False), (RICH, True)):
         obs = met(market, SELL, k)
         moved = dataclasses.replace(obs, return_bps=obs.return_bps + 37)
@@ -221,7 +219,7 @@ def test_prices_tell_nothing_but_the_hidden_drift(k: int) -> None:
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
         drifts = {"drift over cost", "log pace of Almgren and Chriss's schedule, in units of actions"}
         assert changed == (drifts if told else set())
-    # A rise speaks for waiting, whatever is sold or bought: the return is in the order's favour.
+    # The return is measured in the order's favour, so a rise always favours waiting.
     assert (after["drift over cost"] > before["drift over cost"]).all()
 
 
@@ -256,7 +254,7 @@ def test_actions_and_fractions_are_inverse(
     assert float(even) == pytest.approx(1 / n_left)
 
 
-def test_unit_grows_with_the_root_of_the_stakes_and_ends_where_scores_do() -> None:
+def test_action_unit_is_the_root_of_the_attainable_gain_within_limits() -> None:
     def unit(attainable_gain: float) -> float:
         return float(action_unit(PreTrade(scalar(1.0), scalar(1.0), scalar(attainable_gain))))
 
@@ -268,7 +266,7 @@ def test_unit_grows_with_the_root_of_the_stakes_and_ends_where_scores_do() -> No
 
 
 def gain(market: Market, order: Order) -> float:
-    """Of the best policy over TWAP, as a multiple of the cost; the best schedule where nothing moves."""
+    """Gain of the optimum over TWAP, as a multiple of the cost; the best schedule if nothing varies."""
     even = expected_utility(market, order, torch.linspace(1, 0, N + 1, dtype=torch.float64))
     if float(market.heston.cv) > 0.1 or float(market.liquidity.depth_sd):
         best = solve_oracle(market, order, N).value_bps
@@ -289,7 +287,7 @@ def gain(market: Market, order: Order) -> float:
         (0.8, 0.5, 0.0, 0.0, 1.0),
     ],
 )
-def test_stakes_are_about_what_can_be_gained(
+def test_attainable_gain_is_close_to_the_optimal_gain(
     cv: float, depth_sd: float, amplitude: float, drift: float, side: float, risk_aversion: float
 ) -> None:
     market = Market(

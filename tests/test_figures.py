@@ -1,4 +1,4 @@
-"""Saved figures and tables are whole, and the same bytes whenever they show the same."""
+"""Saved figures and tables are complete, and equal tables give equal bytes."""
 
 from pathlib import Path
 

@@ -97,7 +97,7 @@ def test_sampler_converges_to_the_ode_at_order_one(seed: int) -> None:
     assert errors[4] < 2e-4
 
 
-def test_sampler_of_a_network_closes_in_on_its_ode() -> None:
+def test_sampler_of_a_network_converges_to_its_ode() -> None:
     made, draws = field().double(), generator(2, "test")
     encoded = made.encode(torch.randn(200, len(FEATURES), generator=draws, dtype=torch.float64))
     noise = torch.randn(200, generator=draws, dtype=torch.float64)
@@ -221,7 +221,7 @@ def test_last_step_lands_on_the_predicted_endpoint(steps: int) -> None:
     torch.testing.assert_close(end, visited[-1][1])
     times = torch.stack([t for t, _ in visited])
     torch.testing.assert_close(times, (torch.arange(steps) / steps)[:, None].expand(-1, 40))
-    # A field that knows the answer gives it in any number of steps.
+    # A field that returns the true endpoint gives it in any number of steps.
     torch.testing.assert_close(
         sample(Exact(lambda x, t: torch.full_like(x, 2.5)), encoded, noise, steps), torch.full((40,), 2.5)
     )
@@ -268,7 +268,7 @@ def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
     torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-score)))
 
 
-def test_policy_is_a_function_of_what_it_sees_and_its_noise() -> None:
+def test_policy_is_a_function_of_observation_and_noise() -> None:
     policy, obs = FlowPolicy(field(), 3), observation(30)
     noise = torch.randn(30, generator=generator(9, "test"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Dominance found where it is built in, chosen on other paths than it is measured on."""
+"""Dominance is detected where it exists, and chosen on other paths than it is measured on."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def patient(obs: Observation, noise: Tensor) -> Tensor:
     return pace.clamp(0, 1).expand_as(noise)
 
 
-def test_turning_the_dial_changes_the_order_alone() -> None:
+def test_with_risk_aversion_changes_only_the_order() -> None:
     other = with_risk_aversion(CONDITION, 1e-4)
     assert (other.market, other.name, other.world) == (MARKET, CONDITION.name, CONDITION.world)
     assert other.order.risk_aversion.item() == pytest.approx(1e-4)
@@ -71,6 +71,6 @@ def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validati
     assert row["reference_std_bps"] == pytest.approx(theirs.pnl.std().item(), rel=1e-6)
 
 
-def test_nobody_dominates_itself() -> None:
+def test_a_policy_does_not_dominate_itself() -> None:
     table = dominance(twap, {"twap": twap}, CONDITION, [5e-4], days(1000, 3))
     assert table[["mean", "std"]].abs().to_numpy().max() == 0

@@ -1,4 +1,4 @@
-"""The environments: the market of execute(), the same rewards in one tensor or one by one, no look-ahead."""
+"""The environments: the market of execute(), equal rewards for batched and single orders, no look-ahead."""
 
 import dataclasses
 
@@ -137,7 +137,7 @@ def test_one_order_and_many_earn_the_same(market: Market, order: Order, reward: 
 
 
 @pytest.mark.parametrize(("market", "order"), CASES)
-def test_rewards_sum_to_what_execute_accounts_for(market: Market, order: Order) -> None:
+def test_rewards_sum_to_the_utility_of_execute(market: Market, order: Order) -> None:
     scores, paths = random_scores(200), days(market, 200)
     done = execute(replay(scores), paths, market, order, generator(0, "unused"))
     totals: dict[Reward, Tensor] = {
@@ -216,7 +216,7 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
         left, *costs = simulation.fill(j, before, before / (N - j))
         simulated += simulation.book(j, torch.stack((before, left)), *costs).utility_bps(order)
     error = (simulated - twap_value(simulation, k, start, q)).double()
-    # Right in every state that is known: the error is orthogonal to whatever describes it.
+    # Unbiased in every state: the error is orthogonal to every feature of the state.
     states = torch.ones(n), q, paths.variance[k] / market.heston.theta, paths.log_depth[k].expand(n)
     for state in (s.double() for s in states):
         z = (error * state).mean() / ((error * state).std() / n**0.5 + 1e-6)

@@ -1,4 +1,4 @@
-"""Demonstrations are what the experts do; imitation reproduces it; the nearest expert is found."""
+"""Demonstrations equal the experts' actions; imitation reproduces them; the nearest expert is identified."""
 
 import math
 from collections.abc import Sequence
@@ -60,17 +60,17 @@ def test_weights_at_the_extremes() -> None:
 
 
 def planned_scores(c: Condition) -> Tensor:
-    """What the static optimum does in each bucket but the last, as scores."""
+    """Scores of the static optimum in each bucket but the last."""
     inventory = static_optimal(c.market, c.order, N).inventory
     fractions = 1 - inventory[1:-1] / inventory[:-2]
     return torch.stack([score_of_fraction(f, N - k) for k, f in enumerate(fractions)]).float()
 
 
 @pytest.mark.parametrize("noise_sd", [0.0, 0.7])
-def test_recorded_actions_are_what_the_experts_would_do_undisturbed(noise_sd: float) -> None:
+def test_recorded_actions_are_those_of_the_experts_without_noise(noise_sd: float) -> None:
     demonstrations = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, noise_sd=noise_sd)
     shape = (2, N - 1, len(CONDITIONS), 20)
-    # Actions are scores in units of what is at stake in the condition.
+    # Actions are scores divided by the action unit of the condition.
     units = torch.stack([action_unit(PreTrade.of(c.market, c.order)) for c in CONDITIONS])
     scores = demonstrations.actions.reshape(shape) * units[:, None]
     for i, c in enumerate(CONDITIONS):

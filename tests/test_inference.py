@@ -108,7 +108,7 @@ def test_a_policy_is_not_better_than_itself() -> None:
     assert 0 < table["p_holm"].iloc[2] < 1e-300
 
 
-def test_holm_refuses_what_it_cannot_judge() -> None:
+def test_holm_refuses_invalid_input() -> None:
     with pytest.raises(
         ValueError, match=r"quantity = 'mean': must be one with an interval, here \['utility'\]"
     ):
@@ -128,7 +128,7 @@ def test_required_paths_are_the_fewest_with_that_power(
     assert fewer < power <= enough
 
 
-def test_required_paths_find_the_effect_as_often_as_they_say() -> None:
+def test_required_paths_have_the_stated_power() -> None:
     n = required_paths(sd_bps=2.0, effect_bps=0.5)
     x = 2.0 * normals(3000, n, seed=2) + 0.5
     found = (x.mean(1) / (2.0 / n**0.5)).abs() > Z95
@@ -234,7 +234,7 @@ def test_the_set_keeps_the_best_and_drops_the_clearly_worse() -> None:
     ][2]
 
 
-def test_the_best_stays_in_the_set_as_often_as_promised() -> None:
+def test_the_set_contains_the_best_policy_at_the_nominal_rate() -> None:
     kept = []
     for i in range(100):
         x = normals(3, 300, seed=i)
@@ -244,7 +244,7 @@ def test_the_best_stays_in_the_set_as_often_as_promised() -> None:
 
 
 @pytest.mark.parametrize("apart", [0.0, RESOLUTION / 10])
-def test_identical_policies_share_their_place(apart: float) -> None:
+def test_identical_policies_are_both_in_or_both_out_of_the_set(apart: float) -> None:
     a = normals(1000, seed=11)
     twin = a + apart * normals(1000, seed=12)
     assert list(model_confidence_set({"a": a, "twin": twin}, 100, 1)["p"]) == [1, 1]
@@ -258,7 +258,7 @@ def test_identical_policies_share_their_place(apart: float) -> None:
     )
 
 
-def test_constant_differences_are_certain() -> None:
+def test_constant_differences_have_no_sampling_error() -> None:
     flat = torch.full((50,), -3.0)
     ladder = {"low": flat - 2, "high": flat, "middle": flat - 1, "twin": flat.clone()}
     assert list(model_confidence_set(ladder, 100, 1)["p"]) == [0, 1, 0, 1]
@@ -272,14 +272,14 @@ def test_constant_differences_are_certain() -> None:
     ]
 
 
-def test_superior_is_small_where_the_benchmark_is_clearly_beaten() -> None:
+def test_spa_pvalue_is_small_if_the_benchmark_is_clearly_beaten() -> None:
     day = 20 * normals(1000, seed=16)
     rivals = {str(i): day + normals(1000, seed=i) for i in range(3)}
     assert spa_pvalue(day - 0.5 + normals(1000, seed=17), rivals, 200, 1) < 0.01
     assert spa_pvalue(day + 0.5 + normals(1000, seed=17), rivals, 200, 1) == 1
 
 
-def test_superior_allows_for_the_number_of_policies() -> None:
+def test_spa_pvalue_allows_for_the_number_of_policies() -> None:
     nothing = torch.zeros(2000)
     x = normals(2000, 4, seed=18)
     z = torch.tensor([1.9, 0.5, 0.3, 0.2])
@@ -328,7 +328,7 @@ def overlapping(seed: int, n: int = 4000, span: int = 6) -> pd.DataFrame:
     return pd.DataFrame({"gain": np.convolve(draws, np.ones(span), "valid")})
 
 
-def test_blocks_keep_what_neighbours_have_in_common() -> None:
+def test_blocks_preserve_the_dependence_of_neighbours() -> None:
     """The mean of moving sums over six has the error of six draws together, not its own sd over root n."""
     series = overlapping(3)
     row = block_intervals(series, 60, 2000, seed=1).loc["gain"]
@@ -341,6 +341,6 @@ def test_blocks_keep_what_neighbours_have_in_common() -> None:
 
 
 @pytest.mark.parametrize(("block", "reps", "fault"), [(5, 99, "reps"), (0, 100, "block"), (4, 100, "block")])
-def test_block_intervals_refuse_what_they_cannot_say(block: int, reps: int, fault: str) -> None:
+def test_block_intervals_refuse_invalid_arguments(block: int, reps: int, fault: str) -> None:
     with pytest.raises(ValueError, match=f"{fault} = "):
         block_intervals(overlapping(0, 11), block, reps, seed=1)

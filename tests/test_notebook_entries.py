@@ -1,4 +1,4 @@
-"""What the notebooks store: current as long as no input changes, and read only after it was stored."""
+"""Entries of the notebooks: current until an input changes, and read only after they are stored."""
 
 import ast
 import dataclasses
@@ -126,7 +126,7 @@ def stand_in(task: Callable[..., Any], computed: list[Any]) -> Callable[..., Any
     return instead
 
 
-def test_the_notebooks_store_what_takes_long() -> None:
+def test_the_notebooks_store_the_slow_results() -> None:
     assert len({call.entry for call in MADE}) == len(MADE) >= 10
 
 

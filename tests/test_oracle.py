@@ -51,7 +51,7 @@ def exact_utility(market: Market, order: Order, inventory: torch.Tensor) -> floa
 
 
 def with_regimes(market: Market, volatility: float, cost: float, enter: float, leave: float) -> Market:
-    """The same market, now and then stressed."""
+    """The same market with a stressed regime."""
     regimes = Regimes(scalar(volatility), scalar(cost), scalar(enter), scalar(leave))
     return dataclasses.replace(market, regimes=regimes)
 
@@ -160,9 +160,9 @@ def test_three_buckets_match_exhaustive_enumeration(changes: Any, draws: tuple[i
     market, order = condition(**changes)
     value = solve_oracle(market, order, 3).value_bps
     coarse, fine = (enumerated(market, order, actions, draws) for actions in (20, 60))
-    # What coarse trades lose falls with the square of their spacing.
+    # The loss from coarse trades falls with the square of their spacing.
     assert value == pytest.approx(fine + (fine - coarse) / 8, rel=3e-4)
-    # What adapting is worth is ten tolerances at least: an oracle that did not adapt would fail above.
+    # The gain from adapting is at least ten tolerances, so an oracle that did not adapt would fail above.
     assert value - exact_utility(market, order, static_optimal(market, order, 3).inventory) > 3e-3 * abs(
         value
     )
@@ -253,7 +253,7 @@ def test_value_keeps_the_symmetries_of_the_problem() -> None:
     # Twice the volatility at half the risk aversion is the same problem in doubled units.
     doubled = solve_oracle(*condition(vol=0.04, risk_aversion=2.5e-4, cv=1.6, drift=0.3), 13)
     assert doubled.value_bps == pytest.approx(2 * value, rel=1e-6)
-    # Linear permanent impact costs half its total whatever is done.
+    # Linear permanent impact costs half its total under every policy.
     free = dataclasses.replace(market, impact=dataclasses.replace(market.impact, gamma=scalar(0.0)))
     assert solve_oracle(free, order, 13).value_bps - value == pytest.approx(
         market.permanent_cost_bps(order.size).item() / 2, rel=1e-6
@@ -261,7 +261,7 @@ def test_value_keeps_the_symmetries_of_the_problem() -> None:
 
 
 @pytest.mark.parametrize("drift", [0.05, -0.03])
-def test_what_is_left_of_an_order_is_worked_like_a_smaller_order(drift: float) -> None:
+def test_the_rest_of_an_order_is_traded_like_a_smaller_order(drift: float) -> None:
     """J(q; size, lambda) = q J(1; q size, q lambda) when permanent impact is linear."""
     whole = solve_oracle(*condition(drift=drift), 13).fraction
     for node in (2, 4, 8, 16, 32):
@@ -336,7 +336,7 @@ def test_four_buckets_of_regimes_match_dynamic_programming_on_a_grid(
         ({"vol": 0.06, "cv": 1.6, "delta": 0.7}, (2.0, 2.0, 1.0, 10.0)),
     ],
 )
-def test_value_in_regimes_is_its_simulated_utility_and_above_that_of_who_sees_none(
+def test_value_in_regimes_is_its_simulated_utility_and_above_that_without_observed_regimes(
     changes: Any, regimes: tuple[float, float, float, float]
 ) -> None:
     calm, order = condition(**changes)
@@ -351,7 +351,7 @@ def test_value_in_regimes_is_its_simulated_utility_and_above_that_of_who_sees_no
     assert abs(oracle.value_bps - mean) < 3.5 * error
 
 
-def test_regimes_that_are_alike_or_never_come_change_nothing() -> None:
+def test_equal_or_impossible_regimes_change_nothing() -> None:
     market, order = condition(drift=0.1)
     plain = solve_oracle(market, order, 13)
     alike = solve_oracle(with_regimes(market, 1.0, 1 + 1e-6, 2.0, 6.0), order, 13)
@@ -363,7 +363,7 @@ def test_regimes_that_are_alike_or_never_come_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.5, 3.0])
-def test_the_regime_is_read_off_depth_and_its_volatility_taken_out_of_variance(cost: float) -> None:
+def test_the_oracle_infers_the_regime_from_depth_and_rescales_variance(cost: float) -> None:
     market, order = condition()
     market = with_regimes(market, 2.0, cost, 2.0, 6.0)
     oracle = solve_oracle(market, order, 5)
@@ -400,7 +400,7 @@ def test_capture_by_hand() -> None:
             capture_interval(*bad)
 
 
-def test_capture_interval_covers_as_often_as_it_says() -> None:
+def test_capture_interval_has_its_nominal_coverage() -> None:
     draw = generator(3, "coverage")
     hits, trials, paths = 0, 1000, 400
     for _ in range(trials):

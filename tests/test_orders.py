@@ -1,4 +1,4 @@
-"""A desk's order: what is read off its bars, the window in place of the day, caps, limits, refusals."""
+"""A desk's order: estimates from its bars, the trading window, caps, limits and refusals."""
 
 import math
 import runpy
@@ -69,7 +69,7 @@ def known(bars: Bars) -> Any:
     return estimate(bars, TRAINED.calibration, TRAINED.conditions, SESSION)
 
 
-def test_daily_bars_tell_volatility_and_volume_and_the_suite_the_rest() -> None:
+def test_daily_bars_give_volatility_and_volume_and_the_calibration_the_rest() -> None:
     found = known(daily())
     assert found.volatility.value == pytest.approx(SIGMA, rel=1e-9)
     assert (found.adv.value, found.price.value) == (ADV, 50.0)
@@ -100,7 +100,7 @@ def test_intraday_bars_are_added_up_to_sessions() -> None:
         assert figure.source.startswith("25 sessions")
 
 
-def test_a_few_sessions_tell_the_shape_of_the_day_but_not_its_motion() -> None:
+def test_a_few_sessions_give_the_volume_profile_but_no_dynamics() -> None:
     table = known(load_bars(minutes(6), timezone="America/New_York")).table()
     assert table["source"]["profile_amplitude"].startswith("6 sessions")
     assert table["source"]["kappa"] == "suite"
@@ -120,7 +120,7 @@ TOO_LITTLE: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", TOO_LITTLE)
-def test_bars_that_say_too_little_are_refused(case: str) -> None:
+def test_bars_with_too_little_data_are_refused(case: str) -> None:
     make, message = TOO_LITTLE[case]
     with pytest.raises(BarsError, match=message):
         known(make())
@@ -134,7 +134,7 @@ def test_rates_are_per_session_whatever_its_length() -> None:
     assert whole_day.volatility == usual.volatility
 
 
-def test_long_bars_tell_nothing_of_the_motion_within_the_day() -> None:
+def test_long_bars_give_no_dynamics_within_the_day() -> None:
     frame = minutes(25).set_index("time")
     rules = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}
     half_hours: pd.DataFrame = frame.resample("30min", label="right", closed="right").agg(rules).dropna()
@@ -149,7 +149,7 @@ def test_a_volume_given_is_the_one_used_and_shown() -> None:
     assert made.estimates.adv == Estimated(1e6, "ticket")
 
 
-def test_a_hidden_drift_is_flagged_where_training_never_met_it() -> None:
+def test_a_hidden_drift_outside_the_training_range_is_flagged() -> None:
     unsure = Ticket("buy", 3e5, drift_bps=20, drift_sd_bps=30)
     assert [str(d) for d in plan_order(daily(), unsure, n_paths=200).flags] == [
         "cv beside a hidden drift = 1.303: trained on 0.02 to 0.02",
@@ -183,7 +183,7 @@ def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | Non
     assert float(made.condition.order.size) == pytest.approx(2e5 / volume.sum(), rel=1e-4)
 
 
-def test_the_plan_is_worked_to_the_end_and_beats_its_benchmarks() -> None:
+def test_the_plan_trades_the_whole_order_and_beats_its_benchmarks() -> None:
     made = plan_order(daily(), Ticket("buy", 3e5), n_paths=4000)
     shares = made.schedule
     assert shares[["low", "median", "high", "twap", "static_optimal"]].iloc[-1].tolist() == [0.0] * 5
@@ -249,7 +249,7 @@ def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> N
     assert made.costs.loc["flow_refined", "cost95_bps"] == pytest.approx(limit, rel=0.06)
     assert 4e-5 < float(made.condition.order.risk_aversion) < 4e-3
     assert made.costs.loc["flow_refined", "cost_bps"] > free["cost_bps"]["flow_refined"]
-    # A limit that every risk aversion keeps asks for no more than the least.
+    # If every risk aversion meets the limit, the lowest is chosen.
     loose = plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1e4), n_paths=500)
     assert float(loose.condition.order.risk_aversion) == pytest.approx(4e-5, rel=1e-5)
     with pytest.raises(OrderError, match=r"cost_limit_bps = 1: must be at least \d+(\.\d)?, the lowest cost"):
@@ -270,7 +270,7 @@ def test_a_cap_is_kept_in_every_bucket_of_every_day(bought: Plan) -> None:
     amplitude=st.floats(-0.5, 1.5),
     wish=st.floats(0.0, 1.0),
 )
-def test_whatever_a_policy_wishes_its_cap_is_kept_and_the_order_is_done(
+def test_the_cap_binds_every_policy_and_the_order_is_completed(
     cap: float, amplitude: float, wish: float
 ) -> None:
     heston = Heston(scalar(4e-4), scalar(2.0), scalar(0.5), scalar(-0.5))
@@ -331,13 +331,13 @@ def ticket(**fields: Any) -> Ticket:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_ticket_that_makes_no_sense_is_refused_by_name(case: str) -> None:
+def test_an_invalid_ticket_is_refused_by_name(case: str) -> None:
     fields, message = BAD[case]
     with pytest.raises(OrderError, match=message):
         ticket(**fields)
 
 
-def test_numbers_of_numpy_and_lists_of_times_will_do() -> None:
+def test_numpy_numbers_and_lists_of_times_are_accepted() -> None:
     assert ticket(shares=np.int64(1000), illiquidity=np.float32(2)).shares == 1000
     assert ticket(session=["09:30", "16:00"]).n_buckets == 39
 
@@ -366,7 +366,7 @@ def test_far_from_training_is_refused_and_near_it_flagged() -> None:
         plan_order(daily(), short)
 
 
-def test_what_is_tried_reaches_beyond_training() -> None:
+def test_tested_limits_are_wider_than_the_training_range() -> None:
     for name, (low, high) in TESTED_LIMITS.items():
         trained_low, trained_high = getattr(TRAINED.conditions, name)
         assert low < trained_low
@@ -420,7 +420,7 @@ def words_of_make(*variables: str) -> list[str]:
     return shlex.split(shown.splitlines()[-1])[3:]
 
 
-def test_what_make_is_given_arrives_whatever_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_passes_options_with_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARES", "1")
     given = ["DATA=my 'own'  \"bars\".csv", "SESSION=09:30 16:00", "DRIFT_BPS=-5", "PARTICIPATION=0.1"]
     assert sorted(words_of_make(*given, "PROFILE=quick", "PYTHON=python3")) == sorted(given)

@@ -1,4 +1,4 @@
-"""What traders make of the market: filters against other solutions of the same problem, none looks ahead."""
+"""Information of traders: filters against other solutions of the same problem, and no look-ahead."""
 
 import dataclasses
 import math
@@ -114,7 +114,7 @@ def other_future(paths: MarketPaths, m: Market, k: int) -> MarketPaths:
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize("k", [0, 5, N - 1])
-def test_nothing_perceived_depends_on_what_comes_later(name: str, k: int) -> None:
+def test_information_does_not_depend_on_the_future(name: str, k: int) -> None:
     perceive, m = VIEWS[name]
     paths = days(m, 30)
     before, after = (perceive(p, m, generator(2, "errors")) for p in (paths, other_future(paths, m, k)))
@@ -127,7 +127,7 @@ def test_nothing_perceived_depends_on_what_comes_later(name: str, k: int) -> Non
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_errors_come_from_their_generator_alone(name: str) -> None:
+def test_errors_depend_on_their_generator_only(name: str) -> None:
     perceive, m = VIEWS[name]
     paths, state = days(m, 20), torch.get_rng_state()
     kept = map_tensors(torch.clone, paths)
@@ -140,10 +140,10 @@ def test_errors_come_from_their_generator_alone(name: str) -> None:
     assert same(kept, paths)
 
 
-# --- exact, and regimes told as depth ---------------------------------------------------------------
+# --- exact information, and regimes as depth --------------------------------------------------------
 
 
-def test_exact_perception_is_the_truth() -> None:
+def test_exact_information_is_the_truth() -> None:
     m = market(liquidity=LIQUID)
     paths = days(m, 10)
     known = exact(paths, m, generator(0, "unused"))
@@ -152,20 +152,20 @@ def test_exact_perception_is_the_truth() -> None:
     assert torch.equal(known.log_depth, paths.log_depth)
 
 
-def test_regimes_told_as_depth_charge_what_they_cost() -> None:
+def test_regimes_as_depth_have_the_true_cost() -> None:
     m, order = market(liquidity=LIQUID, regimes=STRESS), Order(scalar(0.1), scalar(5e-4))
     paths = days(m, 2_000)
     known = regimes_as_depth(paths, m, generator(0, "unused"))
     assert same(known.market, moment_matched(m))
     assert torch.equal(known.variance, paths.variance)
-    # Who believes in an average market of that depth expects to pay what the true one charges.
+    # The expected cost in the average market of that depth equals the true cost.
     believed = OrderSimulation(dataclasses.replace(paths, log_depth=known.log_depth), known.market, order)
     torch.testing.assert_close(believed.slope, OrderSimulation(paths, m, order).slope, rtol=1e-4, atol=0)
-    # Around an average of about nothing, as wide as the average market has it.
+    # Its mean is about zero, its standard deviation that of the average market.
     spread = float(known.market.liquidity.depth_sd)
     assert float(known.log_depth.std()) == pytest.approx(spread, rel=0.05)
     assert abs(float(known.log_depth.mean())) < 0.1 * spread
-    # Without regimes it is the truth.
+    # Without regimes the information is exact.
     plain = market(liquidity=LIQUID)
     paths = days(plain, 10)
     known = regimes_as_depth(paths, plain, generator(0, "unused"))
@@ -173,24 +173,24 @@ def test_regimes_told_as_depth_charge_what_they_cost() -> None:
 
 
 def believed_stress(known: Information, paths: MarketPaths, m: Market) -> Tensor:
-    """The belief that perceived variance was made of, [N, paths]."""
+    """The belief that estimated variance implies, [N, paths]."""
     factor = m.regimes.volatility_multiplier.square()
     calm = paths.variance / torch.where(paths.stressed, factor, 1)
     return (known.variance / calm - 1) / (factor - 1)
 
 
-def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
+def test_beliefs_from_regime_signals_are_calibrated() -> None:
     m = market(liquidity=LIQUID, regimes=STRESS)
     paths = days(m, 20_000)
     known = regimes_by_signals(paths, m, generator(0, "signals"))
     assert same(known.market, moment_matched(m))
     belief = believed_stress(known, paths, m)
-    # From sure to as vague as before the day.
+    # Beliefs range from certainty to the stationary probability.
     assert float((belief < 0.01).double().mean()) > 0.1
     assert float((belief > 0.99).double().mean()) > 0.02
     share = float(m.regimes.stressed_share)
     assert float(((belief - share).abs() < 0.1).double().mean()) > 0.1
-    # Of the buckets in which stress was given a chance of p, a share of p is stressed, early and late.
+    # Of the buckets with a probability p of stress, a share p is stressed, early and late in the day.
     for k in (0, N // 2, N - 1):
         order = belief[k].argsort()
         for part in order.tensor_split(8):
@@ -198,7 +198,7 @@ def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
             expected = belief[k, part].double().mean().item()
             error = (expected * (1 - expected) / len(part)) ** 0.5
             assert happened.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
-    # Depth is what temporary impact is expected to cost.
+    # Estimated depth gives the expected temporary cost.
     cost = 1 + belief * (m.regimes.cost_multiplier - 1)
     informed = regimes_as_depth(paths, m, generator(0, "unused"))
     true_cost = torch.where(paths.stressed, m.regimes.cost_multiplier, 1)
@@ -206,7 +206,7 @@ def test_signals_of_regimes_make_beliefs_that_come_true() -> None:
     torch.testing.assert_close(known.log_depth - informed.log_depth, shift, rtol=0, atol=1e-4)
 
 
-def test_plain_signals_tell_the_regime_and_without_regimes_there_is_nothing_to_tell(
+def test_precise_signals_reveal_the_regime_and_without_regimes_there_is_no_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(perception, "SIGNALS", (0.02, 0.03))
@@ -275,7 +275,7 @@ def test_filter_is_the_law_of_variance_and_regimes_given_the_measured_past(
     paths = days(m, 8)
     realised = realised_variance(paths, generator(4, "errors"))
     coarse, _ = filtered_state(realised, m, 1 / N)
-    # On grids fine enough to agree, whatever lies between their nodes.
+    # On grids that are fine enough the two agree, although their nodes differ.
     monkeypatch.setattr(perception, "CELLS", 200)
     variance, stressed = filtered_state(realised, m, 1 / N)
     assert float(variance[0, 0]) == pytest.approx(float(moment_matched(m).heston.theta), rel=1e-4)
@@ -303,7 +303,7 @@ def test_filtered_variance_is_unbiased_and_better_than_simple_estimates(cv: floa
     for k in (1, 12, 38):
         truth, estimate = paths.variance[k].double() / theta, variance[k].double() / theta
         error = truth - estimate
-        # Up to a hundredth, which the grid takes.
+        # Up to a hundredth, the error of the grid.
         assert abs(float(error.mean())) < 0.01 + 4.5 * float(error.std()) / math.sqrt(n)
         # It leaves little to correct: errors hardly depend on it. Variance moves within a bucket, the
         # filter thinks it does not.
@@ -315,7 +315,7 @@ def test_filtered_variance_is_unbiased_and_better_than_simple_estimates(cv: floa
         assert (error.square().mean() < 0.8 * rivals.mean(1)).all()
 
 
-def test_chances_of_stress_are_what_they_say() -> None:
+def test_probabilities_of_stress_are_calibrated() -> None:
     m, n = market(0.5, regimes=STRESS), 20_000
     paths = days(m, n)
     _, chance = filtered_state(realised_variance(paths, generator(7, "errors")), m, 1 / N)
@@ -330,7 +330,7 @@ def test_chances_of_stress_are_what_they_say() -> None:
         assert float(brier) < 0.8 * SHARE * (1 - SHARE)
 
 
-def test_path_that_believes_in_another_level_of_variance_is_filtered_as_if_it_were_alone() -> None:
+def test_paths_with_different_estimated_levels_are_filtered_independently() -> None:
     m = market()
     realised = realised_variance(days(m, 6), generator(8, "errors"))
     theta = THETA * torch.tensor([0.5, 0.8, 1.0, 1.1, 1.5, 3.0])
@@ -350,7 +350,7 @@ def test_path_that_believes_in_another_level_of_variance_is_filtered_as_if_it_we
     torch.testing.assert_close(doubled, 2 * plain, rtol=1e-5, atol=0)
 
 
-def test_who_does_not_see_regimes_expects_to_pay_the_average_over_them() -> None:
+def test_without_observed_regimes_the_expected_cost_is_the_average_over_regimes() -> None:
     m, n, order = market(regimes=STRESS), 20_000, Order(scalar(0.1), scalar(5e-4))
     paths = days(m, n)
     known = blind_to_regimes(paths, m, generator(9, "errors"))
@@ -362,9 +362,9 @@ def test_who_does_not_see_regimes_expects_to_pay_the_average_over_them() -> None
     for k in (0, 5, N - 1):
         ratio = (paid[k] / paid.mean()).double(), (expected[k] / paid.mean()).double()
         assert abs(z_score(ratio[0] - ratio[1], 0)) < 4.5
-    # Before anything has happened all expect the same.
+    # At the open all expectations are equal.
     assert float(known.log_depth[0].std()) < 1e-6
-    # Later on those who expect to pay more do, by as much as they expect.
+    # Later, a higher expected cost goes with an equally higher actual cost.
     error = (paid[-1] - expected[-1]) / paid.mean()
     for part in expected[-1].argsort().chunk(4):
         assert abs(float(error[part].mean())) < 0.03 + 4.5 * float(error[part].std()) / math.sqrt(n / 4)
@@ -372,7 +372,7 @@ def test_who_does_not_see_regimes_expects_to_pay_the_average_over_them() -> None
     assert last > 1.5 * first
 
 
-def test_who_does_not_see_regimes_does_not_see_depth() -> None:
+def test_without_observed_regimes_depth_is_not_observed() -> None:
     m = market(regimes=STRESS)
     paths = days(m, 50)
     blurred = dataclasses.replace(paths, log_depth=torch.randn(N, 50), variance=torch.rand(N, 50))
@@ -413,7 +413,7 @@ def test_filtered_depth_is_the_conditional_mean_of_a_joint_normal_law(
     )
     weights = conditioning(depth_sd, reversion)
     np.testing.assert_allclose((unit - silent).numpy(), weights, rtol=1e-4, atol=2e-6)
-    # Where there is none, what is left is the noise on display, of .4 in logs, with these weights.
+    # With constant depth the estimate is the noise of the display, .4 in logs, with these weights.
     n = 20_000
     noise = filtered_depth(depth_paths(torch.zeros(N, n)), m, generator(12, "errors")).double()
     spread = 0.4 * np.sqrt((weights**2).sum(1))
@@ -424,7 +424,7 @@ def test_filtered_depth_is_the_conditional_mean_of_a_joint_normal_law(
     assert abs(z_score(noise[3] * noise[7], shared)) < 4.5
 
 
-def test_filtered_depth_errs_as_little_as_theory_says() -> None:
+def test_filtered_depth_has_the_theoretical_error() -> None:
     m, n = market(liquidity=LIQUID), 20_000
     paths = days(m, n)
     estimate = filtered_depth(paths, m, generator(13, "errors"))
@@ -440,7 +440,7 @@ def test_filtered_depth_errs_as_little_as_theory_says() -> None:
         assert abs(z_score(error * estimate[k], 0)) < 4.5
 
 
-def test_depth_that_is_constant_is_known_to_be() -> None:
+def test_constant_depth_is_known_exactly() -> None:
     plain = market()
     assert with_errors(days(plain, 9), plain, generator(14, "errors")).log_depth.count_nonzero() == 0
     some = torch.tensor([0.0, 0.5]).repeat_interleave(6)
@@ -453,7 +453,7 @@ def test_depth_that_is_constant_is_known_to_be() -> None:
 # --- estimates with errors --------------------------------------------------------------------------
 
 
-def test_estimates_err_by_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> None:
+def test_errors_are_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> None:
     m, n = market(liquidity=dataclasses.replace(LIQUID, illiquidity=scalar(3.0)), drift=7.0), 20_000
     paths = days(m, n, n_buckets=3)
     known = with_errors(paths, m, generator(15, "errors"))
@@ -466,7 +466,7 @@ def test_estimates_err_by_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> 
         assert abs(z_score((error / spread).square(), 1, math.sqrt(2))) < 4.5
         assert abs(z_score((error / spread) ** 4, 3, math.sqrt(96))) < 4.5
     assert abs(z_score(volatility * illiquidity, 0, 0.1 * 0.2)) < 4.5
-    # Nothing else is in doubt, and the day does not know of it.
+    # All other parameters are exact, and the simulated day is unchanged.
     told = dataclasses.replace(
         believed,
         heston=dataclasses.replace(believed.heston, theta=m.heston.theta),
@@ -476,9 +476,9 @@ def test_estimates_err_by_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> 
     for error in (volatility, illiquidity):
         assert abs(z_score(error * (paths.variance[0] / THETA - 1), 0)) < 4.5
         assert abs(z_score(error * paths.log_depth[0], 0)) < 4.5
-    # At the open what is known of variance is its level.
+    # At the open the estimate of variance is its level.
     torch.testing.assert_close(known.variance[0], believed.heston.theta, rtol=1e-4, atol=0)
-    # And the day's returns correct it, but not at once.
+    # The day's returns correct it gradually.
     late = (known.variance[2] / believed.heston.theta).log().double()
     assert float(torch.corrcoef(torch.stack((late, volatility)))[0, 1]) < -0.02
 
@@ -516,7 +516,7 @@ def test_posterior_drift_is_the_regression_of_drift_on_the_return(side: float, k
     price=st.floats(-1e3, 1e3),
     elapsed=st.floats(0, 1),
 )
-def test_drift_that_is_known_stays_what_it_is(
+def test_posterior_of_a_known_drift_is_that_drift(
     side: float, drift: float, price: float, elapsed: float
 ) -> None:
     order = Order(scalar(0.1), scalar(5e-4), scalar(side))
@@ -532,7 +532,7 @@ def test_drift_that_is_known_stays_what_it_is(
         assert ends[0] - slack <= found <= ends[1] + slack
 
 
-def test_posterior_drift_is_what_a_steady_day_foresees() -> None:
+def test_posterior_drift_equals_the_forecast_of_the_simulator_at_constant_variance() -> None:
     # Where variance is steady and says nothing of the price, simulated days foresee this drift.
     heston = Heston(scalar(THETA), scalar(KAPPA), scalar(0.01), scalar(0.0))
     m = Market(heston, drift=scalar(20.0), drift_sd=scalar(150.0))
@@ -543,7 +543,7 @@ def test_posterior_drift_is_what_a_steady_day_foresees() -> None:
         torch.testing.assert_close(N * paths.drift_bps[k], found, rtol=0.02, atol=0.02 * BPS * 0.02)
 
 
-def test_without_errors_the_blurred_view_is_the_exact_one() -> None:
+def test_information_with_zero_errors_is_exact() -> None:
     m = market(liquidity=LIQUID)
     paths = days(m, 20)
     healed = Errors(volatility=0.0, illiquidity=0.0, returns=None, depth=0.0)

@@ -1,4 +1,4 @@
-"""The range that policies are trained on: laws of what is drawn, and what is drawn of drift and regimes."""
+"""The training range: distributions of the drawn parameters, and draws of drift and regimes."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def draw(conditions: TrainingRange = EVERYTHING, n: int = N, seed: int = 1) -> t
 
 
 def z_share(found: Tensor, share: float) -> float:
-    """Distance of a share of paths from what it should be, in standard errors."""
+    """Difference between a share of paths and its expected value, in standard errors."""
     return float(found.double().mean() - share) / math.sqrt(share * (1 - share) / len(found))
 
 
@@ -151,12 +151,12 @@ def test_regimes_keep_the_averages_that_were_drawn() -> None:
     torch.testing.assert_close(believed.heston.theta, plain.heston.theta, rtol=1e-4, atol=0)
     paid, meant = (m.temporary_cost_bps(order.size) * expected_depth_cost(m) for m in (believed, plain))
     torch.testing.assert_close(paid, meant, rtol=1e-4, atol=0)
-    # Where there are none everything is as it was.
+    # Without regimes the draws are unchanged.
     for name in ("theta", "cv", "kappa"):
         assert torch.equal(getattr(market.heston, name)[~here], getattr(plain.heston, name)[~here])
 
 
-def test_what_is_drawn_is_inside_and_each_departure_is_named() -> None:
+def test_draws_are_inside_the_range_and_each_violation_is_named() -> None:
     market, order = draw(n=200)
     for i in range(200):
         one = [map_tensors(lambda x, i=i: x[i] if x.dim() else x, part) for part in (market, order)]
@@ -175,7 +175,7 @@ def test_what_is_drawn_is_inside_and_each_departure_is_named() -> None:
     ]
 
 
-def test_depth_that_does_not_move_has_no_pace_to_depart_from() -> None:
+def test_constant_depth_cannot_violate_the_range_of_its_reversion() -> None:
     market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in draw(n=1))
     for sd, named in ((0.0, ["depth_sd"]), (0.3, ["depth_reversion"])):
         liquidity = dataclasses.replace(market.liquidity, depth_sd=scalar(sd), depth_reversion=scalar(50.0))

@@ -77,12 +77,12 @@ DIFFERENT: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_different_content_is_told_apart(kind: str) -> None:
+def test_different_content_gives_different_recipes(kind: str) -> None:
     values = DIFFERENT[kind]
     assert len({content_of(value) for value in values}) == len(values)
 
 
-def test_equal_content_is_the_same_however_it_is_spelled() -> None:
+def test_equal_content_gives_equal_recipes() -> None:
     assert content_of((1, 2)) == content_of([1, np.int64(2)])
     assert content_of(Impact()) == content_of(Impact())
     assert content_of(field()) == content_of(field())
@@ -112,7 +112,7 @@ class Elsewhere:
         (torch.nn.Linear(1, 1), TypeError),
     ],
 )
-def test_what_has_no_content_is_refused(value: Any, error: type[Exception]) -> None:
+def test_values_without_canonical_content_are_refused(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         content_of(value)
     with pytest.raises(error):
@@ -144,7 +144,7 @@ def test_packages_are_those_that_the_sources_import() -> None:
 
 
 def test_no_module_goes_through_the_front_door() -> None:
-    """There the graph of imports would end, and what computes would not be seen."""
+    """The graph of imports would end at the front door, and miss the modules behind it."""
     import grimp
 
     graph = grimp.build_graph("flowoe_lib", cache_dir=None)

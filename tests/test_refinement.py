@@ -1,4 +1,4 @@
-"""Refinement reaches known optima, outgrows its start on fresh paths, and means the same at every K."""
+"""Refinement reaches known optima, beats its start on new paths, and gives equal results for every K."""
 
 import copy
 import dataclasses
@@ -66,7 +66,7 @@ def lower_bound(difference: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def wild() -> TrainingRun:
-    """Refined from scratch where variance is restless."""
+    """Refined from scratch with a high volatility of variance."""
     torch.set_num_threads(1)
     return refine(EndpointField(generator(1, "init")), training((0.8, 1.8)), N, 150, 1)
 
@@ -106,7 +106,7 @@ def test_refined_policy_finds_twap_where_only_temporary_cost_counts() -> None:
     assert excess.mean() < 2e-3
 
 
-def test_refinement_outgrows_the_experts_it_starts_from(wild: TrainingRun) -> None:
+def test_refinement_beats_the_experts_it_starts_from(wild: TrainingRun) -> None:
     grid = conditions(cv=1.4)
     shown = demonstrate(SCHEDULE_EXPERTS, grid, 100, N, seed=3)
     imitated = imitate(shown, 300, 3, learning_rate=1e-2)
@@ -162,7 +162,7 @@ def test_the_curve_counts_from_twap() -> None:
     torch.testing.assert_close(curve, torch.zeros(3), atol=1e-3, rtol=0)
 
 
-def test_every_weight_is_moved_once_and_inner_matrices_alike_in_all_directions() -> None:
+def test_every_weight_is_updated_once_and_inner_matrices_equally_in_all_directions() -> None:
     field = EndpointField(generator(1, "init"))
     movers = muon_and_adam(field, 0.1)
     moved = [id(p) for mover in movers for group in mover.param_groups for p in group["params"]]
@@ -263,7 +263,7 @@ def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
     assert times.max() <= 1
 
 
-def test_regimes_are_told_as_depth_around_the_averages_that_were_drawn(
+def test_regimes_are_observed_as_depth_around_the_drawn_averages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Where signals are plain.
@@ -315,7 +315,7 @@ def test_utility_scale_is_positive_and_of_degree_one_in_cost(
     one = scale(0.142, risk_aversion)
     assert math.isfinite(one)
     assert one > 0
-    # Dearer trading and dearer risk by one factor change the unit of account, and nothing else.
+    # Scaling trading cost and risk charge by one factor changes the unit of account only.
     assert scale(0.142 * factor, risk_aversion * factor) == pytest.approx(factor * one, rel=1e-4)
 
 

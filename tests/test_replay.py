@@ -1,4 +1,4 @@
-"""Replayed orders see what really happened before them, are charged on what happened after, and no more."""
+"""Replayed orders observe only the past of the record and are charged on what follows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -136,12 +136,12 @@ def test_a_window_is_a_part_of_its_session() -> None:
     np.testing.assert_allclose(market.liquidity.depth_reversion, 1.0)
     np.testing.assert_allclose(market.liquidity.window_start[:2], [4 / 12, 6 / 12], rtol=1e-6)
     np.testing.assert_allclose(market.liquidity.window_end[:2], [10 / 12, 1.0], rtol=1e-6)
-    # Windows that follow each other share out what their session has.
+    # The volume shares of consecutive windows add up to that of the session.
     halves = replay(tape(), np.array([12, 18]), 6, SESSION, ORDER, history=4, half_life=2.0)
     np.testing.assert_allclose(volume_share(halves.information.market.liquidity).sum(), 1.0, rtol=1e-6)
 
 
-def test_a_pattern_by_the_clock_moves_what_is_foreseen() -> None:
+def test_a_time_of_day_pattern_shifts_the_forecast() -> None:
     """Where realised variance is its pattern exactly, forecasts are exact from the first bucket on."""
     pattern = np.linspace(1.0, 3.0, 12)
     record = replace(tape(), variance=np.tile(1e-6 * pattern, (3, 1)))
@@ -154,7 +154,7 @@ def test_a_pattern_by_the_clock_moves_what_is_foreseen() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 2, 4])
-def test_nothing_after_bucket_k_changes_what_is_done_up_to_it(k: int) -> None:
+def test_decisions_do_not_depend_on_later_buckets(k: int) -> None:
     """Everything from bucket k of the second session's first order on is replaced by another record."""
     record, other, at = tape(0), tape(1), 16 + k
 
@@ -174,14 +174,14 @@ def test_nothing_after_bucket_k_changes_what_is_done_up_to_it(k: int) -> None:
         torch.testing.assert_close(
             held[name].inventory[: k + 2, 2], again[name].inventory[: k + 2, 2], rtol=0, atol=0
         )
-    # Not because nobody looks: what comes next is another matter to those who react.
+    # The test has power: later decisions of adaptive policies do change.
     if k < 4:
         later = slice(k + 2, -1)
         for name in ("replanned", "flow_refined"):
             assert not torch.equal(held[name].inventory[later, 2], again[name].inventory[later, 2])
 
 
-def test_twap_pays_what_the_formulas_say() -> None:
+def test_cost_of_twap_equals_its_closed_form() -> None:
     record, i = tape(), 2
     days = replayed(record)
     row = outcome_table(run({"twap": twap}, days, seed=1), days).iloc[i]
@@ -210,7 +210,7 @@ def test_without_price_is_the_mean_of_selling_and_buying() -> None:
     np.testing.assert_allclose(mean, sold["without_price"], atol=2e-4)
 
 
-def test_the_promise_is_the_exact_utility_of_a_schedule() -> None:
+def test_expected_utility_under_the_model_is_exact_for_a_schedule() -> None:
     """TWAP's expected cost and risk in closed form, order by order, each at its own levels."""
     days = replayed(tape())
     held = torch.linspace(1, 0, 7, dtype=torch.float64)

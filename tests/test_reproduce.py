@@ -1,4 +1,4 @@
-"""The driver does what is needed and nothing twice, on a project of two one-line notebooks."""
+"""The driver runs what is not up to date and nothing else, on a project of two one-line notebooks."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_runs_once_and_again_only_what_changed(project: Path, monkeypatch: pytes
     code, ran, printed = drive(project)
     monkeypatch.delenv("PYTHONPROFILEIMPORTTIME")
     assert (code, ran, files(project)) == (0, [], before)
-    # It is done at once: what takes seconds to import is left alone.
+    # A run without work is fast, because slow imports are avoided.
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", printed, flags=re.MULTILINE))
     assert imported.isdisjoint({"torch", "pandas", "papermill"})
     assert "tqdm" in imported
@@ -177,7 +177,7 @@ time.sleep(600)
 def test_interrupted_run_is_resumed(project: Path, how: signal.Signals) -> None:
     second = project / "notebooks" / "02_second.ipynb"
     write_notebook(second, HOLDING)
-    # Whoever is alive holds this pipe open for writing.
+    # Every living process holds this pipe open for writing.
     alive = project / "notebooks" / "alive"
     os.mkfifo(alive)
     reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
@@ -237,14 +237,14 @@ write("readme_headline.md", "told")
 TRADES = "from flowoe_lib.training.pretrained import load_pretrained\nprint(load_pretrained().n_buckets)"
 
 
-def test_publishing_ships_what_was_trained_before_it_is_traded_with(project: Path) -> None:
+def test_publishing_ships_the_trained_policy_before_notebooks_use_it(project: Path) -> None:
     shutil.rmtree(project / POLICY.parent)
     for old in (project / "notebooks").glob("0*.ipynb"):
         old.unlink()
     write_notebook(project / "notebooks" / "01_first.ipynb", TRAINS)
     write_notebook(project / "notebooks" / "08_your_order.ipynb", TRADES)
     (project / "notebooks" / "quick.json").write_text("{}")
-    # There is nothing to trade with yet.
+    # There is no trained policy yet.
     code, _, printed = drive(project)
     assert code == 1
     assert "universal.json: no such file" in printed
@@ -449,7 +449,7 @@ def test_worlds_come_before_the_tables_that_sum_them_up(tmp_path: Path) -> None:
     assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c", "00_explore"]
 
 
-def test_those_that_load_the_policy_are_made_again_when_it_changes(project: Path) -> None:
+def test_notebooks_that_load_the_policy_run_again_when_it_changes(project: Path) -> None:
     write_notebook(project / "notebooks" / "08_your_order.ipynb", FIRST)
     (project / "notebooks" / "quick.json").write_text("{}")
     workspace = Workspace(project, "quick")

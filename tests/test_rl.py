@@ -1,4 +1,4 @@
-"""The RL experts: learning pays, nothing is bootstrapped, and what was learned trades without its trainer."""
+"""The RL experts: training improves them, returns are not bootstrapped, and they need no trainer to trade."""
 
 import math
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def met(condition: Condition, k: int) -> Observation:
     return OrderSimulation(paths, condition.market, condition.order).observe(k, inventory)
 
 
-def test_training_pays(ppo: PretrainedPolicy) -> None:
+def test_training_improves_utility(ppo: PretrainedPolicy) -> None:
     start, end = ppo.snapshots[0], ppo.snapshots[-1]
     after = utility(end.expert)
     for before in (utility(start.expert), utility(twap)):
@@ -148,7 +148,7 @@ def test_expert_survives_the_store(algorithm: str, request: pytest.FixtureReques
     assert again.squashed == expert.squashed == (algorithm == "sac")
 
 
-def test_experts_of_several_conditions_are_told_apart_by_name(ppo: PretrainedPolicy) -> None:
+def test_experts_of_several_conditions_are_selected_by_name(ppo: PretrainedPolicy) -> None:
     first, last = ppo.snapshots[0].expert, ppo.snapshots[-1].expert
     packed = {f"a/b:{k}": v for k, v in first.to_tensors().items()}
     packed |= {f"c:{k}": v for k, v in last.to_tensors().items()}
@@ -170,7 +170,7 @@ def test_experts_side_by_side_trade_as_each_alone(ppo: PretrainedPolicy) -> None
         torch.testing.assert_close(together[mine], expert(obs, torch.zeros(200))[mine])
 
 
-def test_same_seed_same_expert() -> None:
+def test_the_same_seed_gives_the_same_expert() -> None:
     first, again, other = (
         train("PPO", FLAT, 2 * DAY, ORDERS, seed).snapshots[-1].expert for seed in (1, 1, 2)
     )

@@ -1,4 +1,4 @@
-"""The plan of the RL study: who is trained where, and what is kept of it."""
+"""The plan of the RL study: its runs, their progress and the experts it returns."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_each_condition_gets_an_expert_and_one_all_the_methods() -> None:
     assert len({run.reward for run in runs}) == 3
 
 
-def test_the_study_trains_measures_and_keeps() -> None:
+def test_the_study_trains_experts_measures_them_and_returns_both() -> None:
     runs = grid_runs(GRID, base=GRID[0], hard=GRID[1], seeds=[0], steps=4_000)[:2]
     trained = [train_run(run, N_BUCKETS) for run in runs]
     table = progress(runs, trained, Evaluation(n_paths=500, n_buckets=N_BUCKETS, seed=1, chunk=500))

@@ -70,7 +70,7 @@ def test_cvar_of_a_normal_law() -> None:
     assert outcome(pnl).cvar95 == pytest.approx(-2.0627, abs=0.02)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     draws = torch.randn(2000, 400, generator=torch.Generator().manual_seed(3)) + 0.3
     covered = [low < 0.3 < high for _, low, high in map(paired_interval, draws)]
     # Binomial(2000, .95) has a standard deviation of .0049.
@@ -128,7 +128,7 @@ def test_fewer_days_of_an_entry_are_the_beginning_of_all() -> None:
 
 
 def test_two_policies_of_one_name_are_refused() -> None:
-    # The second TWAP would have become the yardstick, and scored zero.
+    # The second TWAP would have replaced the reference of capture.
     for contenders, informed in (([Contender(hasty, "twap")], []), ([], [Contender(hasty, "twap")])):
         with pytest.raises(ValueError, match="named twap/None/None"):
             score_condition(CONDITION, {"twap": twap}, contenders, days(100), informed=informed)
@@ -225,7 +225,7 @@ def of_random_depth() -> Condition:
 @pytest.mark.parametrize(
     ("condition", "perceive"), [(in_two_regimes(), blind_to_regimes), (of_random_depth(), with_errors)]
 )
-def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, perceive: Perceive) -> None:
+def test_information_changes_decisions_but_no_path(condition: Condition, perceive: Perceive) -> None:
     runs: dict[str, Policy] = {"even": twap, "replanned": replanned}
     evaluation = days(CHUNK + 300)
     sharp, blurred = (evaluate(runs, condition, evaluation, "test", view) for view in (exact, perceive))
@@ -236,7 +236,7 @@ def test_what_is_perceived_changes_decisions_but_no_path(condition: Condition, p
             if f.name != "left":
                 assert torch.equal(a, c)
                 assert torch.equal(a, b) == (name != "replanned"), (name, f.name)
-    # To know less of the depth is worth less to who acts on it.
+    # A policy that reacts to depth has a lower utility with less information about depth.
     if perceive is with_errors:
         assert paired_interval(sharp["replanned"].utility - blurred["replanned"].utility)[1] > 0
     assert abs(blurred["replanned"].martingale_z) < 4
@@ -266,7 +266,7 @@ def test_errors_have_a_stream_of_their_own_in_every_chunk() -> None:
 
 
 class Watching:
-    """TWAP, and what it was told of the market and saw of variance."""
+    """TWAP, which records the market parameters and the variance that it observes."""
 
     def __init__(self) -> None:
         self.obs: list[Observation] = []
@@ -280,7 +280,7 @@ class Watching:
         return self.obs[-1].market, torch.stack([s.variance for s in self.obs[1 - N_BUCKETS :]])
 
 
-def test_informed_see_everything_and_all_others_what_the_world_shows() -> None:
+def test_informed_policies_have_full_information_and_others_that_of_the_world() -> None:
     condition = in_two_regimes()
     expert, contender, informed, told = (Watching() for _ in range(4))
     validated = []

@@ -412,10 +412,10 @@ def test_condition_of_each_path_is_its_own() -> None:
         assert float(torch.corrcoef(pair)[0, 1]) == pytest.approx(exact, abs=0.012)
 
 
-# --- drift that nobody is told -----------------------------------------------------------------------
+# --- hidden drift ------------------------------------------------------------------------------------
 
 
-def test_drift_of_the_day_is_drawn_around_what_traders_are_told() -> None:
+def test_drift_of_the_day_is_drawn_around_its_known_mean() -> None:
     n, drift, sd = 100_000, 12.0, 40.0
     hidden = dataclasses.replace(market(), drift=scalar(drift), drift_sd=scalar(sd))
     known = dataclasses.replace(hidden, drift_sd=scalar(0.0))
@@ -472,7 +472,7 @@ def learned_drift(paths: MarketPaths, m: Market, k: int) -> Tensor:
 
 
 @pytest.mark.parametrize("rho", [-0.9, 0.0, 0.5])
-def test_drift_foreseen_is_what_variance_and_price_so_far_tell_of_it(rho: float) -> None:
+def test_forecast_drift_is_its_mean_given_past_variance_and_price(rho: float) -> None:
     m = dataclasses.replace(market(0.6, rho=rho), drift=scalar(-15.0), drift_sd=scalar(120.0))
     paths = simulate(m, 500, 13, generator(24, "test"))
     for k in (0, 1, 5, 12):
@@ -493,7 +493,7 @@ def switching_drift(rho: float = -0.9) -> Market:
 
 
 @pytest.mark.parametrize("regimes", [False, True], ids=["one regime", "two regimes"])
-def test_price_is_a_martingale_around_the_drift_foreseen(regimes: bool) -> None:
+def test_price_is_a_martingale_around_the_forecast_drift(regimes: bool) -> None:
     m = switching_drift()
     if not regimes:
         m = dataclasses.replace(m, regimes=Regimes())
@@ -569,7 +569,7 @@ def test_each_regime_has_its_variance_and_its_depth(
     torch.testing.assert_close(dearer / usual, torch.where(stressed, DEARER, 1.0), rtol=1e-4, atol=0)
 
 
-def test_regimes_come_whatever_variance_does(switched: tuple[MarketPaths, MarketPaths, Tensor]) -> None:
+def test_regimes_are_independent_of_variance(switched: tuple[MarketPaths, MarketPaths, Tensor]) -> None:
     _, same, stressed = switched
     for k in (0, 7):
         surprise = stressed[k].double() - SHARE
@@ -639,7 +639,7 @@ def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: floa
     assert abs(z_score(done.utility_bps(order), float(expected_utility(believed, order, even)))) < 4.5
 
 
-def test_averaged_market_reverts_between_the_paces_of_what_moves_in_it() -> None:
+def test_averaged_market_reverts_at_a_rate_between_those_of_its_components() -> None:
     pace = ENTER + LEAVE
     for depth_sd in (0.1, 0.5, 2.0):
         believed = moment_matched(switching(depth_sd))
@@ -765,7 +765,7 @@ def test_bad_field_is_named_with_its_value_and_what_is_allowed(
         dataclasses.replace(good, **{name: many})
 
 
-def test_drift_is_finite_and_the_spread_of_a_hidden_one_not_negative() -> None:
+def test_drift_is_finite_and_its_standard_deviation_not_negative() -> None:
     with pytest.raises(ValueError, match=r"^Market\.drift = nan: must be finite$"):
         dataclasses.replace(market(), drift=scalar(float("nan")))
     with pytest.raises(ValueError, match=r"^Market\.drift_sd = -2: must be finite and >= 0$"):

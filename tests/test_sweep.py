@@ -1,4 +1,4 @@
-"""A sweep is the serial loop, whatever runs it."""
+"""A sweep gives the results of the serial loop on every engine."""
 
 import os
 import re
@@ -115,7 +115,7 @@ def test_local_dask_gives_the_tensors_of_loky(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("engine", [{}], indirect=True)
-def test_a_single_worker_is_not_left_aside_and_a_failing_task_is_reported(engine: str) -> None:
+def test_a_single_worker_is_used_and_a_failing_task_is_reported(engine: str) -> None:
     assert sweep(os.getpid, [()]) != [os.getpid()]
     with pytest.raises(ValueError, match="seed 3"):
         sweep(failing, [(3,), (3,)])

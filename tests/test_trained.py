@@ -1,4 +1,4 @@
-"""The policy that comes with the library: what is written is what is read, and nothing else is accepted."""
+"""The pretrained policy: it is read as it was written, and damaged files are refused."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def shipped(folder: Path) -> EndpointField:
     return field
 
 
-def test_what_was_shipped_is_loaded(tmp_path: Path) -> None:
+def test_the_shipped_policy_is_loaded(tmp_path: Path) -> None:
     field = shipped(tmp_path)
     found = load_pretrained(tmp_path)
     assert max_weight_difference(found.field, field) == 0
@@ -153,7 +153,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILED)
-def test_what_does_not_fit_its_card_is_refused(case: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_match_their_card_are_refused(case: str, tmp_path: Path) -> None:
     shipped(tmp_path)
     spoil, message = SPOILED[case]
     spoil(tmp_path)
@@ -179,7 +179,7 @@ def test_a_card_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_agreement_is_the_largest_difference_of_a_weight() -> None:
+def test_max_weight_difference_is_the_largest_difference_of_a_weight() -> None:
     one, other, wide = (EndpointField(generator(1, "test"), width=w) for w in (8, 8, 9))
     with torch.no_grad():
         other.get_parameter("hidden.1.weight")[3, 4] -= 0.25

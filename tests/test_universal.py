@@ -56,11 +56,11 @@ def test_training_is_reproducible() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_training_gains_on_twap() -> None:
+def test_training_gains_over_twap() -> None:
     first, seconds = train_universal(RANGE, 12, 40, 60, 60, 20, seed=1)
     assert seconds > 0
     assert len(first.curves["utility"]) == 20
-    # Where there is something to gain, even so short a training has most of it.
+    # Where the attainable gain is large, even this short training obtains most of it.
     worth = [c for c in design(RANGE, 16, 1) if PreTrade.of(c.market, c.order).attainable_gain > 0.1]
     assert len(worth) >= 4
     for c in worth[:4]:

@@ -1,4 +1,4 @@
-"""Who competes in a world, and the figures special to worlds, on policies whose answers are known."""
+"""Contenders of each world and measures special to worlds, on policies with known results."""
 
 from dataclasses import replace
 
@@ -89,7 +89,7 @@ def test_whole_range_measures_capture_and_regret_against_the_oracle() -> None:
     assert table["regret"][1] == pytest.approx((oracle - flow) / -oracle, rel=1e-4)
 
 
-def test_hidden_gain_of_the_belief_optimum_is_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_hidden_gain_is_one_for_the_belief_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     heston = replace(HESTON, cv=scalar(0.02))
     sd = 0.8 * BPS * heston.theta.sqrt()
     condition = Condition("hidden", "h", Market(heston, drift_sd=sd), ORDER)
@@ -128,7 +128,7 @@ def test_share_of_informed_gain_is_over_the_static_optimum() -> None:
     assert share_of_informed_gain(table)["a"] == pytest.approx(0.6)
 
 
-def test_scores_hold_the_informed_only_where_something_is_hidden() -> None:
+def test_informed_policies_are_scored_only_where_something_is_hidden() -> None:
     regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
     switching = Condition("switching", "s", Market(HESTON, regimes=regimes), ORDER)
     fields = {0: field(0), 1: field(1)}
@@ -154,7 +154,7 @@ def test_model_confidence_set_holds_the_best_alone() -> None:
 
 
 def test_error_costs_are_the_utility_regained_without_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Re-planning reacts to parameters and variance; depth does not move, so there is nothing to see of it.
+    # Re-planning reacts to parameters and variance; depth is constant, so observing it changes nothing.
     monkeypatch.setattr("flowoe_lib.studies.comparison.FlowPolicy", lambda field, steps: replanned)
     restless = replace(PLAIN, market=Market(replace(HESTON, cv=scalar(1.5))))
     table = error_costs(field(), restless, days(20_000)).set_index("healed")

@@ -1,4 +1,4 @@
-"""The worlds beyond the Heston grid: what moves in each, who knows it, and what lies beyond training."""
+"""The worlds beyond the Heston grid: what varies, what agents know, and conditions outside training."""
 
 import json
 import math
@@ -77,7 +77,7 @@ def test_worlds_have_their_conditions_and_each_its_name(worlds: dict[str, World]
         assert len({c.name for c in world.conditions}) == len(world.conditions)
         numbers = [tuple(r.values()) for r in records_of(world.conditions).values()]
         assert len(set(numbers)) == len(numbers)
-    # Nobody knows more than another: what is perceived belongs to the world.
+    # All agents have the same information, which belongs to the world.
     blurred = {name: world.perceive for name, world in worlds.items() if world.perceive is not exact}
     assert blurred == {"switching": blind_to_regimes, "realistic": with_errors}
 
@@ -100,7 +100,7 @@ def test_worlds_leave_order_impact_and_the_rest_of_the_grid_alone(
             assert round(record["cv"], 6) in ((0.02,) if name == "hidden" else (0.5, 1.3))
 
 
-def test_liquidity_and_realistic_world_are_one_market_seen_in_two_ways(
+def test_liquidity_and_realistic_worlds_differ_only_in_information(
     worlds: dict[str, World], day: Liquidity
 ) -> None:
     first, second = (records_of(worlds[name].conditions) for name in ("liquidity", "realistic"))
@@ -170,7 +170,7 @@ def test_records_round_trip_in_every_world(
                 assert all(same)
 
 
-def test_what_lies_beyond_training_differs_in_what_its_name_says(
+def test_conditions_beyond_training_differ_in_the_named_parameters(
     grid: list[Condition], day: Liquidity
 ) -> None:
     base = base_condition(grid)
@@ -189,7 +189,7 @@ def test_what_lies_beyond_training_differs_in_what_its_name_says(
     assert {name: n for name, (_, n) in unseen.items() if n != 39} == {"13 buckets": 13, "78 buckets": 78}
 
 
-def test_what_lies_beyond_training_does(grid: list[Condition], day: Liquidity) -> None:
+def test_conditions_beyond_training_violate_the_range(grid: list[Condition], day: Liquidity) -> None:
     bounds = universal_range(-0.8)
     fields = ("illiquidity", "cv", "kappa", "size", "depth_reversion")
     limits = {name: getattr(bounds, name) for name in fields}
