@@ -219,9 +219,8 @@ def evaluate(
                 e = execute(policy, paths, condition.market, condition.order, noise, known)
                 utility = e.utility_bps(condition.order)
                 left = e.inventory[-1].abs().max().item()
-                parts[key].append(
-                    PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
-                )
+                done = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
+                parts[key].append(done)
     return {key: _joined(part).head(evaluation.n_paths) for key, part in parts.items()}
 
 
@@ -400,9 +399,8 @@ def captures(
         difference, low, high = paired_interval((utility - first) / gap)
         capture = capture_interval(utility, lowest, highest)[0]
         rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
-    return pd.DataFrame(
-        rows, columns=["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
-    )
+    columns = ["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def reactions(

@@ -341,9 +341,8 @@ def summarise(measured: pd.DataFrame) -> pd.DataFrame:
 
     Conditions are independent, so the interval of the mean difference is that of their average.
     """
-    grouped = measured.assign(
-        square=(measured["high"] - measured["difference"]).pow(2),
-    ).groupby(["variant", "sampled"], sort=False)
+    square = (measured["high"] - measured["difference"]).pow(2)
+    grouped = measured.assign(square=square).groupby(["variant", "sampled"], sort=False)
     difference = grouped["difference"].mean()
     half = grouped["square"].sum().pow(0.5) / grouped.size()
     return pd.DataFrame(

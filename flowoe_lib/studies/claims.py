@@ -81,6 +81,7 @@ def judge(
     beaten_benchmarks = int(wins(traditional, "utility").sum())
     dominated = {name: int(wins(versus[name], "mean", "std").sum()) for name in benchmarks}
     dominated_all = int(wins(traditional, "mean", "std").sum())
+    at_once = (dominated_all, n) if dominated_all else (sum(dominated.values()), n * len(dominated))
     alike = sum(selected.values())
     lifted = int(wins(versus["flow_imitation"], "utility").sum())
     unrefined = int(wins(imitation[imitation["is_best_expert"]], "utility").sum())
@@ -101,9 +102,7 @@ def judge(
         ),
         (
             "3. higher profit and lower risk at once",
-            verdict(dominated_all, n)
-            if dominated_all
-            else verdict(sum(dominated.values()), n * len(dominated)),
+            verdict(*at_once),
             "; ".join(f"over {name} in {won}" for name, won in dominated.items()) + f" of {n} conditions",
             f"mean against twap {pooled(versus['twap'], 'mean')}, std {pooled(versus['twap'], 'std')}",
         ),

@@ -260,10 +260,8 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
         look = LOOKS["flow_refined"]
         axes.axvspan(-10, 0, 0.5, 1, color="#dfe9df", lw=0)
         axes.plot(row["std"], row["mean"], look.marker, color=look.colour, ms=4)
-        reach_x, reach_y = 1.2 * row["std"].abs().max(), 1.2 * row["mean"].abs().max()
-        axes.set(
-            xlim=(-reach_x, reach_x), ylim=(-reach_y, reach_y), title=f"against {LOOKS[str(expert)].name}"
-        )
+        x, y = 1.2 * row["std"].abs().max(), 1.2 * row["mean"].abs().max()
+        axes.set(xlim=(-x, x), ylim=(-y, y), title=f"against {LOOKS[str(expert)].name}")
         axes.axhline(0, color="black", lw=0.8)
         axes.axvline(0, color="black", lw=0.8)
         axes.xaxis.set_major_formatter("{x:+.0%}")
@@ -287,9 +285,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
         _intervals(axes, shares, np.arange(len(row)), LOOKS["flow_refined"], ms=3)
         axes.axvline(0, color="black", lw=0.8)
         axes.xaxis.set_major_formatter("{x:+.1%}")
-        axes.set(title=str(world), yticks=[])
-    for axes in panels:
-        axes.set_xlabel("share of the best expert's cost")
+        axes.set(title=str(world), yticks=[], xlabel="share of the best expert's cost")
     return titled(figure, message)
 
 
@@ -307,11 +303,9 @@ def replay_figure(
     panels[0].plot(edges, np.r_[0, market["price_bps"]], color="#22313f")
     panels[0].set(title="price", ylabel="bps since arrival")
     for axes, name in zip(panels[1:], ("variance", "volume"), strict=False):
-        for column, colour, label in (
-            (name, "#9fb3c8", "in the bucket"),
-            (f"{name}_seen", "#22313f", "forecast"),
-        ):
-            axes.stairs(market[column], edges, baseline=None, color=colour, lw=1.5, label=label)
+        now, before = market[name], market[f"{name}_seen"]
+        axes.stairs(now, edges, baseline=None, color="#9fb3c8", lw=1.5, label="in the bucket")
+        axes.stairs(before, edges, baseline=None, color="#22313f", lw=1.5, label="forecast")
         axes.set(title=name, ylabel="relative to its level before", ylim=(0, None))
     panels[2].legend(loc="upper right")
     for policy, inventory in inventories.items():

@@ -119,15 +119,11 @@ def _named(condition: Condition, world: str, name: str, market: Market) -> Condi
 
 
 def _liquidity(normal: Sequence[Condition], day: Liquidity, world: str) -> list[Condition]:
+    levels = {level: replace(day, illiquidity=scalar(value)) for level, value in LEVELS.items()}
     return [
-        _named(
-            c,
-            world,
-            c.name.replace("/normal/", f"/{level}/"),
-            replace(c.market, liquidity=replace(day, illiquidity=scalar(illiquidity))),
-        )
+        _named(c, world, c.name.replace("/normal/", f"/{level}/"), replace(c.market, liquidity=liquidity))
         for c in normal
-        for level, illiquidity in LEVELS.items()
+        for level, liquidity in levels.items()
     ]
 
 
