@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from flowoe_lib.store import PROFILES, Workspace, atomic_write, sha256
+from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write, sha256
 
 __all__ = ["Record", "ReproductionError", "Task", "main", "plan", "publish", "reproduce", "run"]
 
@@ -72,16 +72,13 @@ class _Notebook(BaseModel):
     cells: list[_Cell]
 
 
-class _Quick(RootModel[dict[str, dict[str, Any]]]):
-    """Parameters of the quick profile by notebook."""
+T = TypeVar("T")
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def _parsed(model: type[Model], path: Path) -> Model:
+def _parsed(kind: type[T], path: Path) -> T:
+    """The JSON of a file, which must be of this ``kind``."""
     try:
-        return model.model_validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{key}: " for key in first["loc"])
@@ -132,11 +129,8 @@ def _defined(notebook: _Notebook, path: Path) -> set[str]:
 
 def notebooks_in_order(folder: Path) -> list[Path]:
     """Notebooks by number, those of ``USE_PRETRAINED`` last; copies such as ``-Copy1`` are left out."""
-
-    def place(path: Path) -> tuple[bool, str]:
-        return path.stem in USE_PRETRAINED, RUN_BEFORE.get(path.stem, path.name)
-
-    return sorted((p for p in folder.glob("*.ipynb") if re.fullmatch(r"0\d_\w+", p.stem)), key=place)
+    found = [p for p in folder.glob("*.ipynb") if re.fullmatch(r"0\d_\w+", p.stem)]
+    return sorted(found, key=lambda p: (p.stem in USE_PRETRAINED, RUN_BEFORE.get(p.stem, p.name)))
 
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
@@ -153,9 +147,10 @@ def plan(workspace: Workspace) -> list[Task]:
     notebooks = notebooks_in_order(folder)
     if not notebooks:
         raise ReproductionError(f"no notebooks in {folder}")
-    quick = _parsed(_Quick, folder / "quick.json").root if workspace.profile == "quick" else {}
+    reduced = folder / "quick.json"
+    quick = _parsed(dict[str, dict[str, Any]], reduced) if workspace.profile == "quick" else {}
     if unknown := sorted(quick.keys() - {path.stem for path in notebooks}):
-        raise ReproductionError(f"{folder / 'quick.json'}: there is no notebook {', '.join(unknown)}")
+        raise ReproductionError(f"{reduced}: there is no notebook {', '.join(unknown)}")
     tasks: list[Task] = []
     for path in notebooks:
         inputs = _inputs(workspace.root, path)
@@ -323,7 +318,6 @@ def reproduce(workspace: Workspace, leave: Collection[str] = ()) -> list[Task]:
 
 def ship_trained(workspace: Workspace) -> None:
     """Replace the pretrained policy of the library by the one that this run trained."""
-    from flowoe_lib.store import MissingArtifact
     from flowoe_lib.training.pretrained import ship_from
 
     try:

@@ -73,10 +73,6 @@ def _decode_tensors(content: bytes) -> "dict[str, Tensor]":
     return load(content)
 
 
-def _encode_table(table: "pd.DataFrame") -> bytes:
-    return table.to_parquet()
-
-
 def _decode_table(content: bytes) -> "pd.DataFrame":
     import pandas as pd
 
@@ -89,8 +85,8 @@ def _encode_json(value: Any) -> bytes:
 
 _FORMATS = (
     _Format(".safetensors", _holds_tensors, _encode_tensors, _decode_tensors),
-    _Format(".parquet", lambda value: hasattr(value, "to_parquet"), _encode_table, _decode_table),
-    _Format(".json", lambda value: True, _encode_json, json.loads),
+    _Format(".parquet", lambda x: hasattr(x, "to_parquet"), lambda x: x.to_parquet(), _decode_table),
+    _Format(".json", lambda x: True, _encode_json, json.loads),
 )
 
 

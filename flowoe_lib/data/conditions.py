@@ -16,14 +16,7 @@ from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market
 if TYPE_CHECKING:  # the statistics packages it imports are slow to load
     from flowoe_lib.data.calibration import Calibration
 
-__all__ = [
-    "ILLIQUIDITIES",
-    "base_condition",
-    "conditions_from_records",
-    "conditions_to_records",
-    "heston_grid",
-    "one_digit",
-]
+__all__ = ["base_condition", "conditions_from_records", "conditions_to_records", "heston_grid", "one_digit"]
 
 
 ILLIQUIDITIES = {"normal": 1.0, "thin": 3.0}

@@ -88,10 +88,8 @@ class Page:
         moved = newest_only(self.draw, PAUSE_S)
         for slider in self.sliders.values():
             slider.observe(moved, "value")
-        columns = [
-            ipywidgets.VBox(list(self.sliders.values())[half], layout={"width": "50%"})
-            for half in (slice(4), slice(4, None))
-        ]
+        sliders = list(self.sliders.values())
+        columns = [ipywidgets.VBox(half, layout={"width": "50%"}) for half in (sliders[:4], sliders[4:])]
         top = ipywidgets.HBox(columns, layout={"max_width": "1200px"})
         self.widget = ipywidgets.VBox([top, self.message, self.picture])
         self.draw()

@@ -163,17 +163,12 @@ def described_options() -> dict[str, tuple[str, str, str]]:
     for name, field in Ticket.model_fields.items():
         text = " ".join(str(field.description).split())
         [(meaning, unit, otherwise)] = _DESCRIPTION.findall(text)
-        described[name] = (meaning, unit, otherwise or _shown(field.default))
+        if field.is_required():
+            otherwise = "required"
+        elif field.default is not None:
+            otherwise = " ".join(field.default) if name == "session" else f"{field.default:g}"
+        described[name] = (meaning, unit, otherwise)
     return described
-
-
-def _shown(default: Any) -> str:
-    match default:
-        case float():
-            return f"{default:g}"
-        case tuple():
-            return " ".join(default)
-    return "required"
 
 
 _PARAMETERS = "\n".join(
