@@ -1,7 +1,7 @@
 """Peak memory as paths grow a hundredfold: days are simulated, executed and reduced a chunk at a time.
 
 Each size runs in a fresh process, whose peak resident set is compared with the smallest one's and with
-what the paths would take if they were kept. Fails where memory grows with the number of paths.
+the memory of all paths together. Fails where memory grows with the number of paths.
 """
 
 import resource

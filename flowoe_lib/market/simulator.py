@@ -216,23 +216,23 @@ def simulate(
             moment.mul_(raised.square())
         depth = depth - torch.where(stressed, market.regimes.cost_multiplier, 1).log() / market.impact.beta
     drift = market.drift.to(device).expand(n_paths)
-    foreseen = (drift * dt)[None]
+    forecast = (drift * dt)[None]
     if bool((market.drift_sd > 0).any()):
         drift = drift + market.drift_sd * torch.empty_like(state).normal_(generator=generator)
         # Residual of the return after removing the variance shock.
         noise = martingale - leverage * (integrated - expected) * (2 / dt) / raised
         conditional_variance = (diffusion.square() * integrated).clamp_min(1e-6)
-        evidence = (dt * (noise + drift * dt - foreseen) / conditional_variance).cumsum(0).roll(1, 0)
+        evidence = (dt * (noise + drift * dt - forecast) / conditional_variance).cumsum(0).roll(1, 0)
         weight = (dt**2 / conditional_variance).cumsum(0).roll(1, 0)
         evidence[0] = weight[0] = 0
         signal = market.drift_sd.square()
-        foreseen = foreseen + dt * signal * evidence / (1 + signal * weight)
-        martingale.add_(drift * dt - foreseen)
+        forecast = forecast + dt * signal * evidence / (1 + signal * weight)
+        martingale.add_(drift * dt - forecast)
     profile = volume_profile(map_tensors(lambda x: x.to(device), liquidity), n_buckets)
     return MarketPaths(
         dt=dt,
         martingale_bps=martingale,
-        drift_bps=foreseen,
+        drift_bps=forecast,
         variance=variance,
         integrated_variance=integrated,
         expected_variance=expected,

@@ -86,7 +86,7 @@ def judge(
     lifted = int(wins(versus["flow_imitation"], "utility").sum())
     unrefined = int(wins(imitation[imitation["is_best_expert"]], "utility").sum())
     gain = best.set_index("condition")["utility"] / -best.set_index("condition")["reference_bps"]
-    restless = gain.groupby(pd.Series(cv)).mean()
+    by_cv = gain.groupby(pd.Series(cv)).mean()
     rows = [
         (
             "1. beats the expert calibrated to each condition",
@@ -120,9 +120,8 @@ def judge(
         ),
         (
             "6. effective where conditions change during the day",
-            "holds in part" if beaten and restless.is_monotonic_increasing else "does not hold",
-            "only variance moves in this world: "
-            + ", ".join(f"cv {k:g} {v:.2%}" for k, v in restless.items()),
+            "holds in part" if beaten and by_cv.is_monotonic_increasing else "does not hold",
+            "only variance moves in this world: " + ", ".join(f"cv {k:g} {v:.2%}" for k, v in by_cv.items()),
             "gain over the best expert, share of its cost",
         ),
     ]
@@ -154,16 +153,16 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def judge_worlds(summary: pd.DataFrame, turned: Mapping[str, int], of: int) -> pd.DataFrame:
+def judge_worlds(summary: pd.DataFrame, chosen: Mapping[str, int], of: int) -> pd.DataFrame:
     """Verdicts on claims 3 and 6 over all worlds: claim, verdict, evidence.
 
-    ``summary`` is that of :func:`across_worlds`, ``turned`` in how many of ``of`` liquidity conditions each
+    ``summary`` is that of :func:`across_worlds`, ``chosen`` in how many of ``of`` liquidity conditions each
     benchmark is dominated once risk aversion is chosen for it.
     """
     beaten = ", ".join(f"{r.world} {r.beats_all}/{r.conditions}" for r in summary.itertuples())
     static = ", ".join(f"{r.world} {r.dominates_static_optimal}/{r.conditions}" for r in summary.itertuples())
-    dial = ", ".join(f"{name} {won}/{of}" for name, won in turned.items())
-    dominated = verdict(min(turned.values()), of)
+    dial = ", ".join(f"{name} {won}/{of}" for name, won in chosen.items())
+    dominated = verdict(min(chosen.values()), of)
     rows = [
         (
             "3. higher profit and lower risk at once",
@@ -234,11 +233,11 @@ def _both(where: str, rows: pd.DataFrame, reference: str) -> list[Line]:
 
 
 def evidence(
-    comparisons: pd.DataFrame, elsewhere: pd.DataFrame, turned: pd.DataFrame, selected: Mapping[str, bool]
+    comparisons: pd.DataFrame, elsewhere: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, bool]
 ) -> dict[str, pd.DataFrame]:
     """A table for each claim, by its number.
 
-    ``comparisons`` are those of the Heston world, ``elsewhere`` those of the others, ``turned`` those of
+    ``comparisons`` are those of the Heston world, ``elsewhere`` those of the others, ``chosen`` those of
     :func:`flowoe_lib.evaluation.frontier.dominance`; ``selected`` says where imitation acts most like the
     best expert.
     """
@@ -250,8 +249,8 @@ def evidence(
     best = refined[refined["is_best_expert"]].set_index("condition")["reference"]
     dominated = [line for world, rows in worlds.items() for line in _both(world, rows, "static_optimal")]
     dominated += _both("heston", refined, "twap")
-    for name in turned["reference"].unique():
-        dominated += _both("liquidity, dial turned", turned, name)
+    for name in chosen["reference"].unique():
+        dominated += _both("liquidity, dial turned", chosen, name)
     tables = {
         "1": [
             _against_best("the best expert of each condition", refined),

@@ -150,8 +150,8 @@ def share_of_informed_gain(scorecard: pd.DataFrame) -> pd.Series:
     rows = rows[rows["training_seed"].isna() | (rows["training_seed"] == rows["training_seed"].min())]
     utility = rows.pivot(index="condition", columns="policy", values="utility_bps")
     floor = utility["static_optimal"]
-    kept: pd.Series = (utility["flow_refined"] - floor) / (utility["flow_informed"] - floor)
-    return kept
+    ratio: pd.Series = (utility["flow_refined"] - floor) / (utility["flow_informed"] - floor)
+    return ratio
 
 
 def error_costs(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:

@@ -40,7 +40,7 @@ AT_ONCE: Sequence[Mapping[str, int]] = (
     {"volatility": LOW, "illiquidity": HIGH, "size": HIGH},
     {"cv": HIGH, "kappa": LOW},
 )
-"""Which ends of ``TESTED_LIMITS`` are tried together: the most and the least urgent, the most restless
+"""Ends of ``TESTED_LIMITS`` that are tested together: highest and lowest urgency, highest volatility of
 variance."""
 
 
