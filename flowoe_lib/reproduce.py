@@ -156,7 +156,7 @@ def plan(workspace: Workspace) -> list[Task]:
         inputs = _inputs(workspace.root, path)
         content = _parsed(_Notebook, path)
         defined = _defined(content, path)
-        parameters = {"PROFILE": workspace.profile} | quick.get(path.stem, {})
+        parameters = quick.get(path.stem, {}) | {"PROFILE": workspace.profile}
         if "DEVICE" in defined and workspace.device != "cpu":
             parameters["DEVICE"] = workspace.device
         if unknown := sorted(set(parameters) - defined):

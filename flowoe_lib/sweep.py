@@ -104,7 +104,8 @@ def _dask(engine: str) -> Iterator[Any]:
             threads = client.nthreads()
             ask = partial(client.run, workers=list(threads), on_error="return")
             libraries = client.sync(ask, library_digest, callback_timeout=30)
-        except OSError as error:
+        # A server of another kind may make the client fail in any way.
+        except Exception as error:
             raise RuntimeError(f"no Dask scheduler with workers answers at {engine}: {error}") from error
         expected = library_digest()
         for worker, library in libraries.items():

@@ -1,5 +1,7 @@
 """The loader accepts valid bars and names every fault; downloaded samples must match their pinned hash."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,13 +281,16 @@ def test_what_cannot_be_fetched_is_named_with_its_place(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wrong_file_in_the_cache_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_file_in_the_cache_is_never_used(tmp_path: Path) -> None:
     (tmp_path / EMINI.file).write_bytes(b"something else")
-    with pytest.raises(FetchError) as caught:
-        emini_bars(tmp_path)
-    # sha256 of the words above, by coreutils.
-    found = "f41f3fa625ff120d"
-    assert EMINI.sha256 in str(caught.value)
-    assert "sha256 is" in str(caught.value)
-    assert found in str(caught.value)
+    with pytest.raises(FetchError, match=EMINI.sha256):
+        fetch(EMINI, tmp_path, ("--no-index",))
     assert (tmp_path / EMINI.file).read_bytes() == b"something else"
+    assert hashlib.sha256(fetch(EMINI, tmp_path).read_bytes()).hexdigest() == EMINI.sha256
+
+
+def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path: Path) -> None:
+    other = dataclasses.replace(EMINI, sha256="0" * 64)
+    with pytest.raises(FetchError, match=f"{EMINI.file} is not the pinned file"):
+        fetch(other, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ def load_bars(
     for column in ("open", "close"):
         inside = frame[column].between(frame["low"], frame["high"])
         check.rule(column, inside, "must lie within [low, high]")
-    days = index.normalize().nunique()
+    days = index.tz_localize(None).normalize().nunique()
     if days < min_days:
         raise BarsError(f"{label}: covers {days} days; at least {min_days} are needed")
     return Bars(frame.set_axis(index, axis=0), label, timezone, minutes)

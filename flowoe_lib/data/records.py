@@ -4,7 +4,6 @@ The S&P 500 and VIX histories are part of the ``arch`` package. Intraday samples
 wheels of public packages, which are downloaded at first use and not stored with the code.
 """
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import arch.data.sp500
 import arch.data.vix
 import pandas as pd
+import pooch
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
@@ -77,34 +77,32 @@ def vix_daily() -> pd.Series:
 
 
 def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
-    """Path of ``wheel``, downloaded into ``cache`` if it is missing.
+    """Path of ``wheel``, downloaded into ``cache`` unless the pinned file is there.
 
-    Raises FetchError when it can neither be found nor downloaded, or is not the pinned file.
+    Raises FetchError when it can neither be found nor downloaded, or what is downloaded is not that file.
     """
-    path = Path(cache) / wheel.file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            pin = Path(folder) / "pin.txt"
-            pin.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-            flags = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--ignore-requires-python"]
-            quiet = ["--quiet", "--disable-pip-version-check", "--retries=2", "--timeout=30"]
-            pip = [sys.executable, "-m", "pip", "download", *flags, *quiet, *pip_options]
-            run = subprocess.run([*pip, "-r", str(pin), "-d", folder], capture_output=True, text=True)
+
+    def by_pip(requirement: str, file: str, _: pooch.Pooch | None) -> None:
+        # Only pip knows the package index that this machine is set up for.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            flags = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--quiet"]
+            flags += ["--disable-pip-version-check", "--retries=2", "--timeout=30", *pip_options]
+            pip = [sys.executable, "-m", "pip", "download", *flags, requirement, "-d", folder]
+            run = subprocess.run(pip, capture_output=True, text=True)
             if run.returncode != 0:
                 raise FetchError(
                     f"pip could not download {wheel.file}. Get that file (sha256 {wheel.sha256}) from the "
-                    f"Python Package Index on a connected machine and put it at {path}. pip said:\n"
-                    f"{run.stderr.strip()}"
+                    f"Python Package Index on a connected machine and put it at {cache / wheel.file}. pip "
+                    f"said:\n{run.stderr.strip()}"
                 )
-            (Path(folder) / wheel.file).replace(path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != wheel.sha256:
-        raise FetchError(
-            f"{path} is not the pinned file: its sha256 is {found}, expected {wheel.sha256}. "
-            "Delete it to have it downloaded again."
-        )
-    return path
+            Path(folder, wheel.file).replace(file)
+
+    pooch.get_logger().setLevel("WARNING")
+    requirement, pin = f"{wheel.package}=={wheel.version}", f"sha256:{wheel.sha256}"
+    try:
+        return Path(pooch.retrieve(requirement, pin, wheel.file, cache, downloader=by_pip))
+    except ValueError as error:
+        raise FetchError(f"{wheel.file} is not the pinned file: {error}") from error
 
 
 def _csv(wheel: Wheel, cache: Path, member: str) -> pd.DataFrame:

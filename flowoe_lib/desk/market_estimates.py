@@ -84,7 +84,7 @@ def estimate(
     """
     minutes = (pd.Timedelta(f"{session[1]}:00") - pd.Timedelta(f"{session[0]}:00")) / pd.Timedelta(minutes=1)
     found = _of_suite(suite, minutes)
-    days = bars.index.normalize()
+    days = bars.index.tz_localize(None).normalize()
     if days.is_unique:
         if bars.index.to_series().diff().median() > pd.Timedelta(days=2):
             raise BarsError(f"{bars.source}: bars are longer than a day; daily or intraday ones are needed")
