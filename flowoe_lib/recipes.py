@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["COMPUTING", "LOADED", "Source", "check_unchanged", "library_digest", "recipe", "sha256"]
+__all__ = ["Source", "check_unchanged", "library_digest", "recipe", "sha256"]
 
 
 LIBRARY = Path(__file__).parent

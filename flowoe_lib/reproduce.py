@@ -15,15 +15,17 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from flowoe_lib.recipes import COMPUTING
 from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write, sha256
 
-__all__ = ["Record", "ReproductionError", "Task", "main", "plan", "publish", "reproduce", "run"]
+__all__ = ["Record", "main", "plan", "reproduce", "run"]
 
 
 RUN_BEFORE = {"07_dynamic_markets": "05"}
@@ -98,6 +100,8 @@ class Task:
     inputs: Mapping[Path, Stamp]
     digest: str
     build: Path
+    figures: Path
+    """Where its figures and tables go."""
 
     @property
     def stem(self) -> str:
@@ -115,16 +119,16 @@ class Task:
         return self.build / f"{self.stem}.done.json"
 
 
-def _defined(notebook: _Notebook, path: Path) -> set[str]:
-    """Names assigned in the cell tagged ``parameters``."""
+def _defined(notebook: _Notebook, path: Path) -> dict[str, str]:
+    """Names assigned in the cell tagged ``parameters``, and the expressions they are assigned."""
     tagged = [cell.text for cell in notebook.cells if "parameters" in cell.metadata.tags]
     if len(tagged) != 1:
         raise ReproductionError(f"{path}: needs one cell tagged 'parameters', has {len(tagged)}")
     try:
-        names = [n for n in ast.walk(ast.parse(tagged[0])) if isinstance(n, ast.Name)]
+        assigned = [n for n in ast.walk(ast.parse(tagged[0])) if isinstance(n, ast.Assign)]
     except SyntaxError as error:
         raise ReproductionError(f"{path}: its parameters cell is not Python: {error}") from error
-    return {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    return {ast.unparse(n.targets[0]): ast.unparse(n.value) for n in assigned}
 
 
 def notebooks_in_order(folder: Path) -> list[Path]:
@@ -134,10 +138,13 @@ def notebooks_in_order(folder: Path) -> list[Path]:
 
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
-    """The files that determine a notebook's results, with their current stamps."""
+    """The files that determine a notebook's results, data that its cells name included, and their stamps."""
     library = root / "flowoe_lib"
     shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in USE_PRETRAINED]
+    code = " ".join(cell.text for cell in _parsed(_Notebook, notebook).cells if cell.cell_type == "code")
+    data = [notebook.parent / name for name in re.findall(r"[\w./-]+\.(?:csv|parquet)\b", code)]
     files = [notebook, root / "constraints.txt", *library.rglob("*.py"), *shipped]
+    files += [file for file in data if file.is_file()]
     return {f: (f.stat().st_mtime_ns, sha256(f.read_bytes())) for f in files}
 
 
@@ -151,6 +158,7 @@ def plan(workspace: Workspace) -> list[Task]:
     quick = _parsed(dict[str, dict[str, Any]], reduced) if workspace.profile == "quick" else {}
     if unknown := sorted(quick.keys() - {path.stem for path in notebooks}):
         raise ReproductionError(f"{reduced}: there is no notebook {', '.join(unknown)}")
+    packages = {name: version(name) for name in COMPUTING}
     tasks: list[Task] = []
     for path in notebooks:
         inputs = _inputs(workspace.root, path)
@@ -159,14 +167,18 @@ def plan(workspace: Workspace) -> list[Task]:
         parameters = quick.get(path.stem, {}) | {"PROFILE": workspace.profile}
         if "DEVICE" in defined and workspace.device != "cpu":
             parameters["DEVICE"] = workspace.device
-        if unknown := sorted(set(parameters) - defined):
+        if unknown := sorted(set(parameters) - set(defined)):
             raise ReproductionError(f"{path}: its parameters cell does not define {', '.join(unknown)}")
         # The digest covers the notebook's cells only, because publishing changes its outputs.
         cells = [[cell.cell_type, cell.text] for cell in content.cells]
-        used = {str(f.relative_to(workspace.root)): sha for f, (_, sha) in inputs.items() if f != path}
+        used = {os.path.relpath(f, workspace.root): sha for f, (_, sha) in inputs.items() if f != path}
         upstream = tasks[-1].digest if tasks else ""
-        whole = json.dumps([cells, parameters, used, upstream], sort_keys=True)
-        tasks.append(Task(path, parameters, inputs, sha256(whole.encode()), workspace.build))
+        whole = json.dumps([cells, parameters, used, packages, upstream], sort_keys=True)
+        # Figures of a user's own data are not for publication.
+        private = defined.get("DATA", "None") != "None"
+        figures = workspace.root / "build" / "lab" / workspace.profile if private else workspace.figures
+        digest = sha256(whole.encode())
+        tasks.append(Task(path, parameters, inputs, digest, workspace.build, figures))
     return tasks
 
 
@@ -179,7 +191,7 @@ def refuse_edits(tasks: Iterable[Task], root: Path) -> None:
         now = _inputs(root, task.notebook)
         edited = [f for f in now.keys() | task.inputs.keys() if now.get(f) != task.inputs.get(f)]
         if edited:
-            names = ", ".join(sorted(str(f.relative_to(root)) for f in edited))
+            names = ", ".join(sorted(os.path.relpath(f, root) for f in edited))
             raise ReproductionError(f"edited during the run: {names}. Start the run again")
 
 
@@ -219,7 +231,9 @@ def run(task: Task, workspace: Workspace) -> Record:
     task.record.unlink(missing_ok=True)
     running, failed = (task.build / f"{task.stem}.{state}.ipynb" for state in ("running", "failed"))
     failed.unlink(missing_ok=True)
-    before, start = _files(workspace.figures, workspace.store.root), time.perf_counter()
+    before, start = _files(task.figures, workspace.store.root), time.perf_counter()
+    published = str(workspace.figures)
+    os.environ["FLOWOE_FIGURES"] = str(task.figures)
     try:
         papermill.execute_notebook(
             task.notebook,
@@ -234,9 +248,11 @@ def run(task: Task, workspace: Workspace) -> Record:
             running.replace(failed)
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
         raise ReproductionError(f"{task.notebook.name} failed, see {failed}\n{message}") from error
+    finally:
+        os.environ["FLOWOE_FIGURES"] = published
     refuse_edits([task], workspace.root)
     running.replace(task.executed)
-    after = _files(workspace.figures, workspace.store.root)
+    after = _files(task.figures, workspace.store.root)
     made = [task.executed, *(f for f, changed in after.items() if before.get(f) != changed)]
     outputs = {os.path.relpath(f, workspace.root): sha256(f.read_bytes()) for f in sorted(made)}
     record = Record(digest=task.digest, seconds=time.perf_counter() - start, outputs=outputs)

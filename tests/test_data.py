@@ -294,3 +294,15 @@ def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path: Path) -> No
     with pytest.raises(FetchError, match=f"{EMINI.file} is not the pinned file"):
         fetch(other, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("America/Havana", "2024-03-10"), ("America/Santiago", "2024-09-08"), ("Asia/Beirut", "2024-03-31")],
+)
+def test_days_whose_clock_skips_midnight_are_counted(zone: str, day: str) -> None:
+    times = pd.date_range(f"{day} 00:00", periods=48, freq="h", tz="UTC")
+    bars = sound(48).assign(time=times)
+    assert len(load_bars(bars, timezone=zone, min_days=2).frame) == 48
+    with pytest.raises(BarsError, match="at least 9 are needed"):
+        load_bars(bars, timezone=zone, min_days=9)

@@ -75,6 +75,8 @@ def test_a_block_holds_the_verdict_and_its_table() -> None:
     )
     assert blocks(verdicts, tables()) == {
         "claim_4": "Verdict: **holds in part**. In short: 1 of 2.\n\n"
-        "| condition | best expert | imitation acts most like it |\n| --- | --- | --- |\n"
-        "| a | static_optimal | yes |\n| b | static_optimal | no |"
+        "| condition   | best expert    | imitation acts most like it   |\n"
+        "|-------------|----------------|-------------------------------|\n"
+        "| a           | static_optimal | yes                           |\n"
+        "| b           | static_optimal | no                            |"
     }

@@ -132,6 +132,22 @@ def test_runs_once_and_again_only_what_changed(project: Path, monkeypatch: pytes
     assert drive(project)[:2] == (0, [first, second])
 
 
+def test_own_data_is_an_input_and_its_figures_stay_private(project: Path) -> None:
+    (project / "notebooks" / "mine.csv").write_text("1")
+    first = project / "notebooks" / "01_first.ipynb"
+    write_notebook(first, OPEN + 'ws.store.write("seed", N)\nwrite("one.csv", open("mine.csv").read())')
+    assert drive(project)[:2] == (0, ["01_first", "02_second"])
+    (project / "notebooks" / "mine.csv").write_text("2")
+    assert drive(project)[:2] == (0, ["01_first", "02_second"])
+    assert (project / "figures" / "one.csv").read_text() == "2"
+    (project / "notebooks" / "mine.csv").write_text("3")
+    first.write_text(first.read_text().replace("N = 7", "N = 7\\nDATA = 'mine.csv'"))
+    assert drive(project)[:2] == (0, ["01_first", "02_second"])
+    assert (project / "figures" / "one.csv").read_text() == "2"
+    assert (project / "build" / "lab" / "full" / "one.csv").read_text() == "3"
+    assert "seed 7" in (project / "README.md").read_text()
+
+
 def test_quick_keeps_apart_from_full(project: Path) -> None:
     assert drive(project, "--profile", "quick")[:2] == (0, ["01_first", "02_second"])
     assert (project / "build" / "quick" / "figures" / "one.csv").read_text() == "3"

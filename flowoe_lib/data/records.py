@@ -18,15 +18,7 @@ import pooch
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
-__all__ = [
-    "FetchError",
-    "emini_bars",
-    "emini_trades",
-    "eurusd_hours",
-    "eurusd_ticks",
-    "sp500_daily",
-    "vix_daily",
-]
+__all__ = ["emini_bars", "emini_trades", "eurusd_hours", "eurusd_ticks", "sp500_daily", "vix_daily"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flowoe_lib.desk.explorer import Settings, View, explore
 from flowoe_lib.plotting import LOOKS, style
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
-__all__ = ["DIALS", "Dial", "Page", "explore_figure", "newest_only"]
+__all__ = ["DIALS", "Page", "explore_figure"]
 
 
 PAUSE_S = 0.05

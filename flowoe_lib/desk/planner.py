@@ -39,7 +39,7 @@ from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
-__all__ = ["ParticipationCap", "Plan", "plan_order", "prepared"]
+__all__ = ["Plan", "plan_order", "prepared"]
 
 
 FLOW = "flow_refined"

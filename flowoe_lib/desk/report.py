@@ -23,7 +23,7 @@ from flowoe_lib.desk.ticket import OrderError, Ticket, described_options, read_o
 from flowoe_lib.store import Workspace, atomic_write
 from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained
 
-__all__ = ["main", "write_report"]
+__all__ = ["main"]
 
 
 NOTEBOOK = "08_your_order.ipynb"

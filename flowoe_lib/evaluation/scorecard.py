@@ -28,12 +28,10 @@ from flowoe_lib.randomness import generator
 __all__ = [
     "CHUNK",
     "COLUMNS",
-    "VALIDATION_CHUNK",
     "Contender",
     "Evaluation",
     "PathResults",
     "Scores",
-    "best_expert",
     "captures",
     "compare",
     "evaluate",

@@ -20,7 +20,6 @@ from torch import Tensor
 from flowoe_lib.evaluation.intervals import Z95, tail_size
 
 __all__ = [
-    "RESOLUTION",
     "block_intervals",
     "bootstrap_intervals",
     "holm",

@@ -33,7 +33,6 @@ __all__ = [
     "controlled_utility",
     "realised_utility",
     "spaces",
-    "twap_value",
 ]
 
 

@@ -11,14 +11,7 @@ from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
-__all__ = [
-    "backward_induction",
-    "expectation",
-    "interpolate_table",
-    "maximise",
-    "normal_rule",
-    "one_condition",
-]
+__all__ = ["backward_induction", "expectation", "interpolate_table", "normal_rule", "one_condition"]
 
 
 HALVINGS = 9

@@ -10,7 +10,7 @@ from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule, static_optimal, twap, vwap
 
-__all__ = ["BENCHMARKS", "SCHEDULE_EXPERTS", "Calibrate", "Experts", "from_estimates", "rl_experts"]
+__all__ = ["BENCHMARKS", "SCHEDULE_EXPERTS", "Experts", "from_estimates", "rl_experts"]
 
 
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]

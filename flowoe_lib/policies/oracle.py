@@ -30,7 +30,7 @@ from flowoe_lib.policies.dynamic_programming import (
     one_condition,
 )
 
-__all__ = ["BeliefOptimum", "Oracle", "solve_belief", "solve_oracle"]
+__all__ = ["Oracle", "solve_belief", "solve_oracle"]
 
 
 VARIANCE_TAIL = 1e-6

@@ -27,20 +27,7 @@ from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate
 from flowoe_lib.training.refinement import RefiningPolicy, refine, utility_scale
 
-__all__ = [
-    "VARIANTS",
-    "GaussianPolicy",
-    "Setting",
-    "StalePolicy",
-    "VelocityField",
-    "advantage_weighted",
-    "gaussian_likelihood",
-    "measure",
-    "regression",
-    "summarise",
-    "train_variant",
-    "velocity_matching",
-]
+__all__ = ["Setting", "measure", "regression", "summarise"]
 
 
 ALL_STEPS = (1, 2, 4, 8)

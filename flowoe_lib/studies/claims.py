@@ -15,7 +15,6 @@ __all__ = [
     "across_worlds",
     "blocks",
     "evidence",
-    "first_run",
     "judge",
     "judge_worlds",
     "pooled",
@@ -281,10 +280,6 @@ def blocks(verdicts: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> dict[s
     out = {}
     for row in verdicts.itertuples():
         number = str(row.claim).split(".")[0]
-        table = tables[number]
-        cells = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-        lines = [f"| {' | '.join(line)} |" for line in cells]
-        out[f"claim_{number}"] = "\n".join(
-            [f"Verdict: **{row.verdict}**. In short: {row.evidence}.", "", *lines]
-        )
+        table = tables[number].to_markdown(index=False, tablefmt="github", disable_numparse=True)
+        out[f"claim_{number}"] = f"Verdict: **{row.verdict}**. In short: {row.evidence}.\n\n{table}"
     return out

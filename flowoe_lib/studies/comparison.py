@@ -30,7 +30,6 @@ from flowoe_lib.studies.worlds import World
 
 __all__ = [
     "error_costs",
-    "experts_in",
     "hidden_gain",
     "multiple_comparison",
     "on_frontier",

@@ -34,7 +34,6 @@ from flowoe_lib.randomness import generator
 
 __all__ = [
     "MEASURES",
-    "Replay",
     "expected_under_model",
     "outcome_table",
     "paired_differences",

@@ -15,16 +15,7 @@ from flowoe_lib.studies.worlds import World
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.reinforcement import Snapshot, train_ppo, train_sac
 
-__all__ = [
-    "ExpertRuns",
-    "Run",
-    "expert_runs",
-    "expert_tensors",
-    "grid_runs",
-    "progress",
-    "train_run",
-    "world_runs",
-]
+__all__ = ["Run", "expert_runs", "expert_tensors", "grid_runs", "progress", "train_run", "world_runs"]
 
 
 MAIN = "PPO"

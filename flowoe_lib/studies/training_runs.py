@@ -12,7 +12,7 @@ from flowoe_lib.studies.rl_experts import Run, expert_tensors, train_run
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.universal import train_universal
 
-__all__ = ["UniversalRuns", "universal_runs"]
+__all__ = ["universal_runs"]
 
 
 class UniversalRuns(NamedTuple):

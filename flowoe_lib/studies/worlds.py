@@ -14,7 +14,7 @@ from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, 
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
 from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
 
-__all__ = ["DRIFT", "World", "beyond_training", "dynamic_worlds", "liquid_day"]
+__all__ = ["World", "beyond_training", "dynamic_worlds", "liquid_day"]
 
 
 DRIFT = 0.3

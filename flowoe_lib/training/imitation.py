@@ -15,16 +15,7 @@ from flowoe_lib.policies.ensemble import Experts
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, matching_loss
 from flowoe_lib.randomness import generator
 
-__all__ = [
-    "Demonstrations",
-    "Recorder",
-    "SampleLoss",
-    "demonstrate",
-    "expert_weights",
-    "imitate",
-    "merge",
-    "nearest_expert",
-]
+__all__ = ["Demonstrations", "Recorder", "demonstrate", "imitate", "merge", "nearest_expert"]
 
 
 @dataclass(frozen=True)

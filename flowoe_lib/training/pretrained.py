@@ -22,16 +22,7 @@ from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
 from flowoe_lib.store import Store, atomic_write, sha256
 
-__all__ = [
-    "SHIPPED",
-    "PretrainedPolicy",
-    "TrainedPolicyError",
-    "load_pretrained",
-    "max_weight_difference",
-    "sealed",
-    "ship",
-    "ship_from",
-]
+__all__ = ["PretrainedPolicy", "TrainedPolicyError", "load_pretrained", "max_weight_difference", "ship_from"]
 
 
 SHIPPED = Path(__file__).parent / "weights"

@@ -24,7 +24,7 @@ from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, interpolate
 from flowoe_lib.randomness import generator
 
-__all__ = ["Optimisers", "RefiningPolicy", "muon_and_adam", "refine", "utility_scale"]
+__all__ = ["RefiningPolicy", "refine", "utility_scale"]
 
 
 Optimisers = Callable[[EndpointField, float], list[torch.optim.Optimizer]]

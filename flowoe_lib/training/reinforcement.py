@@ -20,7 +20,7 @@ from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
-__all__ = ["Snapshot", "reward_unit", "train_ppo", "train_sac"]
+__all__ = ["Snapshot", "train_ppo", "train_sac"]
 
 
 NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
