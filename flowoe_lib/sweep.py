@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -49,6 +50,8 @@ def _end_with(parent: int) -> None:
 @contextmanager
 def _processes() -> Iterator[Any]:
     """``submit`` and ``as_completed`` for processes on all cores of this machine."""
+    # The allocator is set to keep freed memory for the next simulation, which loky takes for a leak.
+    warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)
     executor = get_reusable_executor(
         timeout=300, initializer=_end_with, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
     )

@@ -75,6 +75,7 @@ def problems(notebook: Json) -> list[str]:
         (None in counts, "has a cell that was never run"),
         (any(a >= b for a, b in pairwise(run)), "was run out of order"),
         (any(o["output_type"] == "error" for c in code for o in c["outputs"]), "holds an error"),
+        (any(o.get("name") == "stderr" for c in code for o in c["outputs"]), "holds a warning"),
         ("papermill" in metadata, "names papermill"),
         ("injected-parameters" in metadata, "holds injected parameters"),
         (not any(checked(c) and any(texts(c)) for c in code), "has no checked cell with text output"),
@@ -125,6 +126,7 @@ def sample() -> Json:
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
 
 
+WARNING = {"output_type": "stream", "name": "stderr", "text": "a warning"}
 ERROR = {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
 LONG_FUNCTION = "def late():" + "\n    x = 1" * 8
 
@@ -138,6 +140,7 @@ LONG_FUNCTION = "def late():" + "\n    x = 1" * 8
         (1, {"execution_count": 3}, "was run out of order"),
         (1, {"execution_count": 1}, "was run out of order"),
         (1, {"outputs": [ERROR]}, "holds an error"),
+        (1, {"outputs": [WARNING]}, "holds a warning"),
         (1, {"metadata": {"papermill": {}}}, "names papermill"),
         (1, {"metadata": {"tags": ["injected-parameters"]}}, "holds injected parameters"),
         (2, {"outputs": []}, "has no checked cell with text output"),
