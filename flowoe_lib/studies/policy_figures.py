@@ -44,7 +44,7 @@ def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message
         for policy, inventory in by_policy.items():
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
         axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
-    panels[0].set_ylabel("inventory, share of the order")
+    panels[0].set_ylabel("inventory left")
     return titled(figure, message, panels[0])
 
 
@@ -306,7 +306,7 @@ def replay_figure(
         now, before = market[name], market[f"{name}_seen"]
         axes.stairs(now, edges, baseline=None, color="#9fb3c8", lw=1.5, label="in the bucket")
         axes.stairs(before, edges, baseline=None, color="#22313f", lw=1.5, label="forecast")
-        axes.set(title=name, ylabel="relative to its level before", ylim=(0, None))
+        axes.set(title=name, ylabel="over prior level", ylim=(0, None))
     panels[2].legend(loc="upper right")
     for policy, inventory in inventories.items():
         line(panels[3], edges, inventory, policy)
