@@ -70,7 +70,8 @@ def _encode_tensors(tensors: "dict[str, Tensor]") -> bytes:
 def _decode_tensors(content: bytes) -> "dict[str, Tensor]":
     from safetensors.torch import load
 
-    return load(content)
+    # safetensors returns another order in each process, and the order counts in the recipes of later results.
+    return dict(sorted(load(content).items()))
 
 
 def _decode_table(content: bytes) -> "pd.DataFrame":

@@ -361,3 +361,9 @@ def test_a_copied_store_is_current(store: Store, tmp_path: Path) -> None:
     store.made("value", Counted(1).task)
     copied = Store(shutil.copytree(store.root, tmp_path / "copy" / "full"))
     assert copied.made("value", refuse) == 1
+
+
+def test_tensors_come_back_in_one_order_in_every_process(tmp_path: Path) -> None:
+    names = [f"{i:02d}" for i in range(40)]
+    Store(tmp_path).write("many", {name: torch.zeros(1) for name in names})
+    assert list(Store(tmp_path).read_tensors("many")) == names
