@@ -5,10 +5,14 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.almgren_chriss import decay_per_bucket
 
-__all__ = ["replanned"]
+__all__ = ["mpc", "replanned"]
+
+HALVINGS = 40
+"""Halvings of the bracket of the first marginal cost: far below what float32 resolves."""
 
 
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
@@ -58,3 +62,62 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     rest = (1 - fraction) * obs.volume[obs.k + 1 :].sum(0) / max(n_left - 1, 1)
     tilted = now / (now + rest)
     return tilted.clamp(0, 1).expand_as(noise)
+
+
+def mpc(obs: Observation, noise: Tensor) -> Tensor:
+    """Model predictive control: the best schedule of what is left under the concave impact, solved anew.
+
+    At bucket k the order's rest q_k is scheduled as if the forecasts made now were certain,
+
+        max sum_j q_{j+1} mu dt - lambda 1e8 q_{j+1}^2 IV_j - c_j a_j^(1 + beta),  q_{j+1} = q_j - a_j >= 0,
+
+    with IV_j = E[int V | V_k] over bucket j, c_j the slope of temporary impact times
+    E[L_j^-beta | L_k], and mu the known drift or its posterior mean. Only its first trade is made. The
+    marginal cost p_j = (1 + beta) c_j a_j^beta follows p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu dt, so
+    p_k determines the schedule: too large a value sells out before the close, too small a value leaves a
+    remainder, and the one in between is bracketed by bisection. Linear permanent impact does not depend on
+    the schedule; sub-linear permanent impact is disregarded.
+
+    Parameters
+    ----------
+    obs : Observation
+        Variance, depth, inventory and price return at the start of bucket k, each [paths], and estimates of
+        the market, fields of shape [] or [paths].
+    noise : Tensor
+        Not used, [paths].
+
+    Returns
+    -------
+    Tensor
+        Fraction of the remaining inventory to trade, [paths].
+
+    References
+    ----------
+    Bertsekas (2017), Dynamic Programming and Optimal Control, section 6.2, on certainty-equivalent control;
+    Almgren (2003), Applied Mathematical Finance 10, for the first-order conditions under concave impact.
+    """
+    market, liquidity, beta = obs.market, obs.market.liquidity, obs.market.impact.beta
+    n_left, dt = obs.n_buckets - obs.k, 1 / obs.n_buckets
+    days = torch.arange(n_left, device=noise.device)[:, None] * dt
+    mean = market.heston.theta + (obs.variance - market.heston.theta) * torch.exp(-market.heston.kappa * days)
+    variance = VarianceStep.over(market.heston, dt).integral(mean)
+    decay = torch.exp(-liquidity.depth_reversion * days)
+    thinness = (beta * liquidity.depth_sd).square() * (1 - decay.square()) / 2 - beta * obs.log_depth * decay
+    pace = obs.order.size / obs.volume[obs.k :]
+    marginal = (1 + beta) * market.temporary_cost_bps(pace) * dt ** (-beta) * thinness.exp()
+    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k * dt) * dt
+
+    marginal = marginal.expand(n_left, len(noise))
+    pull = (2e8 * obs.order.risk_aversion * variance).expand(n_left, len(noise))
+    root, rate = 1 / beta, marginal ** (-1 / beta)
+    reach = n_left * drift.abs()
+    low = (-reach).expand_as(noise)
+    high = marginal.amax(0) * obs.inventory**beta + reach
+    for _ in range(HALVINGS):
+        middle = price = (low + high) / 2
+        left = obs.inventory
+        for j in range(n_left):
+            left = left - price.clamp_min(0) ** root * rate[j]
+            price = price - pull[j] * left.clamp_min(0) + drift
+        low, high = torch.where(left > 0, middle, low), torch.where(left > 0, high, middle)
+    return (high.clamp_min(0) ** root * rate[0] / obs.inventory.clamp_min(1e-12)).clamp(0, 1)

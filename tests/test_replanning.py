@@ -1,0 +1,185 @@
+"""Model predictive control against the static optimum, the oracle, brute force and a linear system."""
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.randomness import generator
+
+N = 39
+Array = NDArray[np.float64]
+
+
+def market(volatility: float = 0.02, cv: float = 0.8, beta: float = 0.6, drift: float = 0.0) -> Market:
+    heston = Heston(scalar(volatility**2), scalar(5.0), scalar(cv), scalar(-0.6))
+    return Market(heston, Impact(beta=scalar(beta)), drift=scalar(drift))
+
+
+def with_depth(m: Market) -> Market:
+    liquidity = Liquidity(depth_sd=scalar(0.4), depth_reversion=scalar(4.0), profile_amplitude=scalar(0.8))
+    return dataclasses.replace(m, liquidity=liquidity)
+
+
+def order(risk_aversion: float = 5e-4, size: float = 0.1, side: float = 1.0) -> Order:
+    return Order(scalar(size), scalar(risk_aversion), scalar(side))
+
+
+def observation(
+    m: Market,
+    o: Order,
+    n: int,
+    k: int,
+    inventory: Tensor,
+    variance: Tensor | None = None,
+    log_depth: float = 0.0,
+) -> Observation:
+    """What a trader sees in bucket ``k``; variance and depth are at their means unless given."""
+    zeros = torch.zeros_like(inventory)
+    return Observation(
+        k=k,
+        n_buckets=n,
+        inventory=inventory,
+        return_bps=zeros,
+        variance=zeros + m.heston.theta if variance is None else variance,
+        log_depth=zeros + log_depth,
+        volume=volume_profile(m.liquidity, n).reshape(n, 1),
+        market=m,
+        order=o,
+        pre_trade=PreTrade.of(m, o),
+    )
+
+
+def schedule_of(policy: Policy, m: Market, o: Order, n: int) -> Tensor:
+    """Inventory of a policy whose variance and depth stay at their means, [N + 1]."""
+    left = [torch.ones(1)]
+    for k in range(n - 1):
+        left.append(left[-1] * (1 - policy(observation(m, o, n, k, left[-1]), torch.zeros(1))))
+    return torch.cat([*left, torch.zeros(1)]).double()
+
+
+@pytest.mark.parametrize("drift", [-60.0, 0.0, 60.0])
+@pytest.mark.parametrize("risk_aversion", [0.0, 1e-4, 4e-3])
+@pytest.mark.parametrize("amplitude", [0.0, 1.0])
+def test_where_nothing_moves_it_is_the_static_optimum(
+    drift: float, risk_aversion: float, amplitude: float
+) -> None:
+    liquidity = Liquidity(profile_amplitude=scalar(amplitude))
+    m, o = dataclasses.replace(market(drift=drift), liquidity=liquidity), order(risk_aversion)
+    torch.testing.assert_close(
+        schedule_of(mpc, m, o, N), static_optimal(m, o, N).inventory, rtol=1e-3, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("volatility", [0.008, 0.02, 0.04])
+@pytest.mark.parametrize("cv", [0.5, 1.3])
+@pytest.mark.parametrize("moving", [False, True], ids=["depth constant", "depth moves"])
+def test_it_reaches_the_oracle_and_never_passes_it(volatility: float, cv: float, moving: bool) -> None:
+    m, o = market(volatility, cv), order()
+    m = with_depth(m) if moving else m
+    paths = simulate(m, 3_000, N, generator(1, "replanning"))
+    policies: dict[str, Policy] = {
+        "twap": twap,
+        "static": static_optimal(m, o, N),
+        "mpc": mpc,
+        "oracle": solve_oracle(m, o, N),
+    }
+    u = {}
+    for name, policy in policies.items():
+        u[name] = execute(policy, paths, m, o, generator(1, "noise")).utility_bps(o).double()
+    gap = u["oracle"] - u["mpc"]
+    assert u["mpc"].mean() > u["static"].mean()
+    assert gap.mean() > -4 * gap.std() / math.sqrt(len(gap))
+    assert (u["mpc"] - u["twap"]).mean() / (u["oracle"] - u["twap"]).mean() > 0.998
+
+
+def forecasts(m: Market, n: int, k: int, variance: float, log_depth: float) -> tuple[Array, Array]:
+    """E[int V] of each bucket left and the mean slope of its impact, from moments written out anew."""
+    h, liquidity, dt = m.heston, m.liquidity, 1 / n
+    theta, kappa, beta = float(h.theta), float(h.kappa), float(m.impact.beta)
+    sd, reversion = float(liquidity.depth_sd), float(liquidity.depth_reversion)
+    edges = np.arange(n - k + 1) * dt
+    integral = [
+        theta * dt - (variance - theta) * (math.exp(-kappa * b) - math.exp(-kappa * a)) / kappa
+        for a, b in pairwise(edges)
+    ]
+    mean = log_depth * np.exp(-reversion * edges[:-1])
+    spread = sd**2 * (1 - np.exp(-2 * reversion * edges[:-1]))
+    volume = volume_profile(liquidity, n).double().numpy()[k:]
+    even = 1e4 * float(m.impact.eta) * float(liquidity.illiquidity) * math.sqrt(theta)
+    slope = even * (0.1 / (volume * dt)) ** beta * np.exp(-beta * mean + beta**2 * spread / 2)
+    return np.array(integral), slope
+
+
+@pytest.mark.parametrize(("variance", "log_depth"), [(1e-4, 0.5), (4e-4, 0.0), (2e-3, -0.6)])
+def test_its_trade_is_the_first_of_the_best_schedule_found_by_brute_force(
+    variance: float, log_depth: float
+) -> None:
+    n, k, q, aversion, drift = 6, 2, 0.7, 2e-3, 15.0
+    m, o = with_depth(market(drift=drift)), order(aversion)
+    integral, slope = forecasts(m, n, k, variance, log_depth)
+
+    def loss(shares: Array) -> float:
+        traded = q * np.exp(shares) / np.exp(shares).sum()
+        left = q - traded.cumsum()
+        cost = (slope * traded**1.6).sum() + aversion * 1e8 * (left**2 * integral).sum()
+        return float(cost - drift / n * left.sum())
+
+    best = minimize(loss, np.zeros(n - k), method="BFGS", options={"gtol": 1e-9}).x
+    first = np.exp(best[0]) / np.exp(best).sum()
+    obs = observation(m, o, n, k, torch.tensor([q]), torch.tensor([variance]), log_depth)
+    trade = mpc(obs, torch.zeros(1))
+    assert float(trade) == pytest.approx(first, abs=2e-5)
+
+
+@pytest.mark.parametrize("drift", [-4.0, 0.0, 20.0])
+def test_under_linear_impact_it_solves_the_linear_first_order_conditions(drift: float) -> None:
+    # c (2 q_j - q_{j-1} - q_{j+1}) 2 + 2 R q_j - mu dt = 0 with q_0 = 1 and q_N = 0, where no bound binds.
+    m, o, n = market(beta=1.0, drift=drift), order(3e-4), 20
+    dt = 1 / n
+    slope = 1e4 * 0.142 * 0.02 * 0.1 / dt
+    risk = 3e-4 * 1e8 * 4e-4 * dt
+    matrix = np.diag(np.full(n - 1, 4 * slope + 2 * risk))
+    matrix -= np.diag(np.full(n - 2, 2 * slope), 1) + np.diag(np.full(n - 2, 2 * slope), -1)
+    right = np.full(n - 1, drift * dt)
+    right[0] += 2 * slope
+    exact = np.r_[1, np.linalg.solve(matrix, right), 0]
+    assert (np.diff(exact) < 0).all()
+    np.testing.assert_allclose(schedule_of(mpc, m, o, n).numpy(), exact, atol=5e-5)
+
+
+def test_estimates_may_differ_from_path_to_path() -> None:
+    aversions, thetas = torch.tensor([1e-4, 1e-3, 4e-3]), torch.tensor([1e-4, 4e-4, 1e-3])
+    m, o = market(), order()
+    wide = dataclasses.replace(m, heston=dataclasses.replace(m.heston, theta=thetas))
+    left = torch.tensor([0.2, 0.6, 0.9])
+    together = mpc(observation(wide, Order(o.size, aversions), N, 7, left), torch.zeros(3))
+    for i in range(3):
+        own = dataclasses.replace(m, heston=dataclasses.replace(m.heston, theta=thetas[i]))
+        alone = mpc(observation(own, Order(o.size, aversions[i]), N, 7, left[i : i + 1]), torch.zeros(1))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_buy_against_the_drift_is_a_sell_with_it() -> None:
+    left = torch.tensor([0.5])
+    sold = mpc(observation(market(drift=30.0), order(), N, 5, left), torch.zeros(1))
+    bought = mpc(observation(market(drift=-30.0), order(side=-1.0), N, 5, left), torch.zeros(1))
+    assert sold == bought
+
+
+def test_nothing_left_is_nothing_traded() -> None:
+    trade = mpc(observation(market(), order(), N, 5, torch.zeros(2)), torch.zeros(2))
+    assert torch.isfinite(trade).all()
