@@ -1,0 +1,202 @@
+"""Verdicts on paired comparisons: how certain a difference is, over training seeds and days, and how large.
+
+A difference matters if it exceeds ``MATERIAL`` of the best opponent's cost. An interval that lies above that
+size says better, one below its negative says worse, one within both says equal, and any other leaves the
+comparison open.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from flowoe_lib.randomness import generator
+
+__all__ = ["MATERIAL", "VERDICTS", "compare_learner", "count_verdicts", "hierarchical_interval", "verdicts"]
+
+
+MATERIAL = 1e-3
+"""Least share of the best opponent's cost that matters."""
+
+
+VERDICTS = ("better", "equal", "worse", "open")
+
+
+BLOCK = 100
+"""Resamples drawn at a time, few enough to stay in memory."""
+
+
+def hierarchical_interval(
+    learner: Tensor, opponent: Tensor, seed: int, reps: int = 2_000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean difference of two policies with its interval over training seeds and days.
+
+    A bootstrap of two levels. Days are resampled with replacement, the same days for both sides and for all
+    training seeds. Training seeds are too few to be resampled: three draws from three values are all the
+    lowest one in a 27th of cases, and have two thirds of the variance. The error of their mean is
+    drawn from its t distribution instead, with one degree of freedom less than there are seeds, for each side
+    independently. A single row has no training seed, as that of a planner, and adds no such error.
+
+    Parameters
+    ----------
+    learner, opponent : Tensor
+        Utility, bps, [training seeds, days] or [1, days], on the same days.
+    seed : int
+        Of the bootstrap's own draws.
+    reps : int
+        Resamples, at least 100.
+    level : float
+        Coverage, within (0, 1).
+
+    Returns
+    -------
+    tuple of float
+        Mean of ``learner`` - ``opponent``, and the ends of its percentile interval, bps.
+
+    Raises
+    ------
+    ValueError
+        For other shapes, different or fewer than two days, values that are not finite, or a setting outside
+        its range.
+
+    References
+    ----------
+    Davison and Hinkley (1997), Bootstrap Methods and their Application, section 3.8, on hierarchical data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> days = torch.randn(1, 1_000, generator=torch.Generator().manual_seed(1))
+    >>> mean, low, high = hierarchical_interval(days + 0.5, days, seed=1)
+    >>> print(f"{mean:.2f}, {low:.2f} to {high:.2f}")
+    0.50, 0.50 to 0.50
+    """
+    for name, values in (("learner", learner), ("opponent", opponent)):
+        if values.dim() != 2 or not len(values) or values.shape[1] < 2:
+            raise ValueError(f"{name} of shape {list(values.shape)}: must be [seeds, days], two days or more")
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name}: holds NaN or infinity, must be finite on every day")
+    if learner.shape[1] != opponent.shape[1]:
+        raise ValueError(f"{learner.shape[1]} and {opponent.shape[1]} days: must be the same")
+    if reps < 100 or not 0 < level < 1:
+        raise ValueError(f"reps = {reps}, level = {level:g}: must be at least 100 and within (0, 1)")
+    draws = generator(seed, "hierarchical bootstrap")
+    difference = learner.double().mean(0) - opponent.double().mean(0)
+    n_days = len(difference)
+    blocks = [min(BLOCK, reps - start) for start in range(0, reps, BLOCK)]
+    resampled = torch.cat(
+        [difference[torch.randint(n_days, (n, n_days), generator=draws)].mean(1) for n in blocks]
+    )
+    for side in (learner, opponent):
+        if len(side) > 1:
+            error = side.double().mean(1).std().item() / math.sqrt(len(side))
+            # Quantiles in random order: a t distribution without sampling error of its own.
+            chance = (torch.randperm(reps, generator=draws).double() + 0.5) / reps
+            resampled += error * torch.from_numpy(student.ppf(chance.numpy(), len(side) - 1))
+    low, high = np.quantile(resampled.numpy(), [(1 - level) / 2, (1 + level) / 2])
+    return difference.mean().item(), float(low), float(high)
+
+
+def compare_learner(
+    learner: Tensor, opponents: Mapping[str, Tensor], seed: int, quantity: str = "utility"
+) -> pd.DataFrame:
+    """Comparison of a learner with every opponent in one condition.
+
+    Parameters
+    ----------
+    learner : Tensor
+        Utility, bps, [training seeds, days].
+    opponents : mapping of str to Tensor
+        The same of each opponent, [training seeds or 1, days], on the same days.
+    seed : int
+        Of the bootstrap.
+    quantity : str
+        Name of what the tensors hold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row an opponent: ``reference``, the difference in bps with its interval (``<quantity>``,
+        ``<quantity>_ci_low``, ``<quantity>_ci_high``) and ``material_bps``, ``MATERIAL`` of the cost of the
+        opponent with the highest mean, the same in all rows. Where drift makes the cost a gain, its size
+        counts.
+
+    Raises
+    ------
+    ValueError
+        Without an opponent, and where :func:`hierarchical_interval` does.
+    """
+    if not opponents:
+        raise ValueError("opponents: must be at least one")
+    best = max(values.double().mean().item() for values in opponents.values())
+    rows = [
+        (name, *hierarchical_interval(learner, values, seed), MATERIAL * abs(best))
+        for name, values in opponents.items()
+    ]
+    columns = ["reference", quantity, f"{quantity}_ci_low", f"{quantity}_ci_high", "material_bps"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
+    """Verdict of each comparison, one of ``VERDICTS``.
+
+    Parameters
+    ----------
+    comparisons : pandas.DataFrame
+        Columns ``<quantity>_ci_low``, ``<quantity>_ci_high`` and ``material_bps``, bps; more of the quantity
+        is better.
+    quantity : str
+        What is compared.
+
+    Returns
+    -------
+    pandas.Series
+        "better" if the whole interval lies above ``material_bps``, "worse" if it lies below its negative,
+        "equal" if it lies between the two, ends included, and "open" otherwise.
+
+    Raises
+    ------
+    ValueError
+        Where an interval is not finite or has its ends exchanged, or a material size is not finite and
+        positive.
+    """
+    low, high = comparisons[f"{quantity}_ci_low"], comparisons[f"{quantity}_ci_high"]
+    material = comparisons["material_bps"]
+    sound = np.isfinite(low) & np.isfinite(high) & (low <= high) & np.isfinite(material) & (material > 0)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        ends = f"interval {low.iloc[row]:g} to {high.iloc[row]:g}, material_bps = {material.iloc[row]:g}"
+        raise ValueError(f"{ends} in row {row}: must be finite, in order, and with a material size > 0")
+    choices = [low > material, (low >= -material) & (high <= material), high < -material]
+    return pd.Series(np.select(choices, VERDICTS[:3], VERDICTS[3]), comparisons.index, name="verdict")
+
+
+def count_verdicts(
+    comparisons: pd.DataFrame, by: Sequence[str] = ("world",), quantity: str = "utility"
+) -> pd.DataFrame:
+    """How many comparisons have each verdict, and how many intervals lie wholly above zero.
+
+    Parameters
+    ----------
+    comparisons : pandas.DataFrame
+        As in :func:`verdicts`, with the columns ``by``.
+    by : sequence of str
+        Columns that name a group, such as world or world and reference.
+    quantity : str
+        What is compared.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a group in order of appearance: the columns ``by``, ``comparisons`` (how many), a column for
+        each of ``VERDICTS``, which add up to it, and ``above_zero``, which disregards the material size.
+    """
+    said = verdicts(comparisons, quantity)
+    counted = comparisons[list(by)].assign(comparisons=1)
+    counted = counted.assign(**{name: (said == name).astype(int) for name in VERDICTS})
+    counted["above_zero"] = (comparisons[f"{quantity}_ci_low"] > 0).astype(int)
+    return counted.groupby(list(by), sort=False, dropna=False).sum().reset_index()
