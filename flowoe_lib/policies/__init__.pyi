@@ -3,6 +3,8 @@ from . import dynamic_programming as dynamic_programming
 from . import ensemble as ensemble
 from . import flow as flow
 from . import oracle as oracle
+from . import random_policy as random_policy
 from . import replanning as replanning
 from . import rl as rl
 from . import schedules as schedules
+from . import specialist as specialist

@@ -233,8 +233,8 @@ def _chunked(every: int) -> Callable[[Setting, EndpointField], dict[str, Policy]
     return train
 
 
-def _adam(field: EndpointField, learning_rate: float) -> list[torch.optim.Optimizer]:
-    return [torch.optim.Adam(field.parameters(), learning_rate)]
+def _adam(network: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    return [torch.optim.Adam(network.parameters(), learning_rate)]
 
 
 def _width(width: int) -> Callable[[Setting], dict[str, Policy]]:

@@ -9,14 +9,15 @@ that the solver may evaluate is therefore trained to be a good trade, for any nu
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute, execute_schedule
 from flowoe_lib.execution.features import features, fraction_of_action
-from flowoe_lib.execution.information import regimes_by_signals
+from flowoe_lib.execution.information import Perceive, regimes_by_signals
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.ranges import TrainingRange
@@ -24,11 +25,11 @@ from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, interpolate
 from flowoe_lib.randomness import generator
 
-__all__ = ["RefiningPolicy", "refine", "utility_scale"]
+__all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
 
 
-Optimisers = Callable[[EndpointField, float], list[torch.optim.Optimizer]]
-"""(field, learning rate) -> the optimisers of its weights."""
+Optimisers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
+"""(network, learning rate) -> the optimisers of its weights."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,88 @@ def utility_scale(market: Market, order: Order) -> Tensor:
     return plan.cost_bps * plan.attainable_gain.clamp_min(1e-6)
 
 
-def muon_and_adam(field: EndpointField, learning_rate: float) -> list[torch.optim.Optimizer]:
+def muon_and_adam(network: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices of all layers but the last, Adam for the other weights.
 
     A step of Muon has the same length in all singular directions, so directions that matter in few conditions
     are learned as fast as those that matter in all. Source: Jordan et al. (2024), "Muon: an optimizer for
     hidden layers".
     """
-    inner = [layer.weight for layer in (field.observe, field.corrupt, *field.hidden)]
-    rest = [*(layer.bias for layer in (field.observe, *field.hidden)), *field.out.parameters()]
+    weights = list(network.parameters())
+    *inner, last = (weight for weight in weights if weight.dim() == 2)
+    rest = [weight for weight in weights if weight.dim() != 2 or weight is last]
     return [torch.optim.Muon(inner, learning_rate, weight_decay=0.0), torch.optim.Adam(rest, learning_rate)]
+
+
+def ascend(
+    network: nn.Module,
+    acting: Callable[[Tensor], Policy],
+    draw: Callable[[int, torch.Generator], tuple[Market, Order]],
+    n_buckets: int,
+    iterations: int,
+    draws: torch.Generator,
+    paths: int,
+    learning_rate: float,
+    perceive: Perceive = regimes_by_signals,
+    earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
+    optimisers: Optimisers = muon_and_adam,
+) -> dict[str, Tensor]:
+    """Raise what a policy earns by the gradient through the simulator, on fresh days in each iteration.
+
+    A one-cycle learning rate and gradients clipped to norm 1. ``network`` is changed in place and lies on the
+    device of ``draws``.
+
+    Parameters
+    ----------
+    network : nn.Module
+        What is trained.
+    acting : callable
+        The policy that acts with ``network``, from corruption times [n_buckets, paths]: a quarter of them
+        zero, the rest uniform in (0, 1).
+    draw : callable
+        (paths, generator) -> the market and the order of each day, fields of shape [] or [paths].
+    n_buckets, iterations, paths : int
+        Buckets in a day, steps of the optimisers, days in each.
+    draws : torch.Generator
+        Source of all random numbers.
+    learning_rate : float
+        At the top of the cycle.
+    perceive : callable
+        What the policy knows of the market.
+    earned : callable
+        (execution, order) -> what is to be raised, bps, [paths].
+    optimisers : callable
+        What moves the weights.
+
+    Returns
+    -------
+    dict of str to Tensor
+        An entry an iteration: "utility", the mean of ``earned`` above TWAP on the same days in units of
+        :func:`utility_scale`, and "gradient", the norm of the loss's before clipping.
+    """
+    even = torch.linspace(1, 0, n_buckets + 1, device=draws.device)
+    steppers = optimisers(network, learning_rate)
+    cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
+    utilities, norms = [], []
+    for _ in range(iterations):
+        market, order = draw(paths, draws)
+        market_paths = simulate(market, paths, n_buckets, draws)
+        times = (torch.rand(n_buckets, paths, generator=draws, device=draws.device) - 0.25).clamp_min(0) / 0.75
+        known = perceive(market_paths, market, draws)
+        done = execute(acting(times), market_paths, market, order, draws, known)
+        scale = utility_scale(known.market, order)
+        utility = (earned(done, order) / scale).mean()
+        floor = earned(execute_schedule(even, market_paths, market, order), order) / scale
+        network.zero_grad()
+        (-utility).backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for stepper, schedule in zip(steppers, schedules, strict=True):
+            stepper.step()
+            schedule.step()
+        utilities.append(utility.item() - floor.mean().item())
+        norms.append(norm.item())
+    return {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)}
 
 
 def refine(
@@ -129,26 +202,8 @@ def refine(
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
-    even = torch.linspace(1, 0, n_buckets + 1, device=device)
-    steppers = optimisers(field, learning_rate)
-    cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
-    utilities, norms = [], []
-    for _ in range(iterations):
-        market, order = conditions.draw(paths, draws)
-        market_paths = simulate(market, paths, n_buckets, draws)
-        times = (torch.rand(n_buckets, paths, generator=draws, device=device) - 0.25).clamp_min(0) / 0.75
-        known = regimes_by_signals(market_paths, market, draws)
-        done = execute(acting(field, times), market_paths, market, order, draws, known)
-        scale = utility_scale(known.market, order)
-        utility = (earned(done, order) / scale).mean()
-        floor = earned(execute_schedule(even, market_paths, market, order), order) / scale
-        field.zero_grad()
-        (-utility).backward()
-        norm = torch.nn.utils.clip_grad_norm_(field.parameters(), 1.0)
-        for stepper, schedule in zip(steppers, schedules, strict=True):
-            stepper.step()
-            schedule.step()
-        utilities.append(utility.item() - floor.mean().item())
-        norms.append(norm.item())
-    return TrainingRun(field.cpu(), {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)})
+    curves = ascend(
+        field, partial(acting, field), conditions.draw, n_buckets, iterations, draws, paths, learning_rate,
+        earned=earned, optimisers=optimisers,
+    )  # fmt: skip
+    return TrainingRun(field.cpu(), curves)

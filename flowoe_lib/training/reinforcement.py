@@ -13,18 +13,29 @@ from typing import Any
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 
 from flowoe_lib.execution.environment import Reward, advantage_over_twap
+from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.training.plateau import Round, Score, until_plateau
 from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
-__all__ = ["Snapshot", "train_ppo", "train_sac"]
+__all__ = ["Snapshot", "train_ppo", "train_ppo_to_plateau", "train_sac"]
 
 
 NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
 """Two small hidden layers. Adam is fused: unfused, its step takes longer than the gradient."""
+
+
+PPO_RATE = 1e-3
+"""Learning rate at the start."""
+
+
+PPO_LAYERS = ("mlp_extractor.policy_net", "action_net")
+"""Names of the hidden and the output layers of stable-baselines3's actor."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +75,82 @@ def train_ppo(
     below one rollout.
     """
     env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
-    model = PPO(
+    model = _ppo(env, seed, lambda left: PPO_RATE * (0.3 + 0.7 * left), gae_lambda, clip_range)
+    return _learn(model, total_steps, snapshots, *PPO_LAYERS, squashed=False)
+
+
+def train_ppo_to_plateau(
+    condition: Condition,
+    n_buckets: int,
+    seed: int,
+    score: Score,
+    *,
+    patience: int = 6,
+    tolerance: float = 5e-4,
+    days: int = 10,
+    n_orders: int = 256,
+    perceive: Perceive = exact,
+) -> list[Round[RLExpert]]:
+    """Train by proximal policy optimisation until the validation score stops rising.
+
+    Parameters
+    ----------
+    condition : Condition
+        Of every day of training, fields of shape [].
+    n_buckets : int
+        Buckets in a day.
+    seed : int
+        Of weights, days and exploration.
+    score : callable
+        Validation score, see :func:`flowoe_lib.training.plateau.validation_capture`.
+    patience, tolerance : int, float
+        When training ends, see :func:`flowoe_lib.training.plateau.until_plateau`; the tolerance is in units
+        of the score, by default .05 % of capture.
+    days : int
+        Rollouts in a round of training; each is one day of every order.
+    n_orders : int
+        Orders worked at the same time.
+    perceive : callable
+        What the expert knows of the market, in training as on validation days. The reward rests on the market
+        as it is, which changes what an action is worth in expectation to nobody.
+
+    Returns
+    -------
+    list of Round
+        Every round of training; :func:`flowoe_lib.training.plateau.best_round` is the expert.
+    """
+    unit = reward_unit(condition)
+    env = ExecutionVecEnv(
+        condition.market, condition.order, n_orders, n_buckets, seed, unit_bps=unit, perceive=perceive
+    )
+    model = _ppo(env, seed, PPO_RATE, gae_lambda=0.7, clip_range=1.0)
+    decisions = days * n_orders * (n_buckets - 1)
+
+    def train(share: float) -> tuple[RLExpert, int]:
+        model.lr_schedule = lambda left: share * PPO_RATE
+        model.learn(decisions, reset_num_timesteps=False)
+        return _expert(model, *PPO_LAYERS, squashed=False), decisions
+
+    return until_plateau(train, score, patience, tolerance)
+
+
+def _ppo(
+    env: ExecutionVecEnv, seed: int, learning_rate: float | Schedule, gae_lambda: float, clip_range: float
+) -> PPO:
+    return PPO(
         "MlpPolicy",
         env,
-        n_steps=n_buckets - 1,
-        batch_size=32 * (n_buckets - 1),
+        n_steps=env.n_buckets - 1,
+        batch_size=32 * (env.n_buckets - 1),
         n_epochs=5,
         gamma=1.0,
         gae_lambda=gae_lambda,
         clip_range=clip_range,
-        learning_rate=lambda left: 1e-3 * (0.3 + 0.7 * left),
+        learning_rate=learning_rate,
         policy_kwargs=NETWORK | {"log_std_init": -1.0},
         device="cpu",
         seed=seed,
     )
-    return _learn(model, total_steps, snapshots, "mlp_extractor.policy_net", "action_net", squashed=False)
 
 
 def train_sac(
@@ -124,11 +196,8 @@ def _learn(
     start, taken = time.process_time(), []
 
     def take() -> None:
-        weights = {k: v.detach().clone() for k, v in model.policy.state_dict().items()}
-        names = (f"{hidden}.0", f"{hidden}.2", output)
-        layers = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in names)
         spent = time.process_time() - start
-        taken.append(Snapshot(model.num_timesteps, spent, RLExpert(layers, squashed)))
+        taken.append(Snapshot(model.num_timesteps, spent, _expert(model, hidden, output, squashed=squashed)))
 
     def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
         due = model.num_timesteps * snapshots >= total_steps * (len(taken) + 1)
@@ -139,3 +208,11 @@ def _learn(
     model.learn(total_steps, callback=watch)
     take()
     return taken
+
+
+def _expert(model: BaseAlgorithm, hidden: str, output: str, *, squashed: bool) -> RLExpert:
+    """The actor that ``model`` has at the moment; ``hidden`` and ``output`` name its layers."""
+    weights = {k: v.detach().clone() for k, v in model.policy.state_dict().items()}
+    names = (f"{hidden}.0", f"{hidden}.2", output)
+    layers = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in names)
+    return RLExpert(layers, squashed)

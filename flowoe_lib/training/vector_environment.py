@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 from flowoe_lib.execution.environment import Array, Reward, advance, advantage_over_twap, check_sizes, spaces
 from flowoe_lib.execution.execution import OrderSimulation
 from flowoe_lib.execution.features import features
+from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.randomness import generator
@@ -23,9 +24,9 @@ class ExecutionVecEnv(VecEnv):
     """A vectorised environment for stable-baselines3: ``n_orders`` orders, each on its own simulated day.
 
     Spaces, transitions and episodes are those of :class:`flowoe_lib.execution.environment.ExecutionEnv`; the
-    reward is divided by ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders]. All
-    episodes end at the same time, as terminated and never as truncated, so that no value beyond the close is
-    bootstrapped.
+    reward is divided by ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders].
+    Observations show the market as ``perceive`` does; rewards are those of the true market. All episodes end
+    at the same time, as terminated and never as truncated, so that no value beyond the close is bootstrapped.
     """
 
     render_mode = None
@@ -39,10 +40,11 @@ class ExecutionVecEnv(VecEnv):
         seed: int,
         reward: Reward = advantage_over_twap,
         unit_bps: float = 1.0,
+        perceive: Perceive = exact,
     ) -> None:
         check_sizes(n_buckets, market, order, n_orders)
         self.market, self.order, self.n_buckets = market, order, n_buckets
-        self.reward, self.unit_bps = reward, unit_bps
+        self.reward, self.unit_bps, self.perceive = reward, unit_bps, perceive
         self.generator = generator(seed, "market")
         super().__init__(n_orders, *spaces())
 
@@ -55,7 +57,8 @@ class ExecutionVecEnv(VecEnv):
     def reset(self) -> Array:
         """Draw a day for every order."""
         paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
-        self.simulation = OrderSimulation(paths, self.market, self.order)
+        known = self.perceive(paths, self.market, self.generator)
+        self.simulation = OrderSimulation(paths, self.market, self.order, known)
         self.k, self.inventory = 0, torch.ones(self.num_envs)
         return self._observe()
 

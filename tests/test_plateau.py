@@ -1,0 +1,199 @@
+"""Training ends when validation stops rising, and specialists so trained come close to the optimum."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.execution.execution import (
+    ACTION_LIMIT,
+    Observation,
+    OrderSimulation,
+    Policy,
+    fraction_of_score,
+)
+from flowoe_lib.execution.information import blind_to_regimes, with_errors
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.random_policy import uniform_scores
+from flowoe_lib.policies.schedules import twap
+from flowoe_lib.policies.specialist import SpecialistNetwork, SpecialistPolicy
+from flowoe_lib.randomness import generator
+from flowoe_lib.training.plateau import Round, best_round, until_plateau, validation_capture
+from flowoe_lib.training.specialist import train_specialist
+
+N = 9
+MARKET = Market(Heston(scalar(9e-4), scalar(5.0), scalar(1.2), scalar(-0.5)))
+CONDITION = Condition("test", "one", MARKET, Order(scalar(0.1), scalar(1e-3)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rounds_of(
+    scores: list[float], patience: int, tolerance: float = 0.1
+) -> tuple[list[Round[Policy]], list[float]]:
+    """Rounds of a learner whose validation scores are given, and the shares of the rate that it was given."""
+    shares: list[float] = []
+    following: Iterator[float] = iter(scores)
+
+    def train(share: float) -> tuple[Policy, int]:
+        shares.append(share)
+        return twap, 7
+
+    return until_plateau(train, lambda policy: next(following), patience, tolerance), shares
+
+
+def test_training_ends_after_so_many_rounds_in_a_row_without_a_rise() -> None:
+    rounds, shares = rounds_of([0, 1, 1, 2, 1, 2.05, 9, 9], patience=2)
+    assert [r.score for r in rounds] == [0, 1, 1, 2, 1, 2.05]
+    assert [r.decisions for r in rounds] == [7, 14, 21, 28, 35, 42]
+    assert [r.seconds for r in rounds] == sorted(r.seconds for r in rounds)
+    # The rate halves after each round that is no rise, and stays where one is.
+    assert shares == [1, 1, 1, 1 / 2, 1 / 2, 1 / 4]
+
+
+def test_a_slow_climb_is_a_rise_once_it_adds_up() -> None:
+    rounds, _ = rounds_of([0, 0.06, 0.12, 0.18, 0.24, 0.24, 0.24], patience=2)
+    assert len(rounds) == 7
+
+
+def test_the_best_round_is_the_one_to_use_even_if_it_is_no_rise() -> None:
+    rounds, _ = rounds_of([0, 1, 1.05, 0.5], patience=2)
+    assert best_round(rounds) is rounds[2]
+    other, _ = rounds_of([3, 0], patience=1)
+    assert best_round([*rounds, *other]) is other[0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "tolerance", "message"),
+    [
+        ([0], 0, 0.1, "patience = 0"),
+        ([0], 1, 0, "tolerance = 0"),
+        ([0], 1, math.inf, "tolerance = inf"),
+        ([0, math.nan], 1, 0.1, "score = nan after round 2"),
+    ],
+)
+def test_bad_settings_and_scores_are_named(
+    scores: list[float], patience: int, tolerance: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rounds_of(scores, patience, tolerance)
+
+
+def test_capture_is_zero_for_twap_and_one_for_the_limit() -> None:
+    oracle = solve_oracle(MARKET, CONDITION.order, N)
+    score = validation_capture(CONDITION, 500, N, seed=1)
+    assert score(twap) == 0
+    assert score(oracle) == 1
+    assert score(uniform_scores) < 0
+    half = validation_capture(
+        CONDITION, 500, N, seed=1, limit=lambda obs, noise: (twap(obs, noise) + oracle(obs, noise)) / 2
+    )
+    assert half(oracle) > 1
+
+
+def test_validation_days_are_those_of_the_scorecard_s_validation() -> None:
+    score = validation_capture(CONDITION, 300, N, seed=4, perceive=with_errors)
+    oracle = solve_oracle(MARKET, CONDITION.order, N)
+    peeked: list[Observation] = []
+
+    def keen(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        peeked.append(obs)
+        return (2 * twap(obs, noise)).clamp(max=1)
+
+    captured = score(keen)
+    runs = {"keen": (keen, 300), "twap": (twap, 300)}
+    done = evaluate(runs, CONDITION, N, 4, "validation", with_errors)
+    best = evaluate({"oracle": (oracle, 300)}, CONDITION, N, 4, "validation")["oracle"]
+    keen_gain, gap = ((x.utility - done["twap"].utility).double().mean() for x in (done["keen"], best))
+    assert captured == pytest.approx(float(keen_gain / gap), rel=1e-4)
+    # What is seen are estimates.
+    assert peeked[0].market.heston.theta.shape == (300,)
+
+
+def test_a_limit_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"limit - TWAP = .* in one: must be > 0"):
+        validation_capture(CONDITION, 50, N, seed=1, limit=uniform_scores)
+
+
+def seen(k: int, n_paths: int = 4_000) -> Observation:
+    days = simulate(MARKET, n_paths, N, generator(2, "days"))
+    return OrderSimulation(days, MARKET, CONDITION.order).observe(k, torch.ones(n_paths))
+
+
+def test_random_scores_are_uniform_within_the_limit() -> None:
+    obs, noise = seen(2), torch.randn(4_000, generator=generator(3, "noise"))
+    fraction = uniform_scores(obs, noise)
+    for share in (0.1, 0.5, 0.9):
+        below = fraction < fraction_of_score(torch.tensor(ACTION_LIMIT * (2 * share - 1)), N - 2)
+        assert below.float().mean().item() == pytest.approx(share, abs=0.025)
+    torch.testing.assert_close(uniform_scores(obs, torch.zeros(4_000)), twap(obs, noise))
+    edge = uniform_scores(obs, torch.full((4_000,), 99.0))
+    torch.testing.assert_close(edge, fraction_of_score(torch.full((4_000,), ACTION_LIMIT), N - 2))
+
+
+def test_a_specialist_is_a_function_of_the_state_alone_and_differentiable() -> None:
+    network = SpecialistNetwork(generator(1, "weights"), width=8)
+    policy = SpecialistPolicy(network)
+    obs = seen(3, 20)
+    fraction = policy(obs, torch.zeros(20))
+    assert torch.equal(fraction, policy(obs, torch.randn(20)))
+    assert ((fraction > 0) & (fraction < 1)).all()
+    fraction.sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def short(
+    condition: Condition = CONDITION, seed: int = 1, **options: object
+) -> list[Round[SpecialistPolicy]]:
+    score = validation_capture(condition, 400, N, seed=9)
+    settings = {"patience": 1, "tolerance": 2e-3, "iterations": 25, "paths": 96} | options
+    return train_specialist(condition, N, seed, score, **settings)  # type: ignore[arg-type]
+
+
+def test_a_specialist_reaches_the_optimum_of_its_condition() -> None:
+    rounds = short()
+    best = best_round(rounds)
+    assert best.score > 0.99
+    # It is as good on days on which nothing was chosen.
+    done = evaluate(
+        {
+            "specialist": (best.policy, 4_000),
+            "twap": (twap, 4_000),
+            "oracle": (solve_oracle(MARKET, CONDITION.order, N), 4_000),
+        },
+        CONDITION,
+        N,
+        5,
+        "test",
+    )
+    mean = {name: o.utility.double().mean() for name, o in done.items()}
+    assert (mean["specialist"] - mean["twap"]) / (mean["oracle"] - mean["twap"]) > 0.99
+    assert rounds[-1].decisions == len(rounds) * 25 * 96 * (N - 1)
+
+
+def test_each_round_keeps_its_own_weights_and_a_seed_gives_one_specialist() -> None:
+    first, again, other = (short(seed=seed, iterations=2) for seed in (1, 1, 2))
+    weights = [[r.policy.network.state_dict()["0.weight"] for r in run] for run in (first, again, other)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[2][0])
+    assert not torch.equal(weights[0][0], weights[0][1])
+
+
+@pytest.mark.parametrize("perceive", [with_errors, blind_to_regimes])
+def test_a_specialist_learns_from_what_its_world_lets_it_see(perceive: object) -> None:
+    liquidity = Liquidity(depth_sd=scalar(0.4 if perceive is with_errors else 0.0))
+    regimes = (
+        Regimes() if perceive is with_errors else Regimes(scalar(2.0), scalar(3.0), scalar(4.0), scalar(4.0))
+    )
+    market = dataclasses.replace(MARKET, liquidity=liquidity, regimes=regimes)
+    condition = dataclasses.replace(CONDITION, market=market)
+    rounds = short(condition, perceive=perceive, tolerance=10.0)
+    assert best_round(rounds).score > 0.3
