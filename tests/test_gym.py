@@ -28,9 +28,10 @@ from flowoe_lib.execution.execution import (
     execute,
     fraction_of_score,
 )
-from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.execution.information import Perceive, blind_to_regimes, with_errors
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
@@ -44,9 +45,16 @@ RICH = Market(
     Liquidity(scalar(2.0), scalar(0.5), scalar(12.0), scalar(0.8)),
     drift=scalar(30.0),
 )
+SWITCHING = dataclasses.replace(
+    RICH, regimes=Regimes(scalar(2.0), scalar(3.0), enter=scalar(2.0), leave=scalar(6.0))
+)
 SELL = Order(scalar(0.1), scalar(5e-4))
 BUY = Order(scalar(0.1), scalar(5e-4), scalar(-1.0))
-CASES = [pytest.param(PLAIN, SELL, id="plain"), pytest.param(RICH, BUY, id="rich")]
+CASES = [
+    pytest.param(PLAIN, SELL, id="plain"),
+    pytest.param(RICH, BUY, id="rich"),
+    pytest.param(SWITCHING, SELL, id="switching"),
+]
 REWARDS = [controlled_utility, realised_utility, advantage_over_twap]
 
 
@@ -217,7 +225,8 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
         simulated += simulation.book(j, torch.stack((before, left)), *costs).utility_bps(order)
     error = (simulated - twap_value(simulation, k, start, q)).double()
     # Unbiased in every state: the error is orthogonal to every feature of the state.
-    states = torch.ones(n), q, paths.variance[k] / market.heston.theta, paths.log_depth[k].expand(n)
+    depth, stressed = (x[k].expand(n) for x in (paths.log_depth, paths.stressed))
+    states = torch.ones(n), q, paths.variance[k] / market.heston.theta, depth, stressed
     for state in (s.double() for s in states):
         z = (error * state).mean() / ((error * state).std() / n**0.5 + 1e-6)
         assert z.abs() < 4
@@ -254,6 +263,32 @@ def test_advantages_do_not_depend_on_what_comes_later() -> None:
     )
     torch.testing.assert_close(mine[: k + 1], theirs[: k + 1], rtol=0, atol=0)
     assert not torch.allclose(mine[k + 1 :], theirs[k + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("market", "perceive"),
+    [
+        pytest.param(RICH, with_errors, id="estimates"),
+        pytest.param(SWITCHING, blind_to_regimes, id="regimes"),
+    ],
+)
+def test_many_orders_are_shown_what_their_world_lets_them_see_and_paid_what_is_so(
+    market: Market, perceive: Perceive
+) -> None:
+    env = ExecutionVecEnv(market, SELL, 40, N, 3, perceive=perceive)
+    first = env.reset()
+    draws = generator(3, "market")
+    paths = simulate(market, 40, N, draws)
+    known = perceive(paths, market, draws)
+    perceived = OrderSimulation(paths, market, SELL, known)
+    np.testing.assert_array_equal(first, features(perceived.observe(0, torch.ones(40))).numpy())
+    assert not np.allclose(
+        first, features(OrderSimulation(paths, market, SELL).observe(0, torch.ones(40))).numpy()
+    )
+    scores = random_scores(40)
+    _, rewards, _, _ = env.step(scores[0][:, None].numpy())
+    truth = rewards_of(OrderSimulation(paths, market, SELL), scores, advantage_over_twap)[0]
+    np.testing.assert_allclose(rewards, truth[0], rtol=1e-5, atol=1e-5)
 
 
 def test_orders_of_different_conditions_share_a_tensor() -> None:

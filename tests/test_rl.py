@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +24,22 @@ from flowoe_lib.execution.execution import (
     fraction_of_score,
 )
 from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.execution.information import blind_to_regimes
 from flowoe_lib.market.batching import batch
-from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, scalar
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training import reinforcement as rl_training
-from flowoe_lib.training.reinforcement import Snapshot, reward_unit, train_ppo, train_sac
+from flowoe_lib.training.plateau import best_round, validation_capture
+from flowoe_lib.training.reinforcement import (
+    Snapshot,
+    reward_unit,
+    train_ppo,
+    train_ppo_to_plateau,
+    train_sac,
+)
 
 N, ORDERS = 8, 128
 DAY = ORDERS * (N - 1)
@@ -180,6 +190,43 @@ def test_the_same_seed_gives_the_same_expert() -> None:
     )
     assert all(same)
     assert not any(different)
+
+
+def test_training_to_a_plateau_goes_on_from_round_to_round_at_a_falling_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = iter([0.0, 1.0, 0.5, 0.5])
+    models: list[PPO] = []
+    rates: list[float] = []
+
+    class Kept(PPO):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            models.append(self)
+
+    def score(policy: Policy) -> float:
+        rates.append(models[0].policy.optimizer.param_groups[0]["lr"])
+        return next(scores)
+
+    monkeypatch.setattr(rl_training, "PPO", Kept)
+    rounds = train_ppo_to_plateau(FLAT, N, 1, score, patience=2, tolerance=0.1, days=2, n_orders=ORDERS)
+    assert [r.decisions for r in rounds] == [2 * DAY, 4 * DAY, 6 * DAY, 8 * DAY]
+    assert models[0].num_timesteps == 8 * DAY
+    np.testing.assert_allclose(np.divide(rates, rates[0]), [1, 1, 1, 0.5])
+    weights = [r.policy.layers[0][0] for r in rounds]
+    assert not any(torch.equal(a, b) for a, b in pairwise(weights))
+    # The best round is what it was when it was scored, whatever was learned afterwards.
+    assert best_round(rounds) is rounds[1]
+
+
+def test_experts_learn_from_what_their_world_lets_them_see_and_beat_twap_on_validation() -> None:
+    regimes = Regimes(scalar(2.5), scalar(4.0), scalar(4.0), scalar(4.0))
+    switching = Condition("switching", "fast", Market(HESTON, regimes=regimes), ORDER)
+    score = validation_capture(switching, 2_000, N, 3, blind_to_regimes)
+    rounds = train_ppo_to_plateau(
+        switching, N, 0, score, patience=1, tolerance=0.2, days=15, n_orders=ORDERS, perceive=blind_to_regimes
+    )
+    assert best_round(rounds).score > 0.2
 
 
 def test_unit_of_reward_is_a_fiftieth_of_the_cost_of_almgren_and_chriss() -> None:

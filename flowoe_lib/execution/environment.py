@@ -68,7 +68,8 @@ def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) 
 def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
-    The closed form uses that E_k[V] decays exponentially to theta and that depth is lognormal.
+    The closed form uses that E_k[V] decays exponentially to theta, that depth is lognormal, and that the chance
+    of the stressed regime decays to its share of time, independently of both.
     """
     paths, market, order = simulation.paths, simulation.market, simulation.order
     beta, n_left = market.impact.beta, paths.n_buckets - start
@@ -77,16 +78,34 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
     even = inventory / n_left
 
     mean = market.heston.theta * paths.dt
-    variance = mean + (paths.expected_variance[k] - mean) * torch.exp(-market.heston.kappa * days)
+    (raised, later_raised), (dearer, later_dearer) = (
+        _regime_factors(simulation, k, days, factor)
+        for factor in (market.regimes.volatility_multiplier.square(), market.regimes.cost_multiplier)
+    )
+    usual = paths.expected_variance[k] / raised
+    variance = later_raised * (mean + (usual - mean) * torch.exp(-market.heston.kappa * days))
     kept = torch.exp(-market.liquidity.depth_reversion * days)
-    shift = paths.log_depth[k] + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
+    shift = (
+        paths.log_depth[k] + dearer.log() / beta + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
+    )
     relative = (paths.volume[k] / paths.volume[start:]) ** beta * torch.exp(beta * (1 - kept) * shift)
+    relative = relative * (later_dearer / dearer)
 
     temporary = simulation.slope[k] * relative.sum(0) * even ** (1 + beta)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
     drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
     return order.side * held.sum() * drift * inventory - temporary - permanent - risk
+
+
+def _regime_factors(
+    simulation: OrderSimulation, k: int, days: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the regime multiplies by in bucket k, and the mean of it ``days`` [buckets, 1] later."""
+    regimes, stressed = simulation.market.regimes, simulation.paths.stressed[k]
+    share = regimes.stressed_share
+    chance = share + (stressed.to(days) - share) * torch.exp(-(regimes.enter + regimes.leave) * days)
+    return torch.where(stressed, factor, 1), 1 + chance * (factor - 1)
 
 
 def advance(
@@ -128,8 +147,6 @@ def check_sizes(n_buckets: int, market: Market, order: Order, n_orders: int) -> 
 
     map_tensors(fits, market)
     map_tensors(fits, order)
-    if market.regimes.present:
-        raise ValueError("Market.regimes: must be absent, an even pace has no value in closed form with them")
     if n_buckets < 2:
         raise ValueError(f"n_buckets = {n_buckets}: must be at least 2, for there to be a decision")
 
