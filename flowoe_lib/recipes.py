@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["Source", "check_unchanged", "library_digest", "recipe", "sha256"]
+__all__ = ["Source", "check_unchanged", "content_of", "library_digest", "recipe", "sha256"]
 
 
 LIBRARY = Path(__file__).parent
@@ -112,7 +112,7 @@ def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
     label = _name(task, modules)
     bound = inspect.signature(task).bind(*args, **kwargs)
     bound.apply_defaults()
-    arguments = {name: _digest(_content(value, modules)) for name, value in bound.arguments.items()}
+    arguments = {name: _digest(content_of(value, modules)) for name, value in bound.arguments.items()}
     imported = frozenset[str]().union(*map(_imported_by, modules))
     return {
         "task": label,
@@ -138,7 +138,7 @@ def _name(value: Any, modules: set[str]) -> str:
     return f"{module}.{name}"
 
 
-def _content(value: Any, modules: set[str]) -> Any:
+def content_of(value: Any, modules: set[str]) -> Any:
     """``value`` as JSON, equal for equal content; modules of its functions are added to ``modules``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -146,7 +146,7 @@ def _content(value: Any, modules: set[str]) -> Any:
     import pandas as pd
     import torch
 
-    content = functools.partial(_content, modules=modules)
+    content = functools.partial(content_of, modules=modules)
     match value:
         case np.generic():
             return value.item()

@@ -2,25 +2,20 @@
 
 import copy
 import dataclasses
-import importlib
 import math
-import sys
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from flowoe_lib.evaluation import contestants as module
 from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_days
-from flowoe_lib.evaluation.scorecard import market_days
+from flowoe_lib.evaluation.scorecard import Evaluation, market_days
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
 from flowoe_lib.randomness import generator
+from flowoe_lib.recipes import LOADED
 
 CONDITION = Condition(
     "test",
@@ -29,7 +24,6 @@ CONDITION = Condition(
     Order(scalar(0.1), scalar(5e-4)),
 )
 SETTINGS: dict[str, Any] = {"buckets": 9, "conditions": [CONDITION]}
-WRITTEN = "written_policy"
 
 
 def everyone() -> dict[str, Any]:
@@ -40,24 +34,6 @@ def everyone() -> dict[str, Any]:
         "flow": FlowPolicy(EndpointField(generator(1, "weights")), steps=2),
         "tilted": partial(vwap, noise=scalar(0.5)),
     }
-
-
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module on disk with one policy."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield tmp_path / f"{WRITTEN}.py"
-    sys.modules.pop(WRITTEN, None)
-
-
-def policy_of(path: Path, body: str) -> Any:
-    path.write_text(f"def policy(obs, noise):\n    {body}\n")
-    sys.modules.pop(WRITTEN, None)
-    importlib.invalidate_caches()
-    module._source_digest.cache_clear()
-    loaded: ModuleType = importlib.import_module(WRITTEN)
-    return loaded.policy
 
 
 def test_equal_contestants_have_equal_days_in_whatever_order_they_are_named() -> None:
@@ -99,20 +75,28 @@ def test_a_changed_weight_setting_or_name_gives_other_days() -> None:
     assert len({seed_of_test_days(digest) for digest in digests}) == len(digests)
 
 
-def test_a_changed_source_gives_other_days_and_the_same_source_the_same(written: Path) -> None:
-    def digest(body: str) -> str:
-        return contestants_digest({"written": policy_of(written, body)}, {})
+@pytest.mark.parametrize("defines", ["schedules", "flow"])
+def test_a_changed_source_of_a_contestant_gives_other_days(
+    defines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contestants_digest(everyone(), SETTINGS)
+    name = f"flowoe_lib.policies.{defines}"
+    monkeypatch.setitem(LOADED, name, LOADED[name]._replace(sha256="edited"))
+    assert contestants_digest(everyone(), SETTINGS) != before
 
-    first = digest("return 0.5 * noise")
-    assert digest("return 0.6 * noise") != first
-    assert digest("return 0.5 * noise") == first
+
+def test_the_source_of_what_does_not_take_part_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contestants_digest({"twap": twap}, {})
+    name = "flowoe_lib.policies.flow"
+    monkeypatch.setitem(LOADED, name, LOADED[name]._replace(sha256="edited"))
+    assert contestants_digest({"twap": twap}, {}) == before
 
 
-def test_a_policy_s_class_counts_by_its_source_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    people = {"planned": everyone()["planned"]}
-    before = contestants_digest(people, {})
-    monkeypatch.setattr(module, "_source_digest", lambda source: "edited")
-    assert contestants_digest(people, {}) != before
+def test_code_that_is_no_longer_the_one_on_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "flowoe_lib.policies.schedules"
+    monkeypatch.setitem(LOADED, name, LOADED[name]._replace(modified_ns=1))
+    with pytest.raises(RuntimeError, match=r"schedules\.py changed"):
+        contestants_digest({"twap": twap}, {})
 
 
 def test_content_counts_not_identity_layout_or_device() -> None:
@@ -132,7 +116,8 @@ def test_test_days_differ_between_contestants_while_validation_days_stay() -> No
     ]
 
     def first_day(seed: int, stream: str) -> torch.Tensor:
-        return next(market_days(CONDITION, 10, 9, seed, stream)).variance
+        evaluation = Evaluation(n_paths=10, n_few=10, n_validation=10, n_buckets=9, seed=seed, chunk=10)
+        return next(market_days(CONDITION, evaluation, stream)).variance
 
     one, other, again = (first_day(seed, "test") for seed in seeds)
     assert torch.equal(one, again)
@@ -144,12 +129,11 @@ def test_test_days_differ_between_contestants_while_validation_days_stay() -> No
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (lambda obs, noise: noise, TypeError, r"contestants\['odd'\] is .*<lambda>"),
-        (object(), TypeError, r"contestants\['odd'\] is a object"),
-        (max, TypeError, r"is a builtin_function_or_method"),
-        ({1: 2}, TypeError, "has the key 1: must be a string"),
-        ({"rate": math.nan}, ValueError, r"contestants\['odd'\]\.rate = nan: must be finite"),
-        ([math.inf], ValueError, r"contestants\['odd'\]\.0 = inf"),
+        (lambda obs, noise: noise, TypeError, r"contestant 'odd': .*<lambda>"),
+        (object(), TypeError, "contestant 'odd': a recipe cannot hold object"),
+        (max, TypeError, "cannot hold builtin_function_or_method"),
+        ({"rate": math.nan}, ValueError, "contestant 'odd': "),
+        ([math.inf], ValueError, "contestant 'odd': "),
     ],
 )
 def test_what_has_no_canonical_content_is_refused_by_name(

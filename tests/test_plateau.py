@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flowoe_lib.evaluation.scorecard import evaluate
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.execution import (
     ACTION_LIMIT,
     Observation,
@@ -34,6 +34,10 @@ CONDITION = Condition("test", "one", MARKET, Order(scalar(0.1), scalar(1e-3)))
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def days(n: int, seed: int) -> Evaluation:
+    return Evaluation(n_paths=n, n_few=n, n_validation=n, n_buckets=N, seed=seed, chunk=n)
 
 
 def rounds_of(
@@ -109,9 +113,9 @@ def test_validation_days_are_those_of_the_scorecard_s_validation() -> None:
         return (2 * twap(obs, noise)).clamp(max=1)
 
     captured = score(keen)
-    runs = {"keen": (keen, 300), "twap": (twap, 300)}
-    done = evaluate(runs, CONDITION, N, 4, "validation", with_errors)
-    best = evaluate({"oracle": (oracle, 300)}, CONDITION, N, 4, "validation")["oracle"]
+    evaluation = days(300, 4)
+    done = evaluate({"keen": keen, "twap": twap}, CONDITION, evaluation, "validation", with_errors)
+    best = evaluate({"oracle": oracle}, CONDITION, evaluation, "validation")["oracle"]
     keen_gain, gap = ((x.utility - done["twap"].utility).double().mean() for x in (done["keen"], best))
     assert captured == pytest.approx(float(keen_gain / gap), rel=1e-4)
     # What is seen are estimates.
@@ -124,8 +128,8 @@ def test_a_limit_that_is_none_is_refused() -> None:
 
 
 def seen(k: int, n_paths: int = 4_000) -> Observation:
-    days = simulate(MARKET, n_paths, N, generator(2, "days"))
-    return OrderSimulation(days, MARKET, CONDITION.order).observe(k, torch.ones(n_paths))
+    paths = simulate(MARKET, n_paths, N, generator(2, "days"))
+    return OrderSimulation(paths, MARKET, CONDITION.order).observe(k, torch.ones(n_paths))
 
 
 def test_random_scores_are_uniform_within_the_limit() -> None:
@@ -163,17 +167,12 @@ def test_a_specialist_reaches_the_optimum_of_its_condition() -> None:
     best = best_round(rounds)
     assert best.score > 0.99
     # It is as good on days on which nothing was chosen.
-    done = evaluate(
-        {
-            "specialist": (best.policy, 4_000),
-            "twap": (twap, 4_000),
-            "oracle": (solve_oracle(MARKET, CONDITION.order, N), 4_000),
-        },
-        CONDITION,
-        N,
-        5,
-        "test",
-    )
+    everyone: dict[str, Policy] = {
+        "specialist": best.policy,
+        "twap": twap,
+        "oracle": solve_oracle(MARKET, CONDITION.order, N),
+    }
+    done = evaluate(everyone, CONDITION, days(4_000, 5), "test")
     mean = {name: o.utility.double().mean() for name, o in done.items()}
     assert (mean["specialist"] - mean["twap"]) / (mean["oracle"] - mean["twap"]) > 0.99
     assert rounds[-1].decisions == len(rounds) * 25 * 96 * (N - 1)

@@ -68,8 +68,8 @@ def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) 
 def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
-    The closed form uses that E_k[V] decays exponentially to theta, that depth is lognormal, and that the chance
-    of the stressed regime decays to its share of time, independently of both.
+    The closed form uses that E_k[V] decays exponentially to theta, that depth is lognormal, and that the
+    chance of the stressed regime decays to its share of time, independently of both.
     """
     paths, market, order = simulation.paths, simulation.market, simulation.order
     beta, n_left = market.impact.beta, paths.n_buckets - start

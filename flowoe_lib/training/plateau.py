@@ -111,7 +111,7 @@ def validation_capture(
 ) -> Score:
     """Capture on validation days, (U_policy - U_TWAP) / (U_limit - U_TWAP), as a function of the policy.
 
-    Days are the first chunk of the stream "validation" of :mod:`flowoe_lib.evaluation.scorecard`.
+    Days are those of the stream "validation" of :mod:`flowoe_lib.evaluation.scorecard`, in one chunk.
 
     Parameters
     ----------
