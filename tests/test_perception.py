@@ -124,6 +124,10 @@ def test_information_does_not_depend_on_the_future(name: str, k: int) -> None:
         assert torch.equal(one[: k + 1], other[: k + 1])
         if k < N - 1:
             assert (one[k + 1 :] != other[k + 1 :]).float().mean() > 0.3
+    if before.regimes and after.regimes:
+        one, other = (known.stressed.expand(N, 30) for known in (before.regimes, after.regimes))
+        assert torch.equal(one[: k + 1], other[: k + 1])
+        assert same(before.regimes.market, after.regimes.market)
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -198,6 +202,8 @@ def test_beliefs_from_regime_signals_are_calibrated() -> None:
             expected = belief[k, part].double().mean().item()
             error = (expected * (1 - expected) / len(part)) ** 0.5
             assert happened.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
+    assert known.regimes is not None
+    torch.testing.assert_close(known.regimes.stressed, belief, rtol=0, atol=1e-4)
     # Estimated depth gives the expected temporary cost.
     cost = 1 + belief * (m.regimes.cost_multiplier - 1)
     informed = regimes_as_depth(paths, m, generator(0, "unused"))

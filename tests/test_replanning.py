@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import expm
 from scipy.optimize import minimize
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, Policy, execute
-from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar, volume_profile
-from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.execution.information import (
+    RegimeBelief,
+    blind_to_regimes,
+    exact,
+    regimes_as_depth,
+    relative_depth,
+)
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Regimes, scalar, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade, moment_matched
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
@@ -183,3 +191,58 @@ def test_a_buy_against_the_drift_is_a_sell_with_it() -> None:
 def test_nothing_left_is_nothing_traded() -> None:
     trade = mpc(observation(market(), order(), N, 5, torch.zeros(2)), torch.zeros(2))
     assert torch.isfinite(trade).all()
+
+
+def stressed_at_times(m: Market) -> Market:
+    return dataclasses.replace(m, regimes=Regimes(scalar(2.0), scalar(3.0), scalar(4.0), scalar(8.0)))
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.8])
+def test_under_hidden_regimes_it_plans_on_their_means_at_each_later_bucket(chance: float) -> None:
+    n, k, q, aversion = 6, 2, 0.7, 2e-3
+    calm, o = with_depth(market()), order(aversion)
+    m = stressed_at_times(calm)
+    integral, slope = forecasts(calm, n, k, 3e-4, -0.2)
+    chain = expm(np.array([[-4.0, 4.0], [8.0, -8.0]]) / n)
+    law = np.array([1 - chance, chance])
+    for j in range(n - k):
+        integral[j] *= law @ [1, 4]
+        slope[j] *= law @ [1, 3]
+        law = law @ chain
+
+    def loss(shares: Array) -> float:
+        traded = q * np.exp(shares) / np.exp(shares).sum()
+        left = q - traded.cumsum()
+        return float((slope * traded**1.6).sum() + aversion * 1e8 * (left**2 * integral).sum())
+
+    best = minimize(loss, np.zeros(n - k), method="BFGS", options={"gtol": 1e-9}).x
+    first = np.exp(best[0]) / np.exp(best).sum()
+    believed = moment_matched(m)
+    # What agents perceive: expected variance, and the depth of an average market that costs as much.
+    variance = torch.tensor([3e-4 * (1 + 3 * chance)])
+    depth = -0.2 + float(relative_depth(m, believed)) - math.log(1 + 2 * chance) / 0.6
+    obs = observation(believed, o, n, k, torch.tensor([q]), variance, depth)
+    obs = dataclasses.replace(obs, regimes=RegimeBelief(m, torch.tensor([chance])))
+    assert float(mpc(obs, torch.zeros(1))) == pytest.approx(first, abs=3e-5)
+
+
+def test_under_hidden_regimes_their_chances_beat_the_average_market() -> None:
+    m, o = stressed_at_times(market(0.01, 0.5)), order()
+    paths = simulate(m, 3_000, N, generator(2, "replanning"))
+    known = blind_to_regimes(paths, m, generator(2, "errors"))
+    informed, averaged = (
+        execute(mpc, paths, m, o, generator(2, "noise"), view).utility_bps(o).double()
+        for view in (known, dataclasses.replace(known, regimes=None))
+    )
+    gain = informed - averaged
+    assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+def test_regimes_that_are_seen_are_planned_on_however_they_are_told() -> None:
+    m, o = stressed_at_times(market()), order()
+    paths = simulate(m, 200, N, generator(3, "replanning"))
+    told = [perceive(paths, m, generator(3, "errors")) for perceive in (exact, regimes_as_depth)]
+    one, other = (execute(mpc, paths, m, o, generator(3, "noise"), known).inventory for known in told)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    alone = execute(mpc, paths, m, o, generator(3, "noise")).inventory
+    assert torch.equal(alone, one)

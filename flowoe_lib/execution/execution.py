@@ -4,7 +4,7 @@ In each bucket a policy receives an :class:`Observation`, which contains nothing
 bucket, and returns the fraction of the remaining inventory to trade. The last bucket trades all that is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution.information import Information
+from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Market, Order
@@ -60,6 +60,8 @@ class Observation:
     order: Order
     pre_trade: PreTrade
     """Urgency, cost and attainable gain from the two."""
+    regimes: RegimeBelief | None = None
+    """Belief about the regimes; None if traders know only ``market``, which may average over them."""
 
 
 class Policy(Protocol):
@@ -134,7 +136,7 @@ class OrderSimulation:
         self, paths: MarketPaths, market: Market, order: Order, information: Information | None = None
     ) -> None:
         self.paths, self.market, self.order = paths, market, order
-        self.information = information or Information(market, paths.variance, paths.log_depth)
+        self.information = information or exact(paths, market, torch.default_generator)
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
         self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
@@ -159,7 +161,8 @@ class OrderSimulation:
         """
         known, observation = self._shown
         now = {"variance": known.variance[k], "log_depth": known.log_depth[k], "return_bps": self.returns[k]}
-        return observation(k=k, inventory=inventory, **now)
+        regimes = known.regimes and replace(known.regimes, stressed=known.regimes.stressed[k])
+        return observation(k=k, inventory=inventory, regimes=regimes, **now)
 
     def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trade ``traded`` of ``inventory`` in one bucket or in each of several.

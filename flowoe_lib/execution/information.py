@@ -22,10 +22,12 @@ __all__ = [
     "Errors",
     "Information",
     "Perceive",
+    "RegimeBelief",
     "blind_to_regimes",
     "exact",
     "regimes_as_depth",
     "regimes_by_signals",
+    "relative_depth",
     "with_errors",
 ]
 
@@ -47,6 +49,31 @@ SIGNALS = (0.2, 2.0)
 
 
 @dataclass(frozen=True)
+class RegimeBelief:
+    """Traders' belief about the regimes: the probability of stress, and the law of the regimes.
+
+    Source: Hamilton (1989), Econometrica 57, for forecasts of a hidden Markov chain.
+    """
+
+    market: Market
+    """The market in its calm regime, with its regimes."""
+    stressed: Tensor
+    """Probability of the stressed regime given the information at the start of a bucket, [N, paths] or
+    [paths]."""
+
+    def multipliers(self, days: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected multipliers of variance and of temporary impact after ``days`` [times, 1].
+
+        Each [times, paths], for ``stressed`` [paths].
+        """
+        regimes = self.market.regimes
+        share, decay = regimes.stressed_share, torch.exp(-(regimes.enter + regimes.leave) * days)
+        probability = share + (self.stressed - share) * decay
+        variance = 1 + probability * (regimes.volatility_multiplier.square() - 1)
+        return variance, 1 + probability * (regimes.cost_multiplier - 1)
+
+
+@dataclass(frozen=True)
 class Information:
     """What traders know of the market on each path."""
 
@@ -56,6 +83,8 @@ class Information:
     """Estimated variance per day at the start of each bucket, [N, paths]."""
     log_depth: Tensor
     """Estimated log depth at the start of each bucket, broadcastable to [N, paths]."""
+    regimes: RegimeBelief | None = None
+    """Belief about the regimes; None if traders know only ``market``, which may average over them."""
 
 
 Perceive = Callable[[MarketPaths, Market, torch.Generator], Information]
@@ -63,8 +92,9 @@ Perceive = Callable[[MarketPaths, Market, torch.Generator], Information]
 
 
 def exact(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
-    """Full information: the true parameters, variance and depth, but not the future."""
-    return Information(market, paths.variance, paths.log_depth)
+    """Full information: the true parameters, variance, depth and regime, but not the future."""
+    belief = RegimeBelief(market, paths.stressed.to(paths.variance))
+    return Information(market, paths.variance, paths.log_depth, belief)
 
 
 def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
@@ -76,13 +106,15 @@ def blind_to_regimes(paths: MarketPaths, market: Market, generator: torch.Genera
     believed = moment_matched(market)
     variance, stressed = filtered_state(realised_variance(paths, generator), market, paths.dt)
     log_cost = (1 + stressed * (market.regimes.cost_multiplier - 1)).log()
-    return Information(believed, variance, _relative_depth(market, believed) - log_cost / market.impact.beta)
+    depth = relative_depth(market, believed) - log_cost / market.impact.beta
+    return Information(believed, variance, depth, RegimeBelief(market, stressed))
 
 
 def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
     """Full information, with the regime expressed as variance and depth of the moment-matched market."""
     believed = moment_matched(market)
-    return Information(believed, paths.variance, paths.log_depth + _relative_depth(market, believed))
+    depth = paths.log_depth + relative_depth(market, believed)
+    return Information(believed, paths.variance, depth, RegimeBelief(market, paths.stressed.to(depth)))
 
 
 def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
@@ -104,15 +136,16 @@ def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Gene
     for evidence in (signals - 0.5) / noise_sd.square():
         posteriors.append(torch.sigmoid(torch.logit(prior, 1e-6) + evidence))
         prior = from_calm + (from_stressed - from_calm) * posteriors[-1]
+    stressed = torch.stack(posteriors)
     variance_ratio, cost_ratio = (
-        (1 + torch.stack(posteriors) * (factor - 1)) / torch.where(paths.stressed, factor, 1)
+        (1 + stressed * (factor - 1)) / torch.where(paths.stressed, factor, 1)
         for factor in (regimes.volatility_multiplier.square(), regimes.cost_multiplier)
     )
-    depth = paths.log_depth - cost_ratio.log() / market.impact.beta
-    return Information(believed, paths.variance * variance_ratio, depth + _relative_depth(market, believed))
+    depth = paths.log_depth - cost_ratio.log() / market.impact.beta + relative_depth(market, believed)
+    return Information(believed, paths.variance * variance_ratio, depth, RegimeBelief(market, stressed))
 
 
-def _relative_depth(market: Market, believed: Market) -> Tensor:
+def relative_depth(market: Market, believed: Market) -> Tensor:
     """Log depth of the calm regime relative to the moment-matched market."""
     usual, calm = (m.liquidity.illiquidity * m.heston.theta.sqrt() for m in (believed, market))
     return (usual / calm).log() / market.impact.beta

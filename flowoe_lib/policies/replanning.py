@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.information import RegimeBelief, relative_depth
 from flowoe_lib.market.impact import expected_depth_cost
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
@@ -65,24 +66,25 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
 
 def mpc(obs: Observation, noise: Tensor) -> Tensor:
-    """Model predictive control: the best schedule of what is left under the concave impact, solved anew.
+    """Model predictive control: re-plan the remaining inventory under concave impact in every bucket.
 
-    At bucket k the order's rest q_k is scheduled as if the forecasts made now were certain,
+    At bucket k the remaining inventory q_k is scheduled as if current forecasts were certain,
 
         max sum_j q_{j+1} mu dt - lambda 1e8 q_{j+1}^2 IV_j - c_j a_j^(1 + beta),  q_{j+1} = q_j - a_j >= 0,
 
-    with IV_j = E[int V | V_k] over bucket j, c_j the slope of temporary impact times
-    E[L_j^-beta | L_k], and mu the known drift or its posterior mean. Only its first trade is made. The
-    marginal cost p_j = (1 + beta) c_j a_j^beta follows p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu dt, so
-    p_k determines the schedule: too large a value sells out before the close, too small a value leaves a
-    remainder, and the one in between is bracketed by bisection. Linear permanent impact does not depend on
-    the schedule; sub-linear permanent impact is disregarded.
+    with IV_j = E[int V | V_k] over bucket j, c_j the slope of temporary impact times E[L_j^-beta | L_k], and
+    mu the known drift or its posterior mean. With regimes, IV_j and c_j are means over the regime in bucket j
+    given the probability of stress at k. Only the first trade is executed. The marginal cost
+    p_j = (1 + beta) c_j a_j^beta follows p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu dt, so p_k determines
+    the schedule and is found by bisection: if it is too large, the order ends before the close; if it is too
+    small, inventory remains. Linear permanent impact does not depend on the schedule; sub-linear permanent
+    impact is neglected.
 
     Parameters
     ----------
     obs : Observation
-        Variance, depth, inventory and price return at the start of bucket k, each [paths], and estimates of
-        the market, fields of shape [] or [paths].
+        Variance, depth, inventory and price return at the start of bucket k, each [paths], estimates of the
+        market, fields of shape [] or [paths], and the probability of stress where there are regimes.
     noise : Tensor
         Not used, [paths].
 
@@ -96,15 +98,20 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     Bertsekas (2017), Dynamic Programming and Optimal Control, section 6.2, on certainty-equivalent control;
     Almgren (2003), Applied Mathematical Finance 10, for the first-order conditions under concave impact.
     """
-    market, liquidity, beta = obs.market, obs.market.liquidity, obs.market.impact.beta
+    belief = obs.regimes or RegimeBelief(obs.market, torch.zeros_like(noise))
+    market, liquidity, beta = belief.market, belief.market.liquidity, belief.market.impact.beta
     n_left, dt = obs.n_buckets - obs.k, 1 / obs.n_buckets
     days = torch.arange(n_left, device=noise.device)[:, None] * dt
-    mean = market.heston.theta + (obs.variance - market.heston.theta) * torch.exp(-market.heston.kappa * days)
-    variance = VarianceStep.over(market.heston, dt).integral(mean)
+    variance_ratio, cost_ratio = belief.multipliers(days)
+    calm_variance = obs.variance / variance_ratio[0]
+    calm_depth = obs.log_depth - relative_depth(market, obs.market) + cost_ratio[0].log() / beta
+    theta, reversion = market.heston.theta, torch.exp(-market.heston.kappa * days)
+    mean = theta + (calm_variance - theta) * reversion
+    variance = VarianceStep.over(market.heston, dt).integral(mean) * variance_ratio
     decay = torch.exp(-liquidity.depth_reversion * days)
-    thinness = (beta * liquidity.depth_sd).square() * (1 - decay.square()) / 2 - beta * obs.log_depth * decay
+    log_cost = (beta * liquidity.depth_sd).square() * (1 - decay.square()) / 2 - beta * calm_depth * decay
     pace = obs.order.size / obs.volume[obs.k :]
-    marginal = (1 + beta) * market.temporary_cost_bps(pace) * dt ** (-beta) * thinness.exp()
+    marginal = (1 + beta) * market.temporary_cost_bps(pace) * dt ** (-beta) * log_cost.exp() * cost_ratio
     drift = posterior_drift(market, obs.order, obs.return_bps, obs.k * dt) * dt
 
     marginal = marginal.expand(n_left, len(noise))

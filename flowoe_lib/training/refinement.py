@@ -126,7 +126,8 @@ def ascend(
     for _ in range(iterations):
         market, order = draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
-        times = (torch.rand(n_buckets, paths, generator=draws, device=draws.device) - 0.25).clamp_min(0) / 0.75
+        uniform = torch.rand(n_buckets, paths, generator=draws, device=draws.device)
+        times = (uniform - 0.25).clamp_min(0) / 0.75
         known = perceive(market_paths, market, draws)
         done = execute(acting(times), market_paths, market, order, draws, known)
         scale = utility_scale(known.market, order)
