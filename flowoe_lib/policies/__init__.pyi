@@ -1,6 +1,7 @@
 from . import almgren_chriss as almgren_chriss
 from . import dynamic_programming as dynamic_programming
 from . import ensemble as ensemble
+from . import filtered as filtered
 from . import flow as flow
 from . import oracle as oracle
 from . import random_policy as random_policy

@@ -11,7 +11,14 @@ from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
-__all__ = ["backward_induction", "expectation", "interpolate_table", "normal_rule", "one_condition"]
+__all__ = [
+    "backward_induction",
+    "expectation",
+    "interpolate_table",
+    "normal_rule",
+    "one_condition",
+    "require_grid",
+]
 
 
 HALVINGS = 9
@@ -43,6 +50,13 @@ def one_condition(market: Market, order: Order) -> tuple[Market, Order]:
         return field.detach().double().cpu()
 
     return map_tensors(single, market), map_tensors(single, order)
+
+
+def require_grid(n_buckets: int, *nodes: int) -> None:
+    """Raise ValueError unless there is a bucket, and at least four ``nodes`` on every axis."""
+    if n_buckets < 1 or min(nodes) < 4:
+        grid = " x ".join(map(str, nodes))
+        raise ValueError(f"{n_buckets} buckets, {grid} nodes: must be at least 1, and 4 an axis")
 
 
 def normal_rule(draws: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +120,7 @@ def backward_induction(
 ) -> tuple[Tensor, Tensor]:
     """Solve Bellman's equation from the close back to the open, in inventory and two state variables.
 
-    ``cost_multiplier`` [state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is the value per
+    ``cost_multiplier`` [N, state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is the value per
     unit of inventory before the price move of bucket k, if q [inventory, 1, 1] is held through it and
     ``ahead`` is the value per unit after it; both values are [inventory, state, state]. Returns the value of
     the whole order, bps, [state, state], and the fraction of the remaining inventory to trade,
@@ -118,7 +132,7 @@ def backward_induction(
 
     def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
         shift = permanent_shift(market, order.size, sold, dt)
-        return slope[k] * cost_multiplier * sold ** (1 + beta) + shift * (left + sold / 2)
+        return slope[k] * cost_multiplier[k] * sold ** (1 + beta) + shift * (left + sold / 2)
 
     q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square().reshape(-1, 1, 1)
     value = -cost(n_buckets - 1, torch.zeros_like(q), q)

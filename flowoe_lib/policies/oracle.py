@@ -28,9 +28,10 @@ from flowoe_lib.policies.dynamic_programming import (
     interpolate_table,
     normal_rule,
     one_condition,
+    require_grid,
 )
 
-__all__ = ["Oracle", "solve_belief", "solve_oracle"]
+__all__ = ["LiquidityAxis", "Oracle", "look_up", "solve_belief", "solve_grid", "solve_oracle"]
 
 
 VARIANCE_TAIL = 1e-6
@@ -72,10 +73,10 @@ class Oracle:
         if first != last:
             thin = ((first - obs.log_depth) / (first - last)).clamp(0, 1)
         variance = obs.variance / (1 + thin * (self.stressed_variance - 1))
-        return _look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin)
+        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin)
 
 
-def _look_up(fraction: Tensor, obs: Observation, *state: Tensor) -> Tensor:
+def look_up(fraction: Tensor, obs: Observation, *state: Tensor) -> Tensor:
     """Interpolate a table [N - 1, inventory, ...] of fractions at the observed inventory and ``state``."""
     if obs.n_buckets != len(fraction) + 1:
         raise ValueError(f"n_buckets = {obs.n_buckets}: must be {len(fraction) + 1}, as solved for")
@@ -84,33 +85,35 @@ def _look_up(fraction: Tensor, obs: Observation, *state: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """The state variable of liquidity on its nodes: random depth or the regime."""
+class LiquidityAxis:
+    """The state variable of liquidity on its nodes: depth, the regime, or an estimate of either."""
 
-    depth: Tensor
-    """Log depth, [nodes]."""
+    ends: tuple[float, float]
+    """First and last node."""
     cost_multiplier: Tensor
-    """Multiplier of temporary impact, [nodes]."""
+    """Expected multiplier of temporary impact, [N or 1, nodes]."""
     variance: Tensor
-    """Multiplier of variance, [nodes]."""
+    """Expected multiplier of variance, [nodes]."""
     step: Tensor
-    """Maps f on the nodes to its conditional expectation one bucket later, [nodes, nodes]."""
+    """Maps f on the nodes to its conditional expectation one bucket later, [N or 1, nodes, nodes]."""
     start: Tensor
     """Maps f on the nodes to its expectation at the open, [1, nodes]."""
 
 
-def _depth_axis(market: Market, dt: float, nodes: int, normal: Tensor, weights: Tensor) -> _Axis:
+def _depth_axis(market: Market, dt: float, nodes: int) -> LiquidityAxis:
     liquidity, beta = market.liquidity, market.impact.beta
+    normal, weights = normal_rule(1001)
     half_width = DEPTH_SDS * float(liquidity.depth_sd)
     depth = torch.linspace(half_width, -half_width, nodes if half_width else 1, dtype=torch.float64)
     decay, shock = torch.exp(-liquidity.depth_reversion * dt), liquidity.depth_sd * normal
     following = decay * depth[:, None] + torch.sqrt(1 - decay**2) * shock
     cost_multiplier, later, first = (torch.exp(-beta * x) for x in (depth, following, shock[None]))
     step, start = expectation(cost_multiplier, later, weights), expectation(cost_multiplier, first, weights)
-    return _Axis(depth, cost_multiplier, torch.ones_like(cost_multiplier), step, start)
+    ends = float(depth[0]), float(depth[-1])
+    return LiquidityAxis(ends, cost_multiplier[None], torch.ones_like(depth), step[None], start)
 
 
-def _regime_axis(market: Market, dt: float) -> _Axis:
+def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
     regimes = market.regimes
     if float(market.liquidity.depth_sd):
         raise ValueError("Liquidity.depth_sd > 0 and Market.regimes: must not both be present")
@@ -121,7 +124,46 @@ def _regime_axis(market: Market, dt: float) -> _Axis:
     chance = torch.stack((*regimes.jump(dt), share))
     law = torch.stack((1 - chance, chance), 1)
     variance = torch.stack((unchanged, regimes.volatility_multiplier.square()))
-    return _Axis(-cost_multiplier.log() / market.impact.beta, cost_multiplier, variance, law[:2], law[2:])
+    calm, stressed = (-cost_multiplier.log() / market.impact.beta).tolist()
+    return LiquidityAxis((calm, stressed), cost_multiplier[None], variance, law[None, :2], law[2:])
+
+
+def solve_grid(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    inventory_nodes: int,
+    variance_nodes: int,
+    axis: LiquidityAxis,
+) -> tuple[Tensor, float, float]:
+    """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``.
+
+    Returns the fractions to trade [N - 1, inventory, variance, axis], the last node of variance and the
+    value of the order in bps.
+    """
+    heston, dt = market.heston, 1 / n_buckets
+    normal, weights = normal_rule(1001)
+
+    shape = float(1 / heston.cv**2)
+    scale = float(heston.theta) / shape
+    variance_max = scale * float(gammainccinv(shape, VARIANCE_TAIL))
+    v = variance_max * torch.linspace(0, 1, variance_nodes, dtype=torch.float64).square()
+    step = VarianceStep.over(heston, dt)
+    mean, conditional_variance = (moment.repeat_interleave(len(normal)) for moment in step.moments(v))
+    next_v = qe_variance_step(mean, conditional_variance, normal.repeat(len(v))).reshape(len(v), -1)
+    first_v = scale * torch.from_numpy(gammainccinv(shape, ndtr(-normal.numpy())))
+    step_v, start_v = expectation(v, next_v, weights), expectation(v, first_v[None], weights)
+
+    gain = order.side * market.drift * dt
+    risk = order.risk_aversion * 1e8 * step.integral(v)[:, None] * axis.variance
+    steps = axis.step.expand(n_buckets, -1, -1)
+
+    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
+        return gain - risk * q + torch.einsum("qvl,wv,ml->qwm", ahead, step_v, steps[k])
+
+    cost_multiplier = axis.cost_multiplier[:, None].expand(n_buckets, len(v), -1)
+    value, table = backward_induction(market, order, n_buckets, inventory_nodes, cost_multiplier, carry)
+    return table, variance_max, float(start_v[0] @ value @ axis.start[0])
 
 
 def solve_oracle(
@@ -175,36 +217,12 @@ def solve_oracle(
     >>> round(oracle.value_bps, 1)
     -14.3
     """
-    if n_buckets < 1 or min(inventory_nodes, variance_nodes, depth_nodes) < 4:
-        nodes = f"{inventory_nodes} x {variance_nodes} x {depth_nodes}"
-        raise ValueError(f"{n_buckets} buckets, {nodes} nodes: must be at least 1, and 4 an axis")
+    require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
     market, order = one_condition(market, order)
-    heston, dt = market.heston, 1 / n_buckets
-    normal, weights = normal_rule(1001)
-
-    shape = float(1 / heston.cv**2)
-    scale = float(heston.theta) / shape
-    variance_max = scale * float(gammainccinv(shape, VARIANCE_TAIL))
-    v = variance_max * torch.linspace(0, 1, variance_nodes, dtype=torch.float64).square()
-    step = VarianceStep.over(heston, dt)
-    mean, conditional_variance = (moment.repeat_interleave(len(normal)) for moment in step.moments(v))
-    next_v = qe_variance_step(mean, conditional_variance, normal.repeat(len(v))).reshape(len(v), -1)
-    first_v = scale * torch.from_numpy(gammainccinv(shape, ndtr(-normal.numpy())))
-    step_v, start_v = expectation(v, next_v, weights), expectation(v, first_v[None], weights)
-
-    by_regime = market.regimes.present
-    axis = _regime_axis(market, dt) if by_regime else _depth_axis(market, dt, depth_nodes, normal, weights)
-    gain = order.side * market.drift * dt
-    risk = order.risk_aversion * 1e8 * step.integral(v)[:, None] * axis.variance
-
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        return gain - risk * q + torch.einsum("qvl,wv,ml->qwm", ahead, step_v, axis.step)
-
-    value, table = backward_induction(
-        market, order, n_buckets, inventory_nodes, axis.cost_multiplier.expand(len(v), -1), carry
-    )
-    ends, at_open = (float(axis.depth[0]), float(axis.depth[-1])), float(start_v[0] @ value @ axis.start[0])
-    return Oracle(table, variance_max, ends, float(axis.variance[-1]), at_open)
+    dt = 1 / n_buckets
+    axis = _regime_axis(market, dt) if market.regimes.present else _depth_axis(market, dt, depth_nodes)
+    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return Oracle(table, variance_max, axis.ends, float(axis.variance[-1]), value)
 
 
 BELIEF_SDS = 5.0
@@ -236,7 +254,7 @@ class BeliefOptimum:
         """
         belief = posterior_drift(self.market, self.order, obs.return_bps, obs.k / obs.n_buckets)
         learned = (belief - self.order.side * self.market.drift) / self.half_width
-        return _look_up(self.fraction, obs, (1 + learned) / 2)
+        return look_up(self.fraction, obs, (1 + learned) / 2)
 
 
 def solve_belief(
@@ -250,9 +268,7 @@ def solve_belief(
     ValueError for a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, drift that
     is not hidden, random depth or regimes.
     """
-    if n_buckets < 1 or min(inventory_nodes, belief_nodes) < 4:
-        nodes = f"{inventory_nodes} x {belief_nodes}"
-        raise ValueError(f"{n_buckets} buckets, {nodes} nodes: must be at least 1, and 4 an axis")
+    require_grid(n_buckets, inventory_nodes, belief_nodes)
     market, order = one_condition(market, order)
     if not market.drift_sd > 0:
         raise ValueError("Market.drift_sd = 0: must be > 0, for there to be a hidden drift")
@@ -275,8 +291,7 @@ def solve_belief(
         step = expectation(m, m[:, None] + shocks[k] * normal, weights)
         return m[:, None] * dt - risk * q + step @ ahead
 
-    value, table = backward_induction(
-        market, order, n_buckets, inventory_nodes, torch.ones_like(m)[:, None], carry
-    )
+    unchanged = torch.ones_like(m)[:, None].expand(n_buckets, -1, -1)
+    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
     at_open = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
     return BeliefOptimum(market, order, table[..., 0], half_width, float(at_open[0] @ value[:, 0]))

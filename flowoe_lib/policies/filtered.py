@@ -1,0 +1,208 @@
+"""Optimal policies of traders who observe variance, but filter the regime or the depth from noisy signals.
+
+The Bellman equation of :mod:`flowoe_lib.policies.oracle` with an estimate in the place of the hidden state:
+the probability of stress, or the filtered log depth. Source: Astrom (1965), Journal of Mathematical Analysis
+and Applications 10, for beliefs as the state.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.special import roots_genlaguerre
+from torch import Tensor
+
+from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
+from flowoe_lib.market.model import Market, Order
+from flowoe_lib.policies.dynamic_programming import expectation, normal_rule, one_condition, require_grid
+from flowoe_lib.policies.oracle import DEPTH_SDS, LiquidityAxis, Oracle, look_up, solve_grid
+
+__all__ = ["FilteredRegimeOptimum", "solve_filtered_depth", "solve_filtered_regimes"]
+
+
+LIKELIHOOD_POINTS = 64
+"""Points of the Gauss-Laguerre rule for a bucket's realised variance given its regime."""
+
+
+def solve_filtered_depth(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    *,
+    noise_sd: float = DEPTH_NOISE,
+    inventory_nodes: int = 41,
+    variance_nodes: int = 25,
+    depth_nodes: int = 13,
+) -> Oracle:
+    """Solve for the optimal policy of a trader who observes variance, but depth only with noise.
+
+    The filter of :func:`flowoe_lib.execution.information.filtered_depth` estimates log depth by m_k with a
+    deterministic error variance P_k, so that E[L^-beta | m_k] = exp(-beta m_k + beta^2 P_k / 2). The state is
+    inventory, variance and m. The value is an upper bound for every trader of the realistic world who does
+    not learn the parameters during the day.
+
+    Parameters
+    ----------
+    market, order : Market, Order
+        Fields of shape [].
+    n_buckets : int
+        Number of buckets N of the day.
+    noise_sd : float
+        Standard deviation of the error of displayed log depth.
+    inventory_nodes, variance_nodes, depth_nodes : int
+        Nodes of the grid on each axis, at least four.
+
+    Returns
+    -------
+    flowoe_lib.policies.oracle.Oracle
+        The policy, which uses ``log_depth`` of the observation as m_k, and its value.
+
+    Raises
+    ------
+    ValueError
+        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, ``noise_sd`` that
+        is not positive, constant depth, or regimes.
+
+    References
+    ----------
+    Kalman (1960), Journal of Basic Engineering 82.
+    """
+    require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
+    market, order = one_condition(market, order)
+    if not noise_sd > 0:
+        raise ValueError(f"noise_sd = {noise_sd:g}: must be > 0")
+    if not market.liquidity.depth_sd > 0:
+        raise ValueError("Liquidity.depth_sd = 0: must be > 0, for there to be a hidden depth")
+    if market.regimes.present:
+        raise ValueError("Market.regimes: must be absent")
+    axis = _filtered_depth_axis(market, n_buckets, depth_nodes, noise_sd)
+    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return Oracle(table, variance_max, axis.ends, 1.0, value)
+
+
+def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float) -> LiquidityAxis:
+    """The filtered log depth m, whose error variance P_k does not depend on the observations."""
+    liquidity, beta = market.liquidity, market.impact.beta
+    normal, weights = normal_rule(1001)
+    decay, stationary = torch.exp(-liquidity.depth_reversion / n_buckets), liquidity.depth_sd.square()
+    prior, posteriors, updates = stationary, [], []
+    for _ in range(n_buckets):
+        posteriors.append(prior * noise_sd**2 / (prior + noise_sd**2))
+        updates.append(prior - posteriors[-1])
+        prior = decay**2 * posteriors[-1] + (1 - decay**2) * stationary
+    error, update_sd = torch.stack(posteriors), torch.stack(updates).sqrt()
+    half_width = DEPTH_SDS * float((stationary - error).amax().sqrt())
+    estimate = torch.linspace(half_width, -half_width, nodes, dtype=torch.float64)
+    cost = torch.exp(-beta * estimate)
+    following = [torch.exp(-beta * (decay * estimate[:, None] + sd * normal)) for sd in update_sd]
+    # The step of bucket k includes the update at the start of bucket k + 1.
+    step = torch.stack([expectation(cost, later, weights) for later in following]).roll(-1, 0)
+    start = expectation(cost, torch.exp(-beta * update_sd[0] * normal)[None], weights)
+    cost_multiplier = cost * torch.exp(beta.square() * error[:, None] / 2)
+    ends = half_width, -half_width
+    return LiquidityAxis(ends, cost_multiplier, torch.ones_like(cost), step, start)
+
+
+@dataclass(frozen=True)
+class FilteredRegimeOptimum:
+    """The optimal policy of one condition with hidden regimes and observed variance, and its value.
+
+    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved, and from the
+    observation the probability of stress and the variance. If variance is estimated rather than observed,
+    the policy is certainty-equivalent and ``value_bps`` an upper bound.
+    """
+
+    fraction: Tensor
+    """Fraction of the remaining inventory to trade, [N - 1, inventory, variance, probability], float64. Nodes
+    are uniform in sqrt(q) from 0 to 1, in sqrt(V) of the calm regime from 0, and in p from 0 to 1."""
+    variance_max: float
+    """Last node of variance, per day."""
+    stressed_variance: float
+    """Multiplier of variance in the stressed regime."""
+    value_bps: float
+    """Expected utility of the order under the stationary law of variance and regime, bps."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
+
+        Raises ValueError if the day has another number of buckets, or the observation no ``regimes``.
+        """
+        if obs.regimes is None:
+            raise ValueError("Observation.regimes = None: must hold the probability of stress")
+        stressed = obs.regimes.stressed.expand_as(noise)
+        variance = obs.variance / (1 + stressed * (self.stressed_variance - 1))
+        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), stressed)
+
+
+def solve_filtered_regimes(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    *,
+    returns: int = RETURNS,
+    inventory_nodes: int = 41,
+    variance_nodes: int = 25,
+    belief_nodes: int = 31,
+) -> FilteredRegimeOptimum:
+    """Solve for the optimal policy of a trader who observes the calm regime's variance, but not the regime.
+
+    The probability p of stress is filtered from realised variance, which is gamma-distributed around the true
+    variance given the regime. V and p are therefore independent Markov processes, and the state is inventory,
+    V and p. For traders who observe realised variance only, the value is an upper bound; where variance is
+    almost constant it is their exact optimum.
+
+    Parameters
+    ----------
+    market, order : Market, Order
+        Fields of shape [].
+    n_buckets : int
+        Number of buckets N of the day.
+    returns : int
+        Returns in a bucket from which variance is measured.
+    inventory_nodes, variance_nodes, belief_nodes : int
+        Nodes of the grid on each axis, at least four.
+
+    Returns
+    -------
+    flowoe_lib.policies.filtered.FilteredRegimeOptimum
+        The policy, and ``value_bps``, the expected utility of the order in bps.
+
+    Raises
+    ------
+    ValueError
+        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, fewer than one
+        return, random depth, or no regimes.
+
+    References
+    ----------
+    Astrom (1965), Journal of Mathematical Analysis and Applications 10; Hamilton (1989), Econometrica 57.
+    """
+    require_grid(n_buckets, inventory_nodes, variance_nodes, belief_nodes)
+    market, order = one_condition(market, order)
+    if returns < 1:
+        raise ValueError(f"returns = {returns}: must be at least 1")
+    if market.liquidity.depth_sd > 0:
+        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
+    if not market.regimes.present:
+        raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
+    axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
+    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return FilteredRegimeOptimum(table, variance_max, float(axis.variance[-1]), value)
+
+
+def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> LiquidityAxis:
+    """The probability p of stress, updated by the likelihood of ``returns`` squared returns in a bucket."""
+    regimes, shape = market.regimes, returns / 2
+    p = torch.linspace(0, 1, nodes, dtype=torch.float64)
+    factor = torch.stack((torch.ones_like(p[0]), regimes.volatility_multiplier.square()))
+    points, weights = map(torch.from_numpy, roots_genlaguerre(LIKELIHOOD_POINTS, shape - 1))
+    # Realised over calm variance is gamma-distributed with mean ``factor``, by row calm and stressed.
+    evidence = torch.outer(factor, points) * (1 - 1 / factor[1]) - shape * factor[1].log()
+    posterior = torch.sigmoid(torch.logit(p)[:, None, None] + evidence)
+    from_calm, from_stressed = regimes.jump(dt)
+    following = (from_calm + (from_stressed - from_calm) * posterior).flatten(1)
+    probability = torch.stack((1 - p, p), 1)[..., None] * weights / weights.sum()
+    step = expectation(p, following, probability.flatten(1)[:, None])[:, 0]
+    start = expectation(p, regimes.stressed_share.reshape(1, 1), torch.ones_like(p[:1]))
+    cost_multiplier = 1 + p * (regimes.cost_multiplier - 1)
+    return LiquidityAxis((0.0, 1.0), cost_multiplier[None], 1 + p * (factor[1] - 1), step[None], start)
