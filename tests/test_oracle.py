@@ -234,6 +234,24 @@ def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_
     assert oracle.value_bps == pytest.approx(mean, abs=3e-3 * abs(mean))
 
 
+@pytest.mark.parametrize("depth_nodes", [13, 25])
+def test_a_policy_that_jumps_with_depth_is_not_averaged_over_its_jump(depth_nodes: int) -> None:
+    # Permanent impact is so concave and temporary impact so cheap that all is sold at once, on a deep market.
+    heston = Heston(scalar(0.095**2), scalar(5.0), scalar(0.8), scalar(-0.5))
+    liquidity = Liquidity(scalar(0.06), scalar(0.348), scalar(5.0))
+    market = Market(heston, Impact(beta=scalar(0.23), delta=scalar(0.651)), liquidity)
+    order = Order(scalar(0.0335), scalar(0.0), scalar(-1.0))
+    oracle, static = (
+        solve_oracle(market, order, 13, depth_nodes=depth_nodes),
+        static_optimal(market, order, 13),
+    )
+    paths = simulate(market, 8000, 13, generator(1, "jump"))
+    ours = utility(oracle, paths, market, order)
+    gap = ours - utility(static, paths, market, order)
+    assert float(gap.mean()) > 10 * float(gap.std()) / math.sqrt(len(gap))
+    assert abs(oracle.value_bps - float(ours.mean())) < 3.5 * float(ours.std()) / math.sqrt(len(ours))
+
+
 def test_trades_faster_when_variance_or_depth_is_high() -> None:
     table = solve_oracle(*condition(depth_sd=0.5), 13).fraction[:, 1:]
     assert bool((table.diff(dim=2) > -1e-3).all())

@@ -57,10 +57,8 @@ _Allowed = tuple[str, Callable[[Tensor], Tensor]]
 """What a value must be, in words and as a test of each value."""
 
 
-_POSITIVE: _Allowed = "> 0", lambda x: x > 0
-_NOT_NEGATIVE: _Allowed = ">= 0", lambda x: x >= 0
-_FINITE_POSITIVE: _Allowed = "finite and > 0", lambda x: (x > 0) & torch.isfinite(x)
-_FINITE_NOT_NEGATIVE: _Allowed = "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x)
+_POSITIVE: _Allowed = "finite and > 0", lambda x: (x > 0) & torch.isfinite(x)
+_NOT_NEGATIVE: _Allowed = "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x)
 _EXPONENT: _Allowed = "within (0, 1]", lambda x: (x > 0) & (x <= 1)
 
 
@@ -115,7 +113,7 @@ class Heston:
     rho: Tensor
 
     def __post_init__(self) -> None:
-        _require(self, theta=_FINITE_POSITIVE, kappa=_FINITE_POSITIVE, cv=_FINITE_POSITIVE)
+        _require(self, theta=_POSITIVE, kappa=_POSITIVE, cv=_POSITIVE)
         _require(self, rho=("within [-1, 1]", lambda x: x.abs() <= 1))
 
     @property
@@ -304,7 +302,7 @@ class Market:
     regimes: Regimes = field(default_factory=Regimes)
 
     def __post_init__(self) -> None:
-        _require(self, drift=("finite", torch.isfinite), drift_sd=_FINITE_NOT_NEGATIVE)
+        _require(self, drift=("finite", torch.isfinite), drift_sd=_NOT_NEGATIVE)
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """Temporary cost of an order of ``size`` ADV traded at an even pace, with L = u = 1, bps."""
@@ -349,7 +347,7 @@ class Order:
     side: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
-        _require(self, size=_FINITE_POSITIVE, risk_aversion=_FINITE_NOT_NEGATIVE)
+        _require(self, size=_POSITIVE, risk_aversion=_NOT_NEGATIVE)
         _require(self, side=("+1 (sell) or -1 (buy)", lambda x: x.abs() == 1))
 
 

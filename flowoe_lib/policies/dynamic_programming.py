@@ -17,6 +17,7 @@ __all__ = [
     "interpolate_table",
     "normal_rule",
     "one_condition",
+    "policy_jump",
     "require_grid",
 ]
 
@@ -25,10 +26,21 @@ HALVINGS = 9
 """Halvings of the two cells around the best node; the error of the value is quadratic in the last width."""
 
 
-def interpolate_table(table: Tensor, places: Sequence[Tensor]) -> Tensor:
+JUMP = 0.25
+"""Fractions at neighbouring nodes that differ by more belong to two different local optima."""
+
+
+def policy_jump(market: Market) -> float:
+    """The jump for :func:`interpolate_table`: finite if sub-linear permanent impact allows several optima."""
+    return JUMP if float(market.impact.delta) < 1 else torch.inf
+
+
+def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:
     """Multilinear interpolation of ``table`` at ``places``, one tensor [paths] for each axis.
 
-    Nodes are uniform over [0, 1]; outside it the table is constant. Returns [paths].
+    Nodes are uniform over [0, 1]; outside it the table is constant. In a cell whose corners differ by more
+    than ``jump`` the nearest corner is used, because the average of two optimal trades need not be optimal.
+    Returns [paths].
     """
     corners = [(torch.ones_like(places[0]), torch.zeros_like(places[0], dtype=torch.long))]
     for place, nodes in zip(places, table.shape, strict=True):
@@ -38,7 +50,11 @@ def interpolate_table(table: Tensor, places: Sequence[Tensor]) -> Tensor:
         sides = ((1 - share, low), (share, (low + 1).clamp(max=nodes - 1)))
         corners = [(w * part, i * nodes + node) for w, i in corners for part, node in sides]
     flat = table.flatten()
-    return torch.stack([w * flat[i] for w, i in corners]).sum(0)
+    weights, corner = (torch.stack(part) for part in zip(*corners, strict=True))
+    values = flat[corner]
+    nearest = values.gather(0, weights.argmax(0, keepdim=True))[0]
+    split = values.amax(0) - values.amin(0) > jump
+    return torch.where(split, nearest, (weights * values).sum(0))
 
 
 def one_condition(market: Market, order: Order) -> tuple[Market, Order]:

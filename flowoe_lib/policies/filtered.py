@@ -14,7 +14,13 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
 from flowoe_lib.market.model import Market, Order
-from flowoe_lib.policies.dynamic_programming import expectation, normal_rule, one_condition, require_grid
+from flowoe_lib.policies.dynamic_programming import (
+    expectation,
+    normal_rule,
+    one_condition,
+    policy_jump,
+    require_grid,
+)
 from flowoe_lib.policies.oracle import DEPTH_SDS, LiquidityAxis, Oracle, look_up, solve_grid
 
 __all__ = ["FilteredRegimeOptimum", "solve_filtered_depth", "solve_filtered_regimes"]
@@ -77,7 +83,7 @@ def solve_filtered_depth(
         raise ValueError("Market.regimes: must be absent")
     axis = _filtered_depth_axis(market, n_buckets, depth_nodes, noise_sd)
     table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return Oracle(table, variance_max, axis.ends, 1.0, value)
+    return Oracle(table, variance_max, axis.ends, 1.0, value, policy_jump(market))
 
 
 def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float) -> LiquidityAxis:
@@ -121,6 +127,8 @@ class FilteredRegimeOptimum:
     """Multiplier of variance in the stressed regime."""
     value_bps: float
     """Expected utility of the order under the stationary law of variance and regime, bps."""
+    jump: float = torch.inf
+    """Fractions at neighbouring nodes that differ by more are not averaged."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
@@ -131,7 +139,7 @@ class FilteredRegimeOptimum:
             raise ValueError("Observation.regimes = None: must hold the probability of stress")
         stressed = obs.regimes.stressed.expand_as(noise)
         variance = obs.variance / (1 + stressed * (self.stressed_variance - 1))
-        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), stressed)
+        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), stressed, jump=self.jump)
 
 
 def solve_filtered_regimes(
@@ -187,7 +195,7 @@ def solve_filtered_regimes(
         raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
     axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
     table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return FilteredRegimeOptimum(table, variance_max, float(axis.variance[-1]), value)
+    return FilteredRegimeOptimum(table, variance_max, float(axis.variance[-1]), value, policy_jump(market))
 
 
 def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> LiquidityAxis:

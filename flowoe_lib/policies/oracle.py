@@ -28,6 +28,7 @@ from flowoe_lib.policies.dynamic_programming import (
     interpolate_table,
     normal_rule,
     one_condition,
+    policy_jump,
     require_grid,
 )
 
@@ -62,6 +63,8 @@ class Oracle:
     """Multiplier of variance at the last node of depth; one without regimes."""
     value_bps: float
     """Expected utility of the order under the stationary law of variance, depth and regime, bps."""
+    jump: float = torch.inf
+    """Fractions at neighbouring nodes that differ by more are not averaged."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
@@ -73,15 +76,18 @@ class Oracle:
         if first != last:
             thin = ((first - obs.log_depth) / (first - last)).clamp(0, 1)
         variance = obs.variance / (1 + thin * (self.stressed_variance - 1))
-        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin)
+        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin, jump=self.jump)
 
 
-def look_up(fraction: Tensor, obs: Observation, *state: Tensor) -> Tensor:
-    """Interpolate a table [N - 1, inventory, ...] of fractions at the observed inventory and ``state``."""
+def look_up(fraction: Tensor, obs: Observation, *state: Tensor, jump: float) -> Tensor:
+    """Interpolate a table [N - 1, inventory, ...] of fractions at the observed inventory and ``state``.
+
+    ``jump`` is that of :func:`flowoe_lib.policies.dynamic_programming.interpolate_table`.
+    """
     if obs.n_buckets != len(fraction) + 1:
         raise ValueError(f"n_buckets = {obs.n_buckets}: must be {len(fraction) + 1}, as solved for")
     places = obs.inventory.sqrt(), *state
-    return interpolate_table(fraction[obs.k].to(obs.inventory), places).clamp(0, 1)
+    return interpolate_table(fraction[obs.k].to(obs.inventory), places, jump).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ def solve_oracle(
     dt = 1 / n_buckets
     axis = _regime_axis(market, dt) if market.regimes.present else _depth_axis(market, dt, depth_nodes)
     table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return Oracle(table, variance_max, axis.ends, float(axis.variance[-1]), value)
+    return Oracle(table, variance_max, axis.ends, float(axis.variance[-1]), value, policy_jump(market))
 
 
 BELIEF_SDS = 5.0
@@ -254,7 +260,7 @@ class BeliefOptimum:
         """
         belief = posterior_drift(self.market, self.order, obs.return_bps, obs.k / obs.n_buckets)
         learned = (belief - self.order.side * self.market.drift) / self.half_width
-        return look_up(self.fraction, obs, (1 + learned) / 2)
+        return look_up(self.fraction, obs, (1 + learned) / 2, jump=policy_jump(self.market))
 
 
 def solve_belief(
