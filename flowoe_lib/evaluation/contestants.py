@@ -1,8 +1,8 @@
-"""The seed of the test days, made from everything that takes part in the test.
+"""The seed of the test days, computed from all policies that are compared.
 
-Test days are drawn from a digest of every contestant, so whoever changes a weight, a setting or the code of
-one gets other days, and nobody can have chosen a contestant by how it does on them. Choices are made on
-validation days, whose seed and random stream are their own.
+Test days are drawn from a digest of every contestant. A change of a weight, of a setting or of the code of
+one contestant changes the days, so no contestant can be selected by its performance on them. Selection uses
+validation days, which have their own seed and random stream.
 """
 
 import json
@@ -15,18 +15,17 @@ __all__ = ["contestants_digest", "seed_of_test_days"]
 
 
 def contestants_digest(contestants: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Digest of all contestants by content, the same in whatever order they are named.
+    """Digest of the content of all contestants, independent of their order.
 
-    Of a network count its weights, of a policy with fields, such as a schedule or a flow policy, its fields,
-    and of these and of functions also the source of the module that defines them. Where an object lies in
-    memory and on which device tensors are does not count.
+    The content is the weights of a network, the fields of a dataclass such as a schedule or a flow policy,
+    and the source of the module that defines a function or class. The device of a tensor does not matter.
 
     Parameters
     ----------
     contestants : mapping of str to policy
-        Everyone who is scored, opponents included, as :func:`flowoe_lib.recipes.recipe` takes arguments.
+        All policies that are scored, opponents included; any argument of :func:`flowoe_lib.recipes.recipe`.
     settings : mapping of str to value
-        What else decides how they act, such as the conditions, the number of buckets and the solver steps.
+        Everything else that determines their trades, such as conditions and the number of buckets.
 
     Returns
     -------
@@ -36,28 +35,28 @@ def contestants_digest(contestants: Mapping[str, Any], settings: Mapping[str, An
     Raises
     ------
     TypeError
-        For something without a canonical content, such as a lambda; the message names it.
+        For a value without canonical content, such as a lambda; the message names it.
     ValueError
-        Without a contestant, and for a number that is not finite.
+        Without contestants, or for a number that is not finite.
     RuntimeError
-        Where a module that defines a contestant changed on disk since it was imported.
+        If a module that defines a contestant changed on disk since it was imported.
     """
     if not contestants:
         raise ValueError("contestants: must be at least one")
     modules: set[str] = set()
-    named = {("contestant", k): v for k, v in contestants.items()}
-    named |= {("setting", k): v for k, v in settings.items()}
     content = []
-    for (kind, name), value in sorted(named.items(), key=lambda item: item[0]):
-        try:
-            content.append([kind, name, json.dumps(content_of(value, modules), allow_nan=False)])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{kind} {name!r}: {error}") from None
+    for kind, named in (("contestant", contestants), ("setting", settings)):
+        for name in sorted(named):
+            try:
+                value = json.dumps(content_of(named[name], modules), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{kind} {name!r}: {error}") from None
+            content.append([kind, name, value])
     check_unchanged(modules)
     sources = [[module, LOADED[module].sha256] for module in sorted(modules)]
     return sha256(json.dumps([content, sources]).encode())
 
 
 def seed_of_test_days(digest: str) -> int:
-    """Seed of the test days, the first 63 bits of a digest by :func:`contestants_digest`."""
+    """Seed of the test days: the first 63 bits of a digest from :func:`contestants_digest`."""
     return int(digest[:16], 16) >> 1

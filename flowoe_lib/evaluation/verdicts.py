@@ -1,8 +1,8 @@
-"""Verdicts on paired comparisons: how certain a difference is, over training seeds and days, and how large.
+"""Verdicts on paired comparisons, from intervals over training seeds and days and from a material size.
 
-A difference matters if it exceeds ``MATERIAL`` of the best opponent's cost. An interval that lies above that
-size says better, one below its negative says worse, one within both says equal, and any other leaves the
-comparison open.
+A difference is material if it exceeds ``MATERIAL`` of the best opponent's cost. The verdict is better if the
+whole interval is above this size, worse if it is below its negative, equal if it is between the two, and open
+otherwise.
 """
 
 import math
@@ -20,14 +20,14 @@ __all__ = ["MATERIAL", "VERDICTS", "compare_learner", "count_verdicts", "hierarc
 
 
 MATERIAL = 1e-3
-"""Least share of the best opponent's cost that matters."""
+"""Smallest material difference, as a fraction of the best opponent's cost."""
 
 
 VERDICTS = ("better", "equal", "worse", "open")
 
 
 BLOCK = 100
-"""Resamples drawn at a time, few enough to stay in memory."""
+"""Bootstrap resamples computed together, to limit memory."""
 
 
 def hierarchical_interval(
@@ -35,32 +35,31 @@ def hierarchical_interval(
 ) -> tuple[float, float, float]:
     """Mean difference of two policies with its interval over training seeds and days.
 
-    A bootstrap of two levels. Days are resampled with replacement, the same days for both sides and for all
-    training seeds. Training seeds are too few to be resampled: three draws from three values are all the
-    lowest one in a 27th of cases, and have two thirds of the variance. The error of their mean is
-    drawn from its t distribution instead, with one degree of freedom less than there are seeds, for each side
-    independently. A single row has no training seed, as that of a planner, and adds no such error.
+    A bootstrap of two levels. Days are resampled with replacement, the same days for both policies and for
+    all training seeds. Training seeds are too few to be resampled (with three, the variance would be a third
+    too small), so the error of their mean is drawn from its t distribution, independently for each policy.
+    A policy with one row, such as a planner, has no training seed and no such error.
 
     Parameters
     ----------
     learner, opponent : Tensor
         Utility, bps, [training seeds, days] or [1, days], on the same days.
     seed : int
-        Of the bootstrap's own draws.
+        Seed of the bootstrap.
     reps : int
-        Resamples, at least 100.
+        Number of resamples, at least 100.
     level : float
         Coverage, within (0, 1).
 
     Returns
     -------
     tuple of float
-        Mean of ``learner`` - ``opponent``, and the ends of its percentile interval, bps.
+        Mean of ``learner`` - ``opponent`` and the ends of its percentile interval, bps.
 
     Raises
     ------
     ValueError
-        For other shapes, different or fewer than two days, values that are not finite, or a setting outside
+        For other shapes, different or fewer than two days, values that are not finite, or an argument out of
         its range.
 
     References
@@ -94,9 +93,9 @@ def hierarchical_interval(
     for side in (learner, opponent):
         if len(side) > 1:
             error = side.double().mean(1).std().item() / math.sqrt(len(side))
-            # Quantiles in random order: a t distribution without sampling error of its own.
-            chance = (torch.randperm(reps, generator=draws).double() + 0.5) / reps
-            resampled += error * torch.from_numpy(student.ppf(chance.numpy(), len(side) - 1))
+            # Quantiles in random order have the t distribution without sampling error.
+            ranks = (torch.randperm(reps, generator=draws).double() + 0.5) / reps
+            resampled += error * torch.from_numpy(student.ppf(ranks.numpy(), len(side) - 1))
     low, high = np.quantile(resampled.numpy(), [(1 - level) / 2, (1 + level) / 2])
     return difference.mean().item(), float(low), float(high)
 
@@ -104,31 +103,30 @@ def hierarchical_interval(
 def compare_learner(
     learner: Tensor, opponents: Mapping[str, Tensor], seed: int, quantity: str = "utility"
 ) -> pd.DataFrame:
-    """Comparison of a learner with every opponent in one condition.
+    """Compare a learner with every opponent in one condition.
 
     Parameters
     ----------
     learner : Tensor
         Utility, bps, [training seeds, days].
     opponents : mapping of str to Tensor
-        The same of each opponent, [training seeds or 1, days], on the same days.
+        Utility of each opponent on the same days, bps, [training seeds or 1, days].
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
     quantity : str
-        Name of what the tensors hold.
+        Name of the quantity in the tensors.
 
     Returns
     -------
     pandas.DataFrame
-        A row an opponent: ``reference``, the difference in bps with its interval (``<quantity>``,
-        ``<quantity>_ci_low``, ``<quantity>_ci_high``) and ``material_bps``, ``MATERIAL`` of the cost of the
-        opponent with the highest mean, the same in all rows. Where drift makes the cost a gain, its size
-        counts.
+        One row per opponent: ``reference``, the difference in bps with its interval (``<quantity>``,
+        ``<quantity>_ci_low``, ``<quantity>_ci_high``), and ``material_bps``, which is ``MATERIAL`` times the
+        absolute mean utility of the best opponent.
 
     Raises
     ------
     ValueError
-        Without an opponent, and where :func:`hierarchical_interval` does.
+        Without opponents, or as in :func:`hierarchical_interval`.
     """
     if not opponents:
         raise ValueError("opponents: must be at least one")
@@ -147,22 +145,20 @@ def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
     Parameters
     ----------
     comparisons : pandas.DataFrame
-        Columns ``<quantity>_ci_low``, ``<quantity>_ci_high`` and ``material_bps``, bps; more of the quantity
-        is better.
+        Columns ``<quantity>_ci_low``, ``<quantity>_ci_high`` and ``material_bps``, bps.
     quantity : str
-        What is compared.
+        Quantity compared; higher is better.
 
     Returns
     -------
     pandas.Series
-        "better" if the whole interval lies above ``material_bps``, "worse" if it lies below its negative,
-        "equal" if it lies between the two, ends included, and "open" otherwise.
+        "better" if the whole interval is above ``material_bps``, "worse" if it is below its negative, "equal"
+        if it is between the two, ends included, and "open" otherwise.
 
     Raises
     ------
     ValueError
-        Where an interval is not finite or has its ends exchanged, or a material size is not finite and
-        positive.
+        If an interval is not finite or not in order, or a material size is not finite and positive.
     """
     low, high = comparisons[f"{quantity}_ci_low"], comparisons[f"{quantity}_ci_high"]
     material = comparisons["material_bps"]
@@ -178,25 +174,25 @@ def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
 def count_verdicts(
     comparisons: pd.DataFrame, by: Sequence[str] = ("world",), quantity: str = "utility"
 ) -> pd.DataFrame:
-    """How many comparisons have each verdict, and how many intervals lie wholly above zero.
+    """Count the verdicts, and the intervals wholly above zero, in each group of comparisons.
 
     Parameters
     ----------
     comparisons : pandas.DataFrame
         As in :func:`verdicts`, with the columns ``by``.
     by : sequence of str
-        Columns that name a group, such as world or world and reference.
+        Columns that define the groups, such as world and reference.
     quantity : str
-        What is compared.
+        Quantity compared; higher is better.
 
     Returns
     -------
     pandas.DataFrame
-        A row a group in order of appearance: the columns ``by``, ``comparisons`` (how many), a column for
-        each of ``VERDICTS``, which add up to it, and ``above_zero``, which disregards the material size.
+        One row per group in order of appearance: the columns ``by``, the number of ``comparisons``, the
+        number with each of ``VERDICTS``, and ``above_zero``, which ignores the material size.
     """
-    said = verdicts(comparisons, quantity)
+    found = verdicts(comparisons, quantity)
     counted = comparisons[list(by)].assign(comparisons=1)
-    counted = counted.assign(**{name: (said == name).astype(int) for name in VERDICTS})
+    counted = counted.assign(**{name: (found == name).astype(int) for name in VERDICTS})
     counted["above_zero"] = (comparisons[f"{quantity}_ci_low"] > 0).astype(int)
     return counted.groupby(list(by), sort=False, dropna=False).sum().reset_index()

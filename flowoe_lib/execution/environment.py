@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
 from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import Heston, Market, Order, scalar
@@ -69,7 +70,7 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
     The closed form uses that E_k[V] decays exponentially to theta, that depth is lognormal, and that the
-    chance of the stressed regime decays to its share of time, independently of both.
+    probability of stress decays exponentially to its share of time, independently of both.
     """
     paths, market, order = simulation.paths, simulation.market, simulation.order
     beta, n_left = market.impact.beta, paths.n_buckets - start
@@ -78,34 +79,22 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
     even = inventory / n_left
 
     mean = market.heston.theta * paths.dt
-    (raised, later_raised), (dearer, later_dearer) = (
-        _regime_factors(simulation, k, days, factor)
-        for factor in (market.regimes.volatility_multiplier.square(), market.regimes.cost_multiplier)
-    )
-    usual = paths.expected_variance[k] / raised
-    variance = later_raised * (mean + (usual - mean) * torch.exp(-market.heston.kappa * days))
+    belief = RegimeBelief(market, paths.stressed[k].to(inventory))
+    variance_ratio, cost_ratio = belief.multipliers(days)
+    variance_now, cost_now = belief.multipliers(torch.zeros_like(days[:1]))
+    calm = paths.expected_variance[k] / variance_now
+    variance = variance_ratio * (mean + (calm - mean) * torch.exp(-market.heston.kappa * days))
     kept = torch.exp(-market.liquidity.depth_reversion * days)
-    shift = (
-        paths.log_depth[k] + dearer.log() / beta + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
-    )
+    depth = paths.log_depth[k] + cost_now.log() / beta
+    shift = depth + beta * market.liquidity.depth_sd.square() * (1 + kept) / 2
     relative = (paths.volume[k] / paths.volume[start:]) ** beta * torch.exp(beta * (1 - kept) * shift)
-    relative = relative * (later_dearer / dearer)
+    relative = relative * (cost_ratio / cost_now)
 
     temporary = simulation.slope[k] * relative.sum(0) * even ** (1 + beta)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
     drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
     return order.side * held.sum() * drift * inventory - temporary - permanent - risk
-
-
-def _regime_factors(
-    simulation: OrderSimulation, k: int, days: Tensor, factor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the regime multiplies by in bucket k, and the mean of it ``days`` [buckets, 1] later."""
-    regimes, stressed = simulation.market.regimes, simulation.paths.stressed[k]
-    share = regimes.stressed_share
-    chance = share + (stressed.to(days) - share) * torch.exp(-(regimes.enter + regimes.leave) * days)
-    return torch.where(stressed, factor, 1), 1 + chance * (factor - 1)
 
 
 def advance(

@@ -1,4 +1,4 @@
-"""The random policy: the floor of every table, below which nothing has been learned."""
+"""The random policy, the lowest benchmark: a policy that does not beat it has learned nothing."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,15 @@ __all__ = ["uniform_scores"]
 
 
 def uniform_scores(obs: Observation, noise: Tensor) -> Tensor:
-    """Trade at random: the score is uniform over the whole range that reinforcement learners act in.
+    """Trade at random: the score is uniform over the action range of reinforcement learners.
 
-    The score is ``ACTION_LIMIT`` (2 Phi(noise) - 1), Phi the standard normal distribution function, drawn
-    anew in each bucket; its median is zero, the pace of TWAP. What is observed beyond the clock does not
-    matter.
+    The score is ``ACTION_LIMIT`` (2 Phi(noise) - 1), where Phi is the standard normal distribution function;
+    its median is zero, the fraction of TWAP.
 
     Parameters
     ----------
     obs : Observation
-        Only the bucket and the number of buckets count.
+        Only the bucket and the number of buckets are used.
     noise : Tensor
         Standard normal, [paths].
 

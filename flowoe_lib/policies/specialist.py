@@ -1,7 +1,7 @@
-"""The specialist: a plain network from observation to action, made for one condition.
+"""The specialist: a deterministic network from observation to action for one condition.
 
-It draws no noise and imitates nobody. What it shares with the flow policy is the features, the unit of
-actions and the gradient through the simulator by which :mod:`flowoe_lib.training.specialist` trains it.
+It has the features and the units of actions of the flow policy; :mod:`flowoe_lib.training.specialist` trains
+it by the gradient through the simulator.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,7 @@ __all__ = ["SpecialistNetwork", "SpecialistPolicy"]
 
 
 class SpecialistNetwork(nn.Sequential):
-    """Features to action: three SiLU layers of ``width``, as many as the flow's network has.
-
-    Weights are drawn from ``generator`` (He et al. 2015).
-    """
+    """Features to action by three SiLU layers of ``width``; weights are drawn as in He et al. (2015)."""
 
     def __init__(self, generator: torch.Generator, width: int = 48) -> None:
         sizes = (len(FEATURES), width, width, width)
@@ -36,10 +33,10 @@ class SpecialistNetwork(nn.Sequential):
 
 @dataclass(frozen=True)
 class SpecialistPolicy:
-    """Trades what its network says, the same in the same state."""
+    """The policy of a network, a deterministic function of the observation."""
 
     network: nn.Module
-    """From features [paths, features] to actions [paths]."""
+    """Maps features [paths, features] to actions [paths]."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the weights, [paths]."""

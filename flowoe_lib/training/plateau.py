@@ -1,7 +1,6 @@
-"""Training that goes on until a validation score stops rising.
+"""Training until the validation score stops rising, so that no fixed budget limits a learner.
 
-So no budget decides how strong a learner is. Validation days have a random stream of their own: neither
-training nor the test draws from it.
+Validation days have their own random stream, from which neither training nor the test draws.
 """
 
 import math
@@ -27,7 +26,7 @@ P = TypeVar("P", bound=Policy)
 
 
 Score = Callable[[Policy], float]
-"""What a policy achieves on validation days; more is better, and it is bounded above."""
+"""Score of a policy on validation days: higher is better, and it is bounded above."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +35,38 @@ class Round(Generic[P]):
 
     policy: P
     decisions: int
-    """Decisions that it learned from since the first round."""
+    """Training decisions so far."""
     seconds: float
-    """Processor seconds spent on training since the first round, validation not counted."""
+    """Processor seconds of training so far, without validation."""
     score: float
-    """On validation days."""
+    """Validation score."""
 
 
 def until_plateau(
     train: Callable[[float], tuple[P, int]], score: Score, patience: int, tolerance: float
 ) -> list[Round[P]]:
-    """Train in rounds until ``patience`` of them in a row did not raise the validation score.
+    """Train in rounds until ``patience`` rounds in a row have not improved the validation score.
 
-    A round counts as a rise if its score exceeds that of the last rise by more than ``tolerance``, so a slow
-    climb adds up to one. After each round that is none the learning rate halves, because what looks like a
-    plateau may be the noise of too large a step.
+    A round is an improvement if its score exceeds that of the last improvement by more than ``tolerance``.
+    After any other round the learning rate halves, because an apparent plateau may be the noise of too large
+    a step.
 
     Parameters
     ----------
     train : callable
-        From a share of the initial learning rate, in (0, 1], to the policy after one more round and the
-        number of decisions that the round learned from.
+        Trains one more round at a fraction, in (0, 1], of the initial learning rate. Returns the policy and
+        the number of decisions of the round.
     score : callable
-        Validation score of a policy, bounded above: otherwise training need not end.
+        Validation score of a policy; it must be bounded above, or training may not end.
     patience : int
-        Rounds in a row without a rise after which training ends.
+        Number of rounds in a row without improvement after which training ends.
     tolerance : float
-        Least rise that counts, in units of the score.
+        Smallest improvement that counts, in units of the score.
 
     Returns
     -------
     list of Round
-        Every round in order; :func:`best_round` is the one to use.
+        All rounds in order; :func:`best_round` selects the one to use.
 
     Raises
     ------
@@ -79,25 +78,25 @@ def until_plateau(
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance = {tolerance:g}: must be finite and > 0")
     rounds: list[Round[P]] = []
-    share, risen, without, decisions, seconds = 1.0, -math.inf, 0, 0, 0.0
-    while without < patience:
+    rate, best, stalled, decisions, seconds = 1.0, -math.inf, 0, 0, 0.0
+    while stalled < patience:
         start = time.process_time()
-        policy, learned_from = train(share)
+        policy, new_decisions = train(rate)
         seconds += time.process_time() - start
-        decisions += learned_from
+        decisions += new_decisions
         reached = score(policy)
         if not math.isfinite(reached):
             raise ValueError(f"score = {reached} after round {len(rounds) + 1}: must be finite")
         rounds.append(Round(policy, decisions, seconds, reached))
-        if reached > risen + tolerance:
-            risen, without = reached, 0
+        if reached > best + tolerance:
+            best, stalled = reached, 0
         else:
-            share, without = share / 2, without + 1
+            rate, stalled = rate / 2, stalled + 1
     return rounds
 
 
 def best_round(rounds: list[Round[P]]) -> Round[P]:
-    """The round with the highest validation score; of one seed, or of several put together."""
+    """The round with the highest validation score, of one seed or of several."""
     return max(rounds, key=lambda r: r.score)
 
 
@@ -109,25 +108,24 @@ def validation_capture(
     perceive: Perceive = exact,
     limit: Policy | None = None,
 ) -> Score:
-    """Capture on validation days, (U_policy - U_TWAP) / (U_limit - U_TWAP), as a function of the policy.
+    """The function from a policy to its capture (U_policy - U_TWAP) / (U_limit - U_TWAP) on validation days.
 
-    Days are those of the stream "validation" of :mod:`flowoe_lib.evaluation.scorecard`, in one chunk.
+    The days are those of the stream "validation" in :mod:`flowoe_lib.evaluation.scorecard`, in one chunk.
 
     Parameters
     ----------
     condition : Condition
-        The one condition of all days, fields of shape [].
+        Market and order, fields of shape [].
     n_days : int
-        Number of validation days; every policy gets the same.
+        Number of validation days, the same for every policy.
     n_buckets : int
-        Number of buckets in a day.
+        Number of buckets N of a day.
     seed : int
-        Of the days, of the errors of perception and of the policies' own noise.
+        Seed of the days, of errors in the information, and of the policies' noise.
     perceive : callable, optional
-        What a scored policy knows of the market.
+        The information of TWAP and of scored policies about the market.
     limit : Policy, optional
-        The policy whose capture is one, which knows everything but the future. By default the oracle of the
-        condition.
+        The policy with full information whose capture is one; by default the oracle.
 
     Raises
     ------

@@ -85,38 +85,42 @@ def ascend(
     earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
     optimisers: Optimisers = muon_and_adam,
 ) -> dict[str, Tensor]:
-    """Raise what a policy earns by the gradient through the simulator, on fresh days in each iteration.
+    """Train a network by the gradient of utility through the simulator, on new days in every iteration.
 
-    A one-cycle learning rate and gradients clipped to norm 1. ``network`` is changed in place and lies on the
-    device of ``draws``.
+    The learning rate is one-cycle and gradients are clipped to norm 1. ``network`` is changed in place; it
+    must be on the device of ``draws``.
 
     Parameters
     ----------
     network : nn.Module
-        What is trained.
+        The network to train.
     acting : callable
-        The policy that acts with ``network``, from corruption times [n_buckets, paths]: a quarter of them
-        zero, the rest uniform in (0, 1).
+        Makes the executed policy from corruption times [n_buckets, paths], a quarter of which are zero and
+        the others uniform in (0, 1).
     draw : callable
-        (paths, generator) -> the market and the order of each day, fields of shape [] or [paths].
-    n_buckets, iterations, paths : int
-        Buckets in a day, steps of the optimisers, days in each.
+        (paths, generator) -> market and order of each day, fields of shape [] or [paths].
+    n_buckets : int
+        Number of buckets N of a day.
+    iterations : int
+        Number of optimiser steps.
     draws : torch.Generator
         Source of all random numbers.
+    paths : int
+        Simulated days in each iteration.
     learning_rate : float
-        At the top of the cycle.
+        Peak learning rate.
     perceive : callable
-        What the policy knows of the market.
+        The policy's information about the market.
     earned : callable
-        (execution, order) -> what is to be raised, bps, [paths].
+        The objective from an execution and its order, bps, [paths]; by default utility.
     optimisers : callable
-        What moves the weights.
+        Makes the optimisers from a network and a learning rate.
 
     Returns
     -------
     dict of str to Tensor
-        An entry an iteration: "utility", the mean of ``earned`` above TWAP on the same days in units of
-        :func:`utility_scale`, and "gradient", the norm of the loss's before clipping.
+        Two learning curves, [iterations]: "utility", the mean objective above TWAP on the same days in units
+        of :func:`utility_scale`, and "gradient", the norm of the gradient before clipping.
     """
     even = torch.linspace(1, 0, n_buckets + 1, device=draws.device)
     steppers = optimisers(network, learning_rate)

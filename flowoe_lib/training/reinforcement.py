@@ -96,28 +96,27 @@ def train_ppo_to_plateau(
     Parameters
     ----------
     condition : Condition
-        Of every day of training, fields of shape [].
+        Market and order of all training days, fields of shape [].
     n_buckets : int
-        Buckets in a day.
+        Number of buckets N of a day.
     seed : int
-        Of weights, days and exploration.
+        Seed of initial weights, days and exploration.
     score : callable
-        Validation score, see :func:`flowoe_lib.training.plateau.validation_capture`.
+        Validation score, such as :func:`flowoe_lib.training.plateau.validation_capture`.
     patience, tolerance : int, float
-        When training ends, see :func:`flowoe_lib.training.plateau.until_plateau`; the tolerance is in units
-        of the score, by default .05 % of capture.
+        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .05 %
+        of capture.
     days : int
         Rollouts in a round of training; each is one day of every order.
     n_orders : int
-        Orders worked at the same time.
+        Number of orders simulated in parallel.
     perceive : callable
-        What the expert knows of the market, in training as on validation days. The reward rests on the market
-        as it is, which changes what an action is worth in expectation to nobody.
+        The expert's information about the market. Rewards use the true market.
 
     Returns
     -------
-    list of Round
-        Every round of training; :func:`flowoe_lib.training.plateau.best_round` is the expert.
+    list of flowoe_lib.training.plateau.Round
+        All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the expert.
     """
     unit = reward_unit(condition)
     env = ExecutionVecEnv(
@@ -211,7 +210,7 @@ def _learn(
 
 
 def _expert(model: BaseAlgorithm, hidden: str, output: str, *, squashed: bool) -> RLExpert:
-    """The actor that ``model`` has at the moment; ``hidden`` and ``output`` name its layers."""
+    """A copy of the current actor of ``model``; ``hidden`` and ``output`` name its layers."""
     weights = {k: v.detach().clone() for k, v in model.policy.state_dict().items()}
     names = (f"{hidden}.0", f"{hidden}.2", output)
     layers = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in names)

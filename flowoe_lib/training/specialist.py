@@ -1,7 +1,7 @@
-"""Training of specialists, one per condition, by the gradient through the simulator alone.
+"""Training of specialists: one network per condition, trained only by the gradient through the simulator.
 
-A specialist is the opponent that has what refinement has, the simulator's gradient, and none of the rest: no
-noise, no flow, no imitation and no other condition to serve.
+Like refinement, a specialist uses the simulator's gradient; unlike it, there is no noise, no flow, no
+imitation and only one condition.
 """
 
 import copy
@@ -29,34 +29,34 @@ def train_specialist(
     learning_rate: float = 2e-2,
     perceive: Perceive = exact,
 ) -> list[Round[SpecialistPolicy]]:
-    """Train a specialist of one condition until its validation score stops rising.
+    """Train the specialist of one condition until its validation score stops rising.
 
     Parameters
     ----------
     condition : Condition
-        Of every day of training, fields of shape [].
+        Market and order of all training days, fields of shape [].
     n_buckets : int
-        Buckets in a day.
+        Number of buckets N of a day.
     seed : int
-        Of the first weights and of the days of training.
+        Seed of initial weights and training days.
     score : callable
-        Validation score, see :func:`flowoe_lib.training.plateau.validation_capture`.
+        Validation score, such as :func:`flowoe_lib.training.plateau.validation_capture`.
     patience, tolerance : int, float
-        When training ends, see :func:`flowoe_lib.training.plateau.until_plateau`; the tolerance is in units
-        of the score, by default .02 % of capture.
+        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .02 %
+        of capture.
     iterations : int
-        Gradient steps in a round, each round a cycle of the learning rate of its own.
+        Optimiser steps in a round; the learning rate runs through one cycle in each round.
     paths : int
-        Days in a gradient step.
+        Simulated days in each step.
     learning_rate : float
-        At the top of the first cycle.
+        Peak learning rate of the first round.
     perceive : callable
-        What the specialist knows of the market, in training as on validation days.
+        The specialist's information about the market.
 
     Returns
     -------
-    list of Round
-        Every round of training; :func:`flowoe_lib.training.plateau.best_round` is the specialist.
+    list of flowoe_lib.training.plateau.Round
+        All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the specialist.
     """
     network = SpecialistNetwork(generator(seed, "specialist weights", condition.world, condition.name))
     draws = generator(seed, "specialist days", condition.world, condition.name)

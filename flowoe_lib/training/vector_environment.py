@@ -25,8 +25,8 @@ class ExecutionVecEnv(VecEnv):
 
     Spaces, transitions and episodes are those of :class:`flowoe_lib.execution.environment.ExecutionEnv`; the
     reward is divided by ``unit_bps``. ``market`` and ``order`` have fields of shape [] or [n_orders].
-    Observations show the market as ``perceive`` does; rewards are those of the true market. All episodes end
-    at the same time, as terminated and never as truncated, so that no value beyond the close is bootstrapped.
+    Observations contain the information of ``perceive``; rewards use the true market. All episodes end at
+    the same time, as terminated and never as truncated, so that no value beyond the close is bootstrapped.
     """
 
     render_mode = None
