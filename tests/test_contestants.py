@@ -1,4 +1,4 @@
-"""Test days follow from the content of every contestant, and from nothing else."""
+"""The seed of the test days depends on the content of all contestants, and on nothing else."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ def everyone() -> dict[str, Any]:
     }
 
 
-def test_equal_contestants_have_equal_days_in_whatever_order_they_are_named() -> None:
+def test_the_digest_does_not_depend_on_the_order_of_contestants() -> None:
     digest = contestants_digest(everyone(), SETTINGS)
     again = contestants_digest(dict(reversed(everyone().items())), dict(reversed(SETTINGS.items())))
     assert digest == again
@@ -85,14 +85,14 @@ def test_a_changed_source_of_a_contestant_gives_other_days(
     assert contestants_digest(everyone(), SETTINGS) != before
 
 
-def test_the_source_of_what_does_not_take_part_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_other_modules_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     before = contestants_digest({"twap": twap}, {})
     name = "flowoe_lib.policies.flow"
     monkeypatch.setitem(LOADED, name, LOADED[name]._replace(sha256="edited"))
     assert contestants_digest({"twap": twap}, {}) == before
 
 
-def test_code_that_is_no_longer_the_one_on_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_changed_on_disk_since_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "flowoe_lib.policies.schedules"
     monkeypatch.setitem(LOADED, name, LOADED[name]._replace(modified_ns=1))
     with pytest.raises(RuntimeError, match=r"schedules\.py changed"):
@@ -122,7 +122,7 @@ def test_test_days_differ_between_contestants_while_validation_days_stay() -> No
     one, other, again = (first_day(seed, "test") for seed in seeds)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    # Even under one seed, the two streams share nothing.
+    # With the same seed the two streams differ.
     assert not torch.equal(one, first_day(seeds[0], "validation"))
 
 
@@ -136,13 +136,13 @@ def test_test_days_differ_between_contestants_while_validation_days_stay() -> No
         ([math.inf], ValueError, "contestant 'odd': "),
     ],
 )
-def test_what_has_no_canonical_content_is_refused_by_name(
+def test_a_value_without_canonical_content_is_refused_by_name(
     value: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         contestants_digest({"odd": value}, {})
 
 
-def test_someone_must_take_part() -> None:
+def test_there_must_be_a_contestant() -> None:
     with pytest.raises(ValueError, match="contestants: must be at least one"):
         contestants_digest({}, SETTINGS)

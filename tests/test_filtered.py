@@ -1,4 +1,4 @@
-"""Optima under hidden regimes and hidden depth: brute force, known limits and simulated utility."""
+"""Optimal policies under hidden regimes and hidden depth: brute force, known limits, simulated utility."""
 
 import dataclasses
 import math
@@ -58,7 +58,7 @@ def results(policy: Policy, paths: MarketPaths, known: Information, market: Mark
 def mean_and_error(
     sample: Tensor, paths: MarketPaths, known: Information, market: Market, order: Order
 ) -> tuple[float, float]:
-    """Mean of utilities and its standard error, less what schedules of known expected utility explain."""
+    """Mean utility and its standard error, with schedules of known expected utility as control variates."""
     plain, own = (map_tensors(Tensor.double, tree) for tree in (moment_matched(market), order))
     best = static_optimal(plain, own, paths.n_buckets).inventory
     even = torch.linspace(1, 0, paths.n_buckets + 1, dtype=torch.float64)
@@ -91,8 +91,8 @@ def profits(market: Market, order: Order, actions: int) -> tuple[Array, Array, A
 def learned(market: Market, order: Order, actions: int, draws: int) -> float:
     """Best utility over four buckets, trades being multiples of 1 / ``actions``, by Bayes' rule draw by draw.
 
-    What ten returns measure is integrated over by the trapezoid rule. What the third bucket tells is of no
-    use, as everything is sold in the fourth.
+    The realised variance of ten returns is integrated by the trapezoid rule. The signal of the third bucket
+    has no value, because all is sold in the fourth.
     """
     r, theta = market.regimes, float(market.heston.theta)
     enter, leave = float(r.enter), float(r.leave)
@@ -108,14 +108,14 @@ def learned(market: Market, order: Order, actions: int, draws: int) -> float:
         p = p[..., None, None]
         return rest - (1 + p * (dearer - 1)) * temporary - (1 + p * (raised - 1)) * risk
 
-    def told(p: Array) -> tuple[Array, Array]:
-        """Chances of stress a bucket later and their probabilities, [..., draws]."""
+    def updated(p: Array) -> tuple[Array, Array]:
+        """Probabilities of stress one bucket later and their weights, [..., draws]."""
         joint = p[..., None] * stressed
         weight = joint + (1 - p[..., None]) * calm
         return chain[0, 1] + (chain[1, 1] - chain[0, 1]) * joint / weight, weight
 
-    once, first_weight = told(np.array(enter / (enter + leave)))
-    twice, second_weight = told(once)
+    once, first_weight = updated(np.array(enter / (enter + leave)))
+    twice, second_weight = updated(once)
     later = chain[0, 1] + (chain[1, 1] - chain[0, 1]) * twice
     third = (profit(twice) + profit(later)[..., :, 0][..., None, :]).max(-1)
     second = (profit(once) + np.einsum("abq,ab->aq", third, second_weight)[:, None]).max(-1)
@@ -125,14 +125,14 @@ def learned(market: Market, order: Order, actions: int, draws: int) -> float:
 
 @pytest.mark.parametrize("drift", [0.0, 5.0])
 @pytest.mark.parametrize("regimes", [(2.0, 4.0, 1.0, 3.0), (3.0, 0.5, 2.0, 2.0)])
-def test_four_buckets_of_hidden_regimes_match_bayes_rule_draw_by_draw(
+def test_value_under_hidden_regimes_matches_brute_force_over_four_buckets(
     regimes: tuple[float, float, float, float], drift: float
 ) -> None:
     market, order = condition(regimes, drift=drift)
     value = solve_filtered_regimes(market, order, 4).value_bps
     coarse, fine = (learned(market, order, actions, 24) for actions in (60, 120))
     assert value == pytest.approx(fine + (fine - coarse) / 3, rel=1e-4)
-    # What learning is worth is ten tolerances at least.
+    # Learning is worth at least ten times the tolerance.
     silent = dataclasses.replace(market, regimes=Regimes())
     r, share = market.regimes, market.regimes.stressed_share
     raised, dearer = (1 + share * (x - 1) for x in (r.volatility_multiplier.square(), r.cost_multiplier))
@@ -145,7 +145,7 @@ def test_four_buckets_of_hidden_regimes_match_bayes_rule_draw_by_draw(
     assert value - solve_oracle(average, order, 4).value_bps > 1e-3 * abs(value)
 
 
-def test_regimes_that_betray_themselves_are_known_a_bucket_late() -> None:
+def test_regimes_with_very_different_variance_are_known_one_bucket_late() -> None:
     market, order = condition((300.0, 3.0, 2.0, 2.0), risk_aversion=1e-8)
     r, actions = market.regimes, 200
     chain = expm(np.array([[-2.0, 2.0], [2.0, -2.0]]) / 4)
@@ -167,7 +167,7 @@ def test_regimes_that_betray_themselves_are_known_a_bucket_late() -> None:
     )
 
 
-def test_regimes_that_tell_nothing_or_never_come_are_a_constant_market() -> None:
+def test_unidentifiable_or_absent_regimes_give_the_value_of_a_constant_market() -> None:
     silent, order = condition((1.0, 3.0, 2.0, 6.0), cv=0.8)
     dearer = dataclasses.replace(silent.liquidity, illiquidity=scalar(1 + 0.25 * 2))
     constant = dataclasses.replace(silent, liquidity=dearer, regimes=Regimes())
@@ -182,7 +182,7 @@ REGIMES = [(2.7, 5.4, 6.0, 6.0), (2.0, 4.0, 2.0, 2.0)]
 
 
 @pytest.mark.parametrize("regimes", REGIMES)
-def test_where_variance_hardly_moves_the_value_is_what_agents_reach(
+def test_with_almost_constant_variance_the_value_is_attained_in_simulation(
     regimes: tuple[float, float, float, float],
 ) -> None:
     market, order = condition(regimes)
@@ -200,7 +200,7 @@ def test_where_variance_hardly_moves_the_value_is_what_agents_reach(
 
 
 def variance_revealed(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
-    """The calm regime's variance as it is, and the regime filtered from realised variance over it."""
+    """The true variance of the calm regime, and the regime filtered from realised over calm variance."""
     raised = torch.where(paths.stressed, market.regimes.volatility_multiplier, 1).square()
     calm = paths.integrated_variance / raised / paths.dt
     steady = dataclasses.replace(market, heston=dataclasses.replace(market.heston, cv=scalar(0.02)))
@@ -212,7 +212,7 @@ def variance_revealed(paths: MarketPaths, market: Market, draws: torch.Generator
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.3])
-def test_with_variance_revealed_the_bound_is_reached_and_no_agent_passes_it(cv: float) -> None:
+def test_the_value_is_attained_with_observed_variance_and_bounds_blind_policies(cv: float) -> None:
     market, order = condition(REGIMES[0], cv)
     paths = simulate(market, 6_000, N, generator(2, "filtered"))
     revealed = variance_revealed(paths, market, generator(2, "errors"))
@@ -227,7 +227,7 @@ def test_with_variance_revealed_the_bound_is_reached_and_no_agent_passes_it(cv: 
         assert float(gap.mean()) > 4 * float(gap.std()) / math.sqrt(len(gap))
 
 
-def test_finer_grids_change_a_value_under_hidden_regimes_less_and_less() -> None:
+def test_values_under_hidden_regimes_converge_with_the_grid() -> None:
     market, order = condition(REGIMES[0], 0.5)
     values = [
         solve_filtered_regimes(
@@ -240,7 +240,7 @@ def test_finer_grids_change_a_value_under_hidden_regimes_less_and_less() -> None
     assert steps[1] < 1e-4 * abs(values[-1])
 
 
-def test_what_has_no_hidden_regime_and_who_knows_no_chance_of_it_is_refused() -> None:
+def test_filtered_regimes_refuse_bad_arguments_and_observations_without_belief() -> None:
     market, order = condition(REGIMES[0])
     with pytest.raises(ValueError, match=r"shape \[2\]"):
         solve_filtered_regimes(market, Order(order.size.expand(2), order.risk_aversion), 5)
@@ -267,7 +267,7 @@ def test_what_has_no_hidden_regime_and_who_knows_no_chance_of_it_is_refused() ->
 def regressed(market: Market, order: Order, noise: float, actions: int, draws: int) -> float:
     """Best utility over three buckets of constant variance, trades being multiples of 1 / ``actions``.
 
-    Depth and what is displayed of it are jointly normal: estimates are regressions on all that was displayed.
+    Depth and its displays are jointly normal: estimates are regressions on all displays so far.
     """
     theta, phi, dt = float(market.heston.theta), float(order.size), 1 / 3
     eta, beta, gamma_ = (float(x) for x in (market.impact.eta, market.impact.beta, market.impact.gamma))
@@ -282,11 +282,11 @@ def regressed(market: Market, order: Order, noise: float, actions: int, draws: i
     weight = weight / weight.sum()
     pairs = np.stack(np.meshgrid(x, x, indexing="ij"), -1) @ np.linalg.cholesky(seen).T
 
-    def cost(k: int, told: int) -> Array:
-        """E[L_k^-beta] given the first ``told`` displays, on the first display and, if told, the second."""
-        slope = np.linalg.solve(seen[:told, :told], depth[:told, k])
-        mean = pairs[..., :told] @ slope
-        left = depth[k, k] - depth[k, :told] @ slope
+    def cost(k: int, known: int) -> Array:
+        """E[L_k^-beta] given the first ``known`` displays of depth."""
+        slope = np.linalg.solve(seen[:known, :known], depth[:known, k])
+        mean = pairs[..., :known] @ slope
+        left = depth[k, k] - depth[k, :known] @ slope
         expected: Array = np.exp(-beta * mean + beta**2 * left / 2)
         return expected
 
@@ -304,7 +304,7 @@ def regressed(market: Market, order: Order, noise: float, actions: int, draws: i
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.4])
-def test_three_buckets_of_noisy_depth_match_regressions_on_what_is_displayed(noise: float) -> None:
+def test_value_under_noisy_depth_matches_brute_force_over_three_buckets(noise: float) -> None:
     market, order = condition(liquidity=LIQUID)
     value = solve_filtered_depth(market, order, 3, noise_sd=noise).value_bps
     coarse, fine = (regressed(market, order, noise, actions, 16) for actions in (40, 80))
@@ -315,7 +315,7 @@ def test_three_buckets_of_noisy_depth_match_regressions_on_what_is_displayed(noi
     assert learning > 1e-3 * abs(value)
 
 
-def test_depth_seen_plainly_is_observed_depth_and_depth_lost_in_noise_a_constant() -> None:
+def test_noise_free_depth_gives_the_oracle_and_very_noisy_depth_a_constant_market() -> None:
     market, order = condition(cv=0.8, liquidity=LIQUID)
     plain = solve_oracle(market, order, 13).value_bps
     assert solve_filtered_depth(market, order, 13, noise_sd=1e-4).value_bps == pytest.approx(plain, rel=1e-6)
@@ -327,7 +327,7 @@ def test_depth_seen_plainly_is_observed_depth_and_depth_lost_in_noise_a_constant
     assert plain > values[0] > values[1] > values[2] > hidden
 
 
-def test_under_noisy_depth_the_value_is_its_simulated_utility_and_no_agent_passes_it() -> None:
+def test_value_under_noisy_depth_is_attained_in_simulation_and_bounds_other_policies() -> None:
     market, order = condition(cv=0.8, liquidity=LIQUID)
     paths = simulate(market, 6_000, N, generator(3, "filtered"))
     known = Errors(volatility=0, illiquidity=0, returns=None)(paths, market, generator(3, "errors"))
@@ -342,7 +342,7 @@ def test_under_noisy_depth_the_value_is_its_simulated_utility_and_no_agent_passe
     assert high < 1.002
 
 
-def test_noise_that_is_none_depth_that_is_constant_and_regimes_are_refused() -> None:
+def test_filtered_depth_refuses_zero_noise_constant_depth_and_regimes() -> None:
     market, order = condition(liquidity=LIQUID)
     with pytest.raises(ValueError, match="noise_sd = 0"):
         solve_filtered_depth(market, order, 5, noise_sd=0.0)

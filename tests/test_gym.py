@@ -272,7 +272,7 @@ def test_advantages_do_not_depend_on_what_comes_later() -> None:
         pytest.param(SWITCHING, blind_to_regimes, id="regimes"),
     ],
 )
-def test_many_orders_are_shown_what_their_world_lets_them_see_and_paid_what_is_so(
+def test_parallel_orders_observe_estimates_and_are_rewarded_by_the_true_market(
     market: Market, perceive: Perceive
 ) -> None:
     env = ExecutionVecEnv(market, SELL, 40, N, 3, perceive=perceive)

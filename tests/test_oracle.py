@@ -236,7 +236,7 @@ def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_
 
 @pytest.mark.parametrize("depth_nodes", [13, 25])
 def test_a_policy_that_jumps_with_depth_is_not_averaged_over_its_jump(depth_nodes: int) -> None:
-    # Permanent impact is so concave and temporary impact so cheap that all is sold at once, on a deep market.
+    # With concave permanent and very low temporary impact the optimum is one trade of all if depth is high.
     heston = Heston(scalar(0.095**2), scalar(5.0), scalar(0.8), scalar(-0.5))
     liquidity = Liquidity(scalar(0.06), scalar(0.348), scalar(5.0))
     market = Market(heston, Impact(beta=scalar(0.23), delta=scalar(0.651)), liquidity)

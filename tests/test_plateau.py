@@ -1,4 +1,4 @@
-"""Training ends when validation stops rising, and specialists so trained come close to the optimum."""
+"""Training ends when the validation score stops rising; specialists trained this way are near the optimum."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def days(n: int, seed: int) -> Evaluation:
 def rounds_of(
     scores: list[float], patience: int, tolerance: float = 0.1
 ) -> tuple[list[Round[Policy]], list[float]]:
-    """Rounds of a learner whose validation scores are given, and the shares of the rate that it was given."""
+    """Rounds of a learner with given validation scores, and its learning rates relative to the first."""
     shares: list[float] = []
     following: Iterator[float] = iter(scores)
 
@@ -54,21 +54,21 @@ def rounds_of(
     return until_plateau(train, lambda policy: next(following), patience, tolerance), shares
 
 
-def test_training_ends_after_so_many_rounds_in_a_row_without_a_rise() -> None:
+def test_training_ends_after_patience_rounds_in_a_row_without_improvement() -> None:
     rounds, shares = rounds_of([0, 1, 1, 2, 1, 2.05, 9, 9], patience=2)
     assert [r.score for r in rounds] == [0, 1, 1, 2, 1, 2.05]
     assert [r.decisions for r in rounds] == [7, 14, 21, 28, 35, 42]
     assert [r.seconds for r in rounds] == sorted(r.seconds for r in rounds)
-    # The rate halves after each round that is no rise, and stays where one is.
+    # The rate halves after each round without improvement.
     assert shares == [1, 1, 1, 1 / 2, 1 / 2, 1 / 4]
 
 
-def test_a_slow_climb_is_a_rise_once_it_adds_up() -> None:
+def test_slow_improvement_counts_once_it_exceeds_the_tolerance() -> None:
     rounds, _ = rounds_of([0, 0.06, 0.12, 0.18, 0.24, 0.24, 0.24], patience=2)
     assert len(rounds) == 7
 
 
-def test_the_best_round_is_the_one_to_use_even_if_it_is_no_rise() -> None:
+def test_the_best_round_has_the_highest_score() -> None:
     rounds, _ = rounds_of([0, 1, 1.05, 0.5], patience=2)
     assert best_round(rounds) is rounds[2]
     other, _ = rounds_of([3, 0], patience=1)
@@ -103,7 +103,7 @@ def test_capture_is_zero_for_twap_and_one_for_the_limit() -> None:
     assert half(oracle) > 1
 
 
-def test_validation_days_are_those_of_the_scorecard_s_validation() -> None:
+def test_validation_days_are_those_of_the_scorecard() -> None:
     score = validation_capture(CONDITION, 300, N, seed=4, perceive=with_errors)
     oracle = solve_oracle(MARKET, CONDITION.order, N)
     peeked: list[Observation] = []
@@ -118,11 +118,11 @@ def test_validation_days_are_those_of_the_scorecard_s_validation() -> None:
     best = evaluate({"oracle": oracle}, CONDITION, evaluation, "validation")["oracle"]
     keen_gain, gap = ((x.utility - done["twap"].utility).double().mean() for x in (done["keen"], best))
     assert captured == pytest.approx(float(keen_gain / gap), rel=1e-4)
-    # What is seen are estimates.
+    # The observation contains estimates.
     assert peeked[0].market.heston.theta.shape == (300,)
 
 
-def test_a_limit_that_is_none_is_refused() -> None:
+def test_a_limit_below_twap_is_refused() -> None:
     with pytest.raises(ValueError, match=r"limit - TWAP = .* in one: must be > 0"):
         validation_capture(CONDITION, 50, N, seed=1, limit=uniform_scores)
 
@@ -143,7 +143,7 @@ def test_random_scores_are_uniform_within_the_limit() -> None:
     torch.testing.assert_close(edge, fraction_of_score(torch.full((4_000,), ACTION_LIMIT), N - 2))
 
 
-def test_a_specialist_is_a_function_of_the_state_alone_and_differentiable() -> None:
+def test_a_specialist_ignores_noise_and_is_differentiable() -> None:
     network = SpecialistNetwork(generator(1, "weights"), width=8)
     policy = SpecialistPolicy(network)
     obs = seen(3, 20)
@@ -166,7 +166,7 @@ def test_a_specialist_reaches_the_optimum_of_its_condition() -> None:
     rounds = short()
     best = best_round(rounds)
     assert best.score > 0.99
-    # It is as good on days on which nothing was chosen.
+    # The result holds on test days too.
     everyone: dict[str, Policy] = {
         "specialist": best.policy,
         "twap": twap,
@@ -187,7 +187,7 @@ def test_each_round_keeps_its_own_weights_and_a_seed_gives_one_specialist() -> N
 
 
 @pytest.mark.parametrize("perceive", [with_errors, blind_to_regimes])
-def test_a_specialist_learns_from_what_its_world_lets_it_see(perceive: object) -> None:
+def test_a_specialist_learns_under_the_information_of_its_world(perceive: object) -> None:
     liquidity = Liquidity(depth_sd=scalar(0.4 if perceive is with_errors else 0.0))
     regimes = (
         Regimes() if perceive is with_errors else Regimes(scalar(2.0), scalar(3.0), scalar(4.0), scalar(4.0))

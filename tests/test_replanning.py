@@ -55,7 +55,7 @@ def observation(
     variance: Tensor | None = None,
     log_depth: float = 0.0,
 ) -> Observation:
-    """What a trader sees in bucket ``k``; variance and depth are at their means unless given."""
+    """The observation in bucket ``k``; variance and depth are at their means unless given."""
     zeros = torch.zeros_like(inventory)
     return Observation(
         k=k,
@@ -82,7 +82,7 @@ def schedule_of(policy: Policy, m: Market, o: Order, n: int) -> Tensor:
 @pytest.mark.parametrize("drift", [-60.0, 0.0, 60.0])
 @pytest.mark.parametrize("risk_aversion", [0.0, 1e-4, 4e-3])
 @pytest.mark.parametrize("amplitude", [0.0, 1.0])
-def test_where_nothing_moves_it_is_the_static_optimum(
+def test_with_constant_variance_and_depth_it_is_the_static_optimum(
     drift: float, risk_aversion: float, amplitude: float
 ) -> None:
     liquidity = Liquidity(profile_amplitude=scalar(amplitude))
@@ -95,7 +95,7 @@ def test_where_nothing_moves_it_is_the_static_optimum(
 @pytest.mark.parametrize("volatility", [0.008, 0.02, 0.04])
 @pytest.mark.parametrize("cv", [0.5, 1.3])
 @pytest.mark.parametrize("moving", [False, True], ids=["depth constant", "depth moves"])
-def test_it_reaches_the_oracle_and_never_passes_it(volatility: float, cv: float, moving: bool) -> None:
+def test_its_capture_of_the_oracle_is_almost_one(volatility: float, cv: float, moving: bool) -> None:
     m, o = market(volatility, cv), order()
     m = with_depth(m) if moving else m
     paths = simulate(m, 3_000, N, generator(1, "replanning"))
@@ -133,9 +133,7 @@ def forecasts(m: Market, n: int, k: int, variance: float, log_depth: float) -> t
 
 
 @pytest.mark.parametrize(("variance", "log_depth"), [(1e-4, 0.5), (4e-4, 0.0), (2e-3, -0.6)])
-def test_its_trade_is_the_first_of_the_best_schedule_found_by_brute_force(
-    variance: float, log_depth: float
-) -> None:
+def test_its_trade_is_the_first_of_the_numerically_best_schedule(variance: float, log_depth: float) -> None:
     n, k, q, aversion, drift = 6, 2, 0.7, 2e-3, 15.0
     m, o = with_depth(market(drift=drift)), order(aversion)
     integral, slope = forecasts(m, n, k, variance, log_depth)
@@ -181,14 +179,14 @@ def test_estimates_may_differ_from_path_to_path() -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_buy_against_the_drift_is_a_sell_with_it() -> None:
+def test_a_buy_and_a_sell_with_opposite_drift_trade_alike() -> None:
     left = torch.tensor([0.5])
     sold = mpc(observation(market(drift=30.0), order(), N, 5, left), torch.zeros(1))
     bought = mpc(observation(market(drift=-30.0), order(side=-1.0), N, 5, left), torch.zeros(1))
     assert sold == bought
 
 
-def test_nothing_left_is_nothing_traded() -> None:
+def test_without_inventory_the_trade_is_finite() -> None:
     trade = mpc(observation(market(), order(), N, 5, torch.zeros(2)), torch.zeros(2))
     assert torch.isfinite(trade).all()
 
@@ -197,14 +195,14 @@ def stressed_at_times(m: Market) -> Market:
     return dataclasses.replace(m, regimes=Regimes(scalar(2.0), scalar(3.0), scalar(4.0), scalar(8.0)))
 
 
-@pytest.mark.parametrize("chance", [0.1, 0.8])
-def test_under_hidden_regimes_it_plans_on_their_means_at_each_later_bucket(chance: float) -> None:
+@pytest.mark.parametrize("probability", [0.1, 0.8])
+def test_under_hidden_regimes_it_uses_the_forecast_mean_of_each_later_bucket(probability: float) -> None:
     n, k, q, aversion = 6, 2, 0.7, 2e-3
     calm, o = with_depth(market()), order(aversion)
     m = stressed_at_times(calm)
     integral, slope = forecasts(calm, n, k, 3e-4, -0.2)
     chain = expm(np.array([[-4.0, 4.0], [8.0, -8.0]]) / n)
-    law = np.array([1 - chance, chance])
+    law = np.array([1 - probability, probability])
     for j in range(n - k):
         integral[j] *= law @ [1, 4]
         slope[j] *= law @ [1, 3]
@@ -218,15 +216,15 @@ def test_under_hidden_regimes_it_plans_on_their_means_at_each_later_bucket(chanc
     best = minimize(loss, np.zeros(n - k), method="BFGS", options={"gtol": 1e-9}).x
     first = np.exp(best[0]) / np.exp(best).sum()
     believed = moment_matched(m)
-    # What agents perceive: expected variance, and the depth of an average market that costs as much.
-    variance = torch.tensor([3e-4 * (1 + 3 * chance)])
-    depth = -0.2 + float(relative_depth(m, believed)) - math.log(1 + 2 * chance) / 0.6
+    # The information of traders: expected variance, and the depth that gives the expected cost.
+    variance = torch.tensor([3e-4 * (1 + 3 * probability)])
+    depth = -0.2 + float(relative_depth(m, believed)) - math.log(1 + 2 * probability) / 0.6
     obs = observation(believed, o, n, k, torch.tensor([q]), variance, depth)
-    obs = dataclasses.replace(obs, regimes=RegimeBelief(m, torch.tensor([chance])))
+    obs = dataclasses.replace(obs, regimes=RegimeBelief(m, torch.tensor([probability])))
     assert float(mpc(obs, torch.zeros(1))) == pytest.approx(first, abs=3e-5)
 
 
-def test_under_hidden_regimes_their_chances_beat_the_average_market() -> None:
+def test_under_hidden_regimes_the_filtered_probability_beats_the_average_market() -> None:
     m, o = stressed_at_times(market(0.01, 0.5)), order()
     paths = simulate(m, 3_000, N, generator(2, "replanning"))
     known = blind_to_regimes(paths, m, generator(2, "errors"))
@@ -238,7 +236,7 @@ def test_under_hidden_regimes_their_chances_beat_the_average_market() -> None:
     assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
 
 
-def test_regimes_that_are_seen_are_planned_on_however_they_are_told() -> None:
+def test_observed_regimes_give_the_same_trades_in_both_representations() -> None:
     m, o = stressed_at_times(market()), order()
     paths = simulate(m, 200, N, generator(3, "replanning"))
     told = [perceive(paths, m, generator(3, "errors")) for perceive in (exact, regimes_as_depth)]

@@ -192,7 +192,7 @@ def test_the_same_seed_gives_the_same_expert() -> None:
     assert not any(different)
 
 
-def test_training_to_a_plateau_goes_on_from_round_to_round_at_a_falling_rate(
+def test_training_to_a_plateau_continues_across_rounds_with_a_falling_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores = iter([0.0, 1.0, 0.5, 0.5])
@@ -215,11 +215,11 @@ def test_training_to_a_plateau_goes_on_from_round_to_round_at_a_falling_rate(
     np.testing.assert_allclose(np.divide(rates, rates[0]), [1, 1, 1, 0.5])
     weights = [r.policy.layers[0][0] for r in rounds]
     assert not any(torch.equal(a, b) for a, b in pairwise(weights))
-    # The best round is what it was when it was scored, whatever was learned afterwards.
+    # Later training does not change the policy of an earlier round.
     assert best_round(rounds) is rounds[1]
 
 
-def test_experts_learn_from_what_their_world_lets_them_see_and_beat_twap_on_validation() -> None:
+def test_an_expert_learns_under_the_information_of_its_world() -> None:
     regimes = Regimes(scalar(2.5), scalar(4.0), scalar(4.0), scalar(4.0))
     switching = Condition("switching", "fast", Market(HESTON, regimes=regimes), ORDER)
     score = validation_capture(switching, 2_000, N, 3, blind_to_regimes)

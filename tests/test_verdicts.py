@@ -55,9 +55,7 @@ def test_days_are_shared_by_both_sides_and_all_seeds() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 @pytest.mark.parametrize("learner_first", [True, False])
-def test_without_days_that_differ_the_interval_is_student_s_over_seeds(
-    seeds: int, learner_first: bool
-) -> None:
+def test_with_equal_days_the_interval_is_student_s_over_seeds(seeds: int, learner_first: bool) -> None:
     levels = normal("levels", seeds, 1).expand(-1, 50)
     zero = torch.zeros(1, 50)
     sides = (levels, zero) if learner_first else (zero, levels)
@@ -80,7 +78,7 @@ def test_errors_of_both_sides_and_of_days_add_up() -> None:
     assert high - low == pytest.approx(2 * student.ppf(0.975, 2 * seeds) * error, rel=0.05)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     seeds, days, trials = 3, 60, 400
     draws = generator(7, "coverage")
     covered = 0
@@ -95,7 +93,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.92 < covered / trials < 0.99
 
 
-def test_the_interval_is_determined_by_its_seed_and_turns_with_the_sides() -> None:
+def test_the_interval_is_determined_by_its_seed_and_antisymmetric() -> None:
     a, b = normal("a", 5, 200), normal("b", 4, 200)
     assert hierarchical_interval(a, b, seed=1) == hierarchical_interval(a, b, seed=1)
     assert hierarchical_interval(a, b, seed=1) != hierarchical_interval(a, b, seed=2)
@@ -121,14 +119,14 @@ def test_the_interval_is_determined_by_its_seed_and_turns_with_the_sides() -> No
         (torch.zeros(1, 5), torch.zeros(1, 5), {"level": 1.0}, "level = 1"),
     ],
 )
-def test_what_cannot_be_resampled_is_refused(
+def test_bad_utilities_and_settings_are_refused(
     learner: Tensor, opponent: Tensor, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         hierarchical_interval(learner, opponent, seed=1, **options)
 
 
-def test_verdicts_follow_from_the_whole_interval_and_the_material_size() -> None:
+def test_verdicts_follow_from_the_interval_and_the_material_size() -> None:
     cases = {
         (1.1, 2.0): "better",
         (1.0, 2.0): "open",  # touches the material size
@@ -147,7 +145,7 @@ def test_verdicts_follow_from_the_whole_interval_and_the_material_size() -> None
 
 
 @given(st.floats(-5, 5), st.floats(0, 5), st.floats(0.1, 3))
-def test_exactly_one_verdict_holds_and_turning_the_sides_turns_it(
+def test_exactly_one_verdict_holds_and_exchanging_the_policies_reverses_it(
     low: float, width: float, material: float
 ) -> None:
     high = low + width
@@ -162,7 +160,7 @@ def test_exactly_one_verdict_holds_and_turning_the_sides_turns_it(
     ("interval", "material"),
     [((math.nan, 1), 1), ((0, math.inf), 1), ((2, 1), 1), ((0, 1), 0), ((0, 1), -1), ((0, 1), math.nan)],
 )
-def test_a_verdict_needs_an_interval_and_a_size(interval: tuple[float, float], material: float) -> None:
+def test_a_bad_interval_or_material_size_is_refused(interval: tuple[float, float], material: float) -> None:
     with pytest.raises(ValueError, match="in row 0"):
         verdicts(rows(interval, material=material))
 
@@ -183,7 +181,7 @@ def test_counts_are_by_group_and_add_up() -> None:
     assert (counts[list(VERDICTS)].sum(axis=1) == counts["comparisons"]).all()
 
 
-def test_a_learner_meets_every_opponent_with_the_size_of_the_best_one() -> None:
+def test_the_material_size_is_that_of_the_best_opponent() -> None:
     days = normal("days", 1, 1_000)
     opponents = {"poor": days - 30, "best": days - 10, "learned": days - 20 + torch.tensor([[-0.1], [0.1]])}
     table = compare_learner(days - 9 + torch.zeros(3, 1), opponents, seed=1)
