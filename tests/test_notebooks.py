@@ -190,7 +190,7 @@ class Copy:
         )
         failed = re.findall(rf"^FAILED .*{stem}\.ipynb::Cell (\d+)", result.stdout, flags=re.MULTILINE)
         assert result.returncode == bool(failed), result.stdout
-        return {int(cell) for cell in failed}, result.stdout
+        return {int(cell) for cell in failed}, result.stdout.partition("short test summary info")[0]
 
     def alter_output(self, stem: str, shows: str) -> None:
         """Put after the first checked cell without ``shows`` a copy in whose output one digit is another."""
