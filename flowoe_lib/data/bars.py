@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -49,6 +50,10 @@ class Bars:
     timezone: str
     minutes: float | None = None
     """Length of time bars; None for bars of equal activity, which follow each other without gaps."""
+    reading: str = ""
+    """How the source was read, in one line."""
+    flags: tuple[str, ...] = ()
+    """What looks wrong in the bars, one sentence each."""
 
     @property
     def index(self) -> pd.DatetimeIndex:
@@ -63,6 +68,10 @@ def load_bars(
     timezone: str = DEFAULT_TIMEZONE,
     minutes: float | None = None,
     min_days: int = 1,
+    columns: str | None = None,
+    dates: str | None = None,
+    bars: Literal["start", "end"] | None = None,
+    session: tuple[str, str] | None = None,
 ) -> Bars:
     """Read and check market bars.
 
@@ -83,6 +92,15 @@ def load_bars(
         Length of the bars if they are cut by the clock.
     min_days : int
         Smallest number of days that the bars must cover.
+    columns : str, optional
+        Which column is what, if the names do not say: "time=Datum, volume=Stuecke". For a file without a
+        header, the columns in order: "time, open, high, low, close, volume".
+    dates : str, optional
+        Order of day and month in dates, dmy, mdy or ymd.
+    bars : {"start", "end"}, optional
+        Whether the time of an intraday bar is its start or its end.
+    session : tuple of str, optional
+        Open and close of the market, by which bars stamped at their start are recognised.
 
     Returns
     -------
@@ -110,13 +128,16 @@ def load_bars(
         _check_minutes(name or "bars", minutes)
     label = name or ("data frame" if isinstance(source, pd.DataFrame) else str(source))
     raw, word = (source, "row") if isinstance(source, pd.DataFrame) else _read(Path(source))
-    raw = _named_columns(raw, label)
+    given = dict(re.findall(r"(\w+)\s*=\s*([^,]+?)\s*(?:,|$)", columns or ""))
+    raw = _named_columns(raw.rename(columns={theirs: ours for ours, theirs in given.items()}), label)
     if raw.empty:
         raise BarsError(f"{label}: holds no bars; at least one row below the header is needed")
     if word == "row":
         raw.index = pd.RangeIndex(1, len(raw) + 1)
     check = _Check(label, word, raw)
-    index = _times(raw["time"], timezone, check)
+    index = _times(raw["time"], timezone, check, dates)
+    if bars == "start":
+        index += pd.Series(index).diff().mode()[0]
     frame = pd.DataFrame({column: _numbers(raw[column], check) for column in COLUMNS})
     for column in PRICES:
         check.rule(column, frame[column] > 0, "must be > 0")
@@ -128,7 +149,8 @@ def load_bars(
     days = index.tz_localize(None).normalize().nunique()
     if days < min_days:
         raise BarsError(f"{label}: covers {days} days; at least {min_days} are needed")
-    return Bars(frame.set_axis(index, axis=0), label, timezone, minutes)
+    reading = f"{label}: {len(frame)} bars from {index[0]} to {index[-1]}, times of {timezone}"
+    return Bars(frame.set_axis(index, axis=0), label, timezone, minutes, reading)
 
 
 @dataclass(frozen=True)
@@ -207,7 +229,7 @@ def _numbers(column: pd.Series, check: _Check) -> pd.Series:
     return numbers
 
 
-def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
+def _times(column: pd.Series, timezone: str, check: _Check, dates: str | None) -> pd.DatetimeIndex:
     """Convert a column to strictly increasing times in ``timezone``."""
     try:
         zone = ZoneInfo(timezone)
@@ -220,7 +242,10 @@ def _times(column: pd.Series, timezone: str, check: _Check) -> pd.DatetimeIndex:
         offset = text.str.contains(re.compile(r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$"))
         uniform = offset == offset.iloc[0]
         check.rule("time", uniform, "must carry an offset from UTC either in every row or in none")
-        times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=bool(offset.iloc[0]))
+        form: dict[str, Any] = (
+            {"format": "mixed", "dayfirst": dates == "dmy"} if dates else {"format": "ISO8601"}
+        )
+        times = pd.to_datetime(text, errors="coerce", utc=bool(offset.iloc[0]), **form)
     check.rule("time", times.notna(), "must be an ISO 8601 time such as 2015-01-02 14:30:00")
     if times.dt.tz is None:
         times = times.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT")
