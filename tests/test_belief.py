@@ -67,7 +67,7 @@ def by_quadrature(market: Market, order: Order, actions: int, draws: int) -> flo
     def profit(k: int, belief: Array) -> Array:
         """Of going from q to q', [..., q, q'], minus infinity for buying."""
         temporary = 1e4 * eta * math.sqrt(theta) * (phi * sold / (u[k] * dt)) ** beta * sold
-        permanent = 1e4 * gamma * math.sqrt(theta) * phi * sold * (kept + sold / 2)
+        permanent = 1e4 * gamma * 263**0.25 * math.sqrt(theta) * phi * sold * (kept + sold / 2)
         risk = float(order.risk_aversion) * 1e8 * theta * dt * kept**2
         worth = belief[..., None, None] * dt * kept - temporary - permanent - risk
         return np.where(q[:, None] >= q, worth, -np.inf)

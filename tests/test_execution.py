@@ -35,7 +35,7 @@ from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
 from flowoe_lib.randomness import generator
 
-THETA, N, ETA, GAMMA = 4e-4, 39, 0.142, 0.314
+THETA, N, ETA, GAMMA = 4e-4, 39, 0.142, 0.314 * 263**0.25
 HESTON = Heston(scalar(THETA), scalar(5.0), scalar(0.8), scalar(-0.6))
 RICH = Market(
     HESTON,
@@ -112,6 +112,18 @@ def test_twap_cost_in_closed_form(amplitude: float, illiquidity: float) -> None:
     torch.testing.assert_close(done.temporary_bps, torch.full((64,), expected), rtol=1e-5, atol=0)
     even = torch.linspace(1, 0, N + 1)
     torch.testing.assert_close(done.inventory, even[:, None].expand(-1, 64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("buckets", "temporary", "total"), [(1, 22, 32), (2, 15, 25), (5, 8, 18)])
+def test_published_example_of_ibm(buckets: int, temporary: int, total: int) -> None:
+    """Almgren et al. (2005), table 2: 10 % of the day's volume within .1, .2 or .5 of a day, bps."""
+    impact = Impact(turnover_days=scalar(1728 / 6.561))
+    market = Market(dataclasses.replace(HESTON, theta=scalar(0.0157**2)), impact)
+    evenly = (1 - torch.arange(11) / buckets).clamp(min=0)
+    done = execute_schedule(evenly, still(10), market, ORDER)
+    assert 2 * done.permanent_bps.item() == pytest.approx(19.9, abs=0.05)
+    assert done.temporary_bps.item() == pytest.approx(temporary, abs=0.5)
+    assert (done.temporary_bps + done.permanent_bps).item() == pytest.approx(total, abs=0.5)
 
 
 @given(plans)

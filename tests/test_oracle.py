@@ -123,7 +123,7 @@ def enumerated(market: Market, order: Order, actions: int, draws: tuple[int, int
         temporary = (
             1e4 * eta * float(liq.illiquidity) * math.sqrt(theta) * (pace / u[k]) ** beta * dearness * a
         )
-        permanent = 1e4 * gamma_ * math.sqrt(theta) * pace**delta * dt
+        permanent = 1e4 * gamma_ * 263**0.25 * math.sqrt(theta) * pace**delta * dt
         profit: Array = mu * dt * left - temporary - permanent * (left + a / 2)
         return profit
 
@@ -319,7 +319,7 @@ def on_a_grid(market: Market, order: Order, actions: int) -> float:
     q = np.arange(actions + 1) / actions
     kept, sold = q[None, :], np.maximum(q[:, None] - q, 0)
     temporary = 1e4 * eta * math.sqrt(theta) * (phi * sold / dt) ** beta * sold
-    permanent = 1e4 * gamma_ * math.sqrt(theta) * phi * sold * (kept + sold / 2)
+    permanent = 1e4 * gamma_ * 263**0.25 * math.sqrt(theta) * phi * sold * (kept + sold / 2)
     risk = float(order.risk_aversion) * 1e8 * theta * dt * kept**2
     drift = float(order.side * market.drift) * dt * kept
     value = np.stack([-cost * temporary[:, 0] - permanent[:, 0] for cost in (1, float(r.cost_multiplier))])

@@ -160,7 +160,7 @@ def test_a_hidden_drift_outside_the_training_range_is_flagged() -> None:
 @pytest.mark.parametrize(("start", "end"), [(None, None), ("10:00", "13:15")])
 def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | None) -> None:
     """Cost and risk of TWAP, in units of the day, from the formulas of the impact model."""
-    ticket = Ticket("sell", 2e5, start=start, end=end, illiquidity=1.5, beta=0.5)
+    ticket = Ticket("sell", 2e5, start=start, end=end, illiquidity=1.5, beta=0.5, shares_outstanding=30 * ADV)
     made = plan_order(daily(), ticket, n_paths=4000)
     opens, closes = (0.0, 1.0) if start is None else (30 / 390, 225 / 390)
     n = 39 if start is None else 20
@@ -173,7 +173,7 @@ def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | Non
     )
     rate = 2e5 / n / volume
     temporary = 1e4 * 0.142 * 1.5 * SIGMA * np.mean(rate**0.5) * math.exp(0.5**2 * sd**2 / 2)
-    permanent = 1e4 * 0.314 * SIGMA * 2e5 / ADV / 2
+    permanent = 1e4 * 0.314 * 30**0.25 * SIGMA * 2e5 / ADV / 2
     cost = made.costs.loc["twap"]
     assert cost["cost_bps"] == pytest.approx(temporary + permanent, rel=0.01)
     left = 1 - np.arange(1, n + 1) / n

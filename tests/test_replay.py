@@ -192,7 +192,7 @@ def test_cost_of_twap_equals_its_closed_form() -> None:
     fine = (4 + 6 * (np.arange(1000) + 0.5) / 1000) / 12
     daily, part = (theta / length) ** 0.5, length * (1 + 0.5 * (6 * fine**2 - 6 * fine + 1)).mean()
     temporary = (1e4 * 0.142 * daily * (0.1 / (u * depth)) ** 0.6 / 6).sum()
-    permanent = 1e4 * 0.314 * daily * 0.1 * part / 2
+    permanent = 1e4 * 0.314 * 263**0.25 * daily * 0.1 * part / 2
     left = np.arange(5, -1, -1) / 6
     earned = 1e4 * (left * np.diff(record.price[1])[4:10]).sum() / record.price[1, 4]
     risk = 5e-4 * 1e8 * (left**2 * record.variance[1, 4:10]).sum()

@@ -633,7 +633,7 @@ def test_averaged_market_has_the_moments_and_costs_of_the_switching_one(cv: floa
     flat = 1e4 * 0.142 * float(liquidity.illiquidity) * math.sqrt(theta) * 0.1**0.6
     paid = flat * math.exp(0.6**2 * float(liquidity.depth_sd) ** 2 / 2) * float((volume**-0.6).mean())
     assert abs(z_score(done.temporary_bps, paid)) < 4.5
-    lasting = 1e4 * float(believed.impact.gamma) * math.sqrt(theta) * 0.1
+    lasting = 1e4 * float(believed.impact.gamma) * 263**0.25 * math.sqrt(theta) * 0.1
     torch.testing.assert_close(done.permanent_bps, torch.full((n,), lasting / 2), rtol=1e-4, atol=0)
     even = torch.linspace(1, 0, 14, dtype=torch.float64)
     assert abs(z_score(done.utility_bps(order), float(expected_utility(believed, order, even)))) < 4.5
@@ -739,6 +739,7 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Impact, {}, "beta", float("nan"), "within (0, 1]"),
         (Impact, {}, "delta", 0.0, "within (0, 1]"),
         (Impact, {}, "delta", float("nan"), "within (0, 1]"),
+        (Impact, {}, "turnover_days", 0.0, "finite and > 0"),
         (Liquidity, {}, "illiquidity", -3.0, "finite and > 0"),
         (Liquidity, {}, "illiquidity", float("inf"), "finite and > 0"),
         (Liquidity, {}, "depth_sd", -0.5, "finite and >= 0"),

@@ -110,7 +110,10 @@ def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
     )
     share = volume_share(liquidity)
     size = ticket.shares / (known.adv.value * float(share))
-    impact = impact_in_window(Impact(beta=scalar(ticket.beta)), scalar(length), share)
+    impact = Impact(beta=scalar(ticket.beta))
+    if ticket.shares_outstanding is not None:
+        impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
+    impact = impact_in_window(impact, scalar(length), share)
     market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), drift_sd=scalar(ticket.drift_sd_bps))
     side = scalar(1.0 if ticket.side == "sell" else -1.0)
     order = Order(scalar(size), scalar(ticket.risk_aversion or USUAL_AVERSION), side)

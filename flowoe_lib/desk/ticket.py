@@ -79,6 +79,8 @@ class Ticket(BaseModel):
     """factor of temporary impact, 1 for the published coefficients [multiple]"""
     beta: Fraction = 0.6
     """exponent of temporary impact"""
+    shares_outstanding: Positive | None = None
+    """shares outstanding, which scale permanent impact [shares]; by default 263 times adv, a large stock"""
     session: tuple[Clock, Clock] = ("09:30", "16:00")
     """open and close of the market, separated by a space; 27:00 is 3:00 of the next day [HH:MM HH:MM]"""
 

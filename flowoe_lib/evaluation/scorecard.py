@@ -204,7 +204,7 @@ def evaluate(
     >>> policies = {"twap": fo.twap, "static": fo.static_optimal(market, order, 13)}
     >>> results = fo.evaluate(policies, condition, evaluation, "test")
     >>> {name: round(result.utility.mean().item(), 1) for name, result in results.items()}
-    {'twap': -16.0, 'static': -14.4}
+    {'twap': -25.5, 'static': -23.9}
     """
     parts: dict[str, list[PathResults]] = {key: [] for key in policies}
     seed, of = evaluation.seed, (condition.world, condition.name)

@@ -129,7 +129,8 @@ class Impact:
     Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs
     ``1e4 eta l sqrt(theta) (phi a / (u L dt))^beta`` bps of temporary impact per unit traded, where u is the
     volume profile, L the depth and l the illiquidity. The trade also moves the price permanently by
-    ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt`` bps and pays half of that move itself.
+    ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt (Theta / ADV)^(1/4)`` bps, where Theta is the number of
+    shares outstanding, and pays half of that move itself.
 
     Parameters
     ----------
@@ -141,6 +142,9 @@ class Impact:
         Coefficient of permanent impact, in daily volatilities.
     delta : Tensor, [] or [paths]
         Exponent of permanent impact, within (0, 1]; 1 is linear.
+    turnover_days : Tensor, [] or [paths]
+        Theta / ADV, shares outstanding over average daily volume: the days in which trading turns the shares
+        over once. By default that of a large stock, IBM's 1,728 M shares over 6.561 M a day.
 
     Raises
     ------
@@ -150,7 +154,7 @@ class Impact:
     References
     ----------
     Almgren, Thum, Hauptmann, Li (2005), "Direct estimation of equity market impact", Risk 18:
-    eta = .142, beta = .6, gamma = .314.
+    eta = .142, beta = .6, gamma = .314, and the example of IBM, table 2.
 
     Examples
     --------
@@ -164,9 +168,11 @@ class Impact:
     beta: Tensor = field(default_factory=lambda: scalar(0.6))
     gamma: Tensor = field(default_factory=lambda: scalar(0.314))
     delta: Tensor = field(default_factory=lambda: scalar(1.0))
+    turnover_days: Tensor = field(default_factory=lambda: scalar(263.0))
 
     def __post_init__(self) -> None:
         _require(self, eta=_POSITIVE, gamma=_NOT_NEGATIVE, beta=_EXPONENT, delta=_EXPONENT)
+        _require(self, turnover_days=_POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,8 @@ class Market:
 
     def permanent_cost_bps(self, size: Tensor) -> Tensor:
         """Permanent price move caused by an order of ``size`` ADV worked evenly over the day, bps."""
-        return BPS * self.impact.gamma * self.heston.theta.sqrt() * size**self.impact.delta
+        i = self.impact
+        return BPS * i.gamma * i.turnover_days**0.25 * self.heston.theta.sqrt() * size**i.delta
 
 
 @dataclass(frozen=True)

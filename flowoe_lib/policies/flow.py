@@ -121,7 +121,7 @@ class FlowPolicy:
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
     >>> done = fo.execute(policy, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
-    -14.8
+    -24.3
     """
 
     field: EndpointField

@@ -221,7 +221,7 @@ def solve_oracle(
     >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
     >>> oracle = fo.solve_oracle(market, order, 13, inventory_nodes=21, variance_nodes=9)
     >>> round(oracle.value_bps, 1)
-    -14.3
+    -23.8
     """
     require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
     market, order = one_condition(market, order)

@@ -47,7 +47,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
     >>> done = fo.execute(fo.replanned, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
-    -15.2
+    -24.7
     """
     n_left = obs.n_buckets - obs.k
     market, remaining = obs.market, n_left / obs.n_buckets

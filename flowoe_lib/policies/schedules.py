@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.market.batching import align
+from flowoe_lib.market.batching import align, map_tensors, one_by_one
 from flowoe_lib.market.impact import expected_depth_cost, permanent_shift
 from flowoe_lib.market.model import Condition, Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.policies.dynamic_programming import backward_induction, interpolate_table, policy_jump
 
 __all__ = [
     "EstimatedSchedule",
@@ -28,6 +29,10 @@ __all__ = [
 CUTS, ROUNDS = 64, 34
 """The bracket of the root is divided by 64, 34 times: the marginal cost at the end of an urgent order is as
 small as 2^-200 of the first bracket."""
+
+
+GRID = 161
+"""Nodes of inventory on which the local optima under sub-linear permanent impact are compared."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def twap(obs: Observation, noise: Tensor) -> Tensor:
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
     >>> done = fo.execute(fo.twap, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
-    -16.7
+    -26.2
     """
     return torch.full_like(noise, 1 / (obs.n_buckets - obs.k))
 
@@ -168,7 +173,8 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta and R = lambda 1e8 theta dt.
     The marginal cost M of the last bucket therefore determines the whole schedule; the value under which the
     schedule sells exactly the order is found by bracketing. Sub-linear permanent impact makes the problem
-    non-convex; a descent from that schedule then finds a local optimum.
+    non-convex; dynamic programming on a grid of inventory then finds the best of its local optima, and a
+    descent refines it.
 
     Parameters
     ----------
@@ -221,9 +227,30 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
         low, high = (trial.gather(0, place)[0] for place in (first - 1, first))
     inventory = backwards(high)
     inventory = inventory / inventory[0]
-    if bool((market.impact.delta < 1).any()):
-        inventory = _descend(market, order, inventory)
+    sublinear = (market.impact.delta < 1).flatten().tolist()
+    if any(sublinear):
+        columns = inventory.reshape(n_buckets + 1, -1)
+        flat = map_tensors(Tensor.flatten, market), map_tensors(Tensor.flatten, order)
+        for i, c in enumerate(one_by_one("", map(str, sublinear), *flat)):
+            if sublinear[i]:
+                columns[:, i] = _descend(c.market, c.order, _best_on_grid(c.market, c.order, n_buckets))
     return Schedule(inventory)
+
+
+def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
+    """Inventory [N + 1] of the best schedule, with errors of the grid; market and order have shape []."""
+    drift = order.side * market.drift
+    risk = order.risk_aversion * 1e8 * market.heston.theta
+    depth_cost = expected_depth_cost(market).expand(n_buckets, 1, 1)
+
+    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
+        return (drift - risk * q) / n_buckets + ahead
+
+    _, table = backward_induction(market, order, n_buckets, GRID, depth_cost, carry)
+    left = [torch.ones_like(drift)[None]]
+    for fraction in table[..., 0, 0]:
+        left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], policy_jump(market))))
+    return torch.cat([*left, torch.zeros_like(left[0])])
 
 
 def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
@@ -246,4 +273,8 @@ def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
         return value
 
     search.step(loss)
-    return planned().detach()
+    traded = torch.softmax(logits.detach(), 0)
+    # The root of a negligible trade can still be a noticeable permanent impact.
+    traded = torch.where(traded < 1e-6, 0, traded)
+    left = traded.flip(0).cumsum(0).flip(0) / traded.sum(0)
+    return torch.cat((left, torch.zeros_like(left[:1])))
