@@ -73,11 +73,14 @@ class Look(NamedTuple):
 
 
 LOOKS: dict[str, Look] = {
+    "random": Look("Random", "#d0d0d0", ":", "x"),
     "twap": Look("TWAP", "#8c8c8c", ":", "s"),
     "vwap": Look("VWAP", "#b5b5b5", "--", "D"),
     "almgren_chriss": Look("Almgren-Chriss", "#5b8db8", "--", "v"),
     "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
     "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
+    "mpc": Look("MPC", "#2f7d32", "-.", "p"),
+    "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),

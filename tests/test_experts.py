@@ -23,7 +23,7 @@ from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
-from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import (
     EstimatedSchedule,
     Schedule,
@@ -412,6 +412,25 @@ def test_replanning_is_time_consistent_where_nothing_changes(risk_aversion: floa
     torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("risk_aversion", "drift"), [(1e-9, -8.0), (1e-9, 8.0), (1e-4, -4.0), (5e-4, 8.0), (5e-3, 8.0)]
+)
+def test_replanning_under_known_drift_solves_the_linear_quadratic_program(
+    risk_aversion: float, drift: float
+) -> None:
+    m, o = market(beta=1.0, drift=drift), order(risk_aversion)
+    cost, risk, _ = flat_costs(m, o)
+    # First-order conditions of cost N a^2 + (risk q^2 - drift q) / N in q_1 ... q_{N-1}.
+    bands = np.full((3, N - 1), -2 * cost * N)
+    bands[1] = 4 * cost * N + 2 * risk / N
+    pull = np.full(N - 1, drift / N)
+    pull[0] += 2 * cost * N
+    exact = torch.from_numpy(solve_banded((1, 1), bands, pull))
+    assert (exact.diff() < 0).all()
+    done = inventory_of(replanned, paths_with(m.heston.theta), m, o)
+    torch.testing.assert_close(done[1:-1], exact, rtol=1e-3, atol=1e-4)
+
+
 def test_replanning_starts_as_almgren_chriss_whatever_the_impact() -> None:
     m, o = market(beta=0.6), order()
     done = inventory_of(replanned, paths_with(4e-4), m, o)
@@ -516,6 +535,7 @@ def test_ensemble_calibrates_each_expert_to_each_condition() -> None:
         "almgren_chriss": lambda m, o: almgren_chriss(m, o, N),
         "static_optimal": lambda m, o: static_optimal(m, o, N),
         "replanned": lambda m, o: replanned,
+        "mpc": lambda m, o: mpc,
     }
     assert set(alone) == set(SCHEDULE_EXPERTS)
     for name, calibrate in SCHEDULE_EXPERTS.items():

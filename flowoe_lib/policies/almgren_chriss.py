@@ -13,12 +13,16 @@ from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["almgren_chriss", "decay_per_bucket"]
+__all__ = ["DECAY_FLOOR", "almgren_chriss", "decay_per_bucket"]
+
+
+DECAY_FLOOR = 1e-6
+"""Smallest decay per bucket, at which the schedule without drift is TWAP."""
 
 
 def decay_per_bucket(ratio: Tensor) -> Tensor:
     """Solve 2 (cosh kappa - 1) = ratio for the decay per bucket; at the floor the schedule is TWAP."""
-    return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(1e-6)
+    return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(DECAY_FLOOR)
 
 
 def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:

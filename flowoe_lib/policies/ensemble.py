@@ -6,7 +6,7 @@ from flowoe_lib.execution.execution import Policy
 from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
-from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule, static_optimal, twap, vwap
 
@@ -38,11 +38,13 @@ SCHEDULE_EXPERTS: Experts = {
     "almgren_chriss": _per_condition(almgren_chriss),
     "static_optimal": _per_condition(static_optimal),
     "replanned": _same_everywhere(replanned),
+    "mpc": _same_everywhere(mpc),
 }
 """Experts in closed form or solved numerically, calibrated to the exact parameters of a condition.
 
 TWAP follows the clock and VWAP the volume forecast. Almgren-Chriss and the static optimum are solved before
-the open. The re-planned expert also observes the current variance and depth.
+the open. The re-planned expert (Almgren-Chriss) and model predictive control (concave impact) also observe
+the current variance and depth.
 """
 
 
@@ -58,6 +60,7 @@ def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:
         "almgren_chriss": EstimatedSchedule.around(almgren_chriss, condition, n_buckets),
         "static_optimal": EstimatedSchedule.around(static_optimal, condition, n_buckets),
         "replanned": replanned,
+        "mpc": mpc,
     }
 
 

@@ -8,7 +8,7 @@ from flowoe_lib.execution.information import RegimeBelief, relative_depth
 from flowoe_lib.market.impact import expected_depth_cost
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.almgren_chriss import decay_per_bucket
+from flowoe_lib.policies.almgren_chriss import DECAY_FLOOR, decay_per_bucket
 
 __all__ = ["mpc", "replanned"]
 
@@ -21,7 +21,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
     Variance is forecast over the rest of the day, E[int_t^1 V ds] / (1 - t). Impact is linearised at the even
     pace that would finish the order. Depth enters at its current level in this bucket and at its stationary
-    mean in later ones.
+    mean in later ones. The drift is the known one or its posterior mean.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
     References
     ----------
-    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3.
+    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3; section 4 for
+    the drift.
 
     Examples
     --------
@@ -54,10 +55,16 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     forecast = VarianceStep.over(market.heston, remaining).integral(obs.variance) / remaining
     even_pace = obs.inventory.clamp_min(1e-12) / remaining
     urgency = obs.pre_trade.urgency * (forecast / market.heston.theta)
-    ratio = urgency * even_pace ** (1 - market.impact.beta) / obs.n_buckets**2
+    linear_cost = obs.pre_trade.cost_bps * even_pace ** (market.impact.beta - 1)
+    ratio = urgency * obs.pre_trade.cost_bps / linear_cost / obs.n_buckets**2
     kappa = decay_per_bucket(ratio)
     later = kappa * (n_left - 1)
-    fraction = 1 - torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
+    held = torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
+    # The inventory worth holding for the drift, mu / (2 lambda sigma^2), and the part reached in one bucket.
+    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets)
+    target = drift / (2 * obs.n_buckets**2 * linear_cost * ratio.clamp_min(DECAY_FLOOR**2))
+    reached = torch.expm1(-later) * torch.expm1(-kappa) / (1 + torch.exp(-later - kappa))
+    fraction = (1 - held - reached * target / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
     discount = torch.exp(market.impact.beta * obs.log_depth) * expected_depth_cost(market)
     now = fraction * obs.volume[obs.k] * discount ** (1 / market.impact.beta)
     rest = (1 - fraction) * obs.volume[obs.k + 1 :].sum(0) / max(n_left - 1, 1)
