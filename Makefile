@@ -60,7 +60,8 @@ unit-tests: $(INSTALLED) ## the tests alone, on all cores
 	MPLBACKEND=agg $(BIN)/python -m pytest -n $(WORKERS)
 
 notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and compared
-	FLOWOE_FIGURES=$(CURDIR)/build/test/figures $(BIN)/python -m pytest -p no:xdist \
+	FLOWOE_FIGURES=$(CURDIR)/build/test/figures FLOWOE_STORE=$(CURDIR)/build/test/artifacts \
+	$(BIN)/python -m pytest -p no:xdist \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 \
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 

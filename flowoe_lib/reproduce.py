@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -281,7 +282,7 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
-    """Replace the notebooks by their executed copies, ready to be committed.
+    """Replace the notebooks and the weights beside them by those of the run, ready to be committed.
 
     Raises ReproductionError if an input was edited while they ran, before anything is replaced.
     """
@@ -290,6 +291,8 @@ def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
         clean = published(json.loads(task.executed.read_text(encoding="utf-8")))
         text = json.dumps(clean, indent=1, sort_keys=True, ensure_ascii=False)
         atomic_write(task.notebook, f"{text}\n".encode())
+    shutil.rmtree(workspace.trained.root, ignore_errors=True)
+    workspace.store.copy([card.name for card in workspace.store.learned()], workspace.trained)
 
 
 def pages(root: Path) -> list[Path]:
@@ -343,7 +346,7 @@ def ship_trained(workspace: Workspace) -> None:
 
 
 def compared(workspace: Workspace) -> str:
-    """A sentence that says whether the pretrained policy equals the one that this run trained."""
+    """Two sentences that say whether the published weights equal those that this run trained."""
     from flowoe_lib.policies.flow import unpack
     from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained, max_weight_difference
 
@@ -354,7 +357,13 @@ def compared(workspace: Workspace) -> str:
     runs = unpack(workspace.store.read_tensors("universal_policies"))
     apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
-    return f"the policy that comes with the library is {same} that was trained here"
+    here = {card.name: card.sha256 for card in workspace.store.learned()}
+    there = [card for card in workspace.trained.learned() if card.holds_weights]
+    equal = sum(here.get(card.name) == card.sha256 for card in there)
+    return (
+        f"the policy that comes with the library is {same} that was trained here\n"
+        f"{equal} of {len(there)} sets of weights that come with the notebooks are those trained here"
+    )
 
 
 def checked_device(name: str) -> str:
@@ -401,13 +410,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if any(task.stem in USE_PRETRAINED for task in plan(workspace)):
                 ship_trained(workspace)
         tasks = reproduce(workspace)
+        if options.publish:
+            publish(tasks, workspace)
         if options.profile == "full":
             if any(task.stem in USE_PRETRAINED for task in tasks):
                 sys.stdout.write(f"{compared(workspace)}\n")
             for page in pages(root):
                 update_readme(page, workspace.figures)
-        if options.publish:
-            publish(tasks, workspace)
     except (ReproductionError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -96,7 +96,7 @@ PROFILES = ("full", "quick")
 
 
 @dataclass(frozen=True)
-class _Card:
+class Card:
     """Content of ``name.card.json``, which describes an entry."""
 
     name: str
@@ -105,6 +105,11 @@ class _Card:
     """Of the content."""
     recipe: dict[str, Any] | None
     """Recipe of the content; None for a value written without one."""
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether the content is tensors."""
+        return self.file.endswith(".safetensors")
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class Store:
     """
 
     root: Path
+    sources: tuple["Store", ...] = ()
+    """Other stores, whose current entries are copied instead of being computed."""
 
     def made(self, name: str, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The stored result of ``task(*args, **kwargs)``, computed if it is not current.
@@ -132,8 +139,10 @@ class Store:
         made_by = recipe(task, *args, **kwargs)
         kind: Any = inspect.signature(task).return_annotation
         names = [f"{name}_{field}" for field in getattr(kind, "_fields", ())] or [name]
-        entries = map(self._entry, names)
-        if any(entry is None or entry[0].recipe != made_by for entry in entries):
+        current = next((s for s in (self, *self.sources) if s._current(names, made_by)), None)
+        if current is not None:
+            current.copy(names, self)
+        else:
             check_unchanged(made_by["sources"])
             made = task(*args, **kwargs)
             check_unchanged(made_by["sources"])
@@ -148,7 +157,7 @@ class Store:
         """Store a value, with its recipe or, if it is cheap to compute, without one."""
         form = next(form for form in _FORMATS if form.fits(value))
         content = form.encode(value)
-        card = _Card(name, f"{name}{form.suffix}", sha256(content), made_by)
+        card = Card(name, f"{name}{form.suffix}", sha256(content), made_by)
         if self._entry(name) == (card, content):
             self._confirmed(name)
             return
@@ -168,16 +177,36 @@ class Store:
         """A JSON value made by an earlier notebook. Raises MissingArtifact."""
         return json.loads(self._read(name, ".json")[1])
 
+    def learned(self) -> list[Card]:
+        """Cards of the entries with learned weights, and of the tables that the same tasks made."""
+        names = (path.name.removesuffix(".card.json") for path in sorted(self.root.glob("*.card.json")))
+        cards = [entry[0] for entry in map(self._entry, names) if entry]
+        recipes = [card.recipe for card in cards if card.holds_weights and card.recipe]
+        return [card for card in cards if card.recipe in recipes]
+
+    def copy(self, names: Iterable[str], to: "Store") -> None:
+        """Copy entries, with their recipes, to another store. Raises MissingArtifact."""
+        if to.root == self.root:
+            return
+        for name in names:
+            card, content = self._read(name)
+            atomic_write(to.root / card.file, content)
+            atomic_write(to._card(name), json.dumps(dataclasses.asdict(card), indent=1).encode())
+
+    def _current(self, names: Iterable[str], made_by: dict[str, Any]) -> bool:
+        """Whether all these entries have the recipe ``made_by``."""
+        return all(entry and entry[0].recipe == made_by for entry in map(self._entry, names))
+
     def _card(self, name: str) -> Path:
         if not name.isidentifier():
             raise ValueError(f"artifact name {name!r}: must be letters, digits and underscores")
         return self.root / f"{name}.card.json"
 
-    def _entry(self, name: str) -> tuple[_Card, bytes] | None:
+    def _entry(self, name: str) -> tuple[Card, bytes] | None:
         """An entry's card and content; None if either is missing or they do not belong together."""
         path = self._card(name)
         try:
-            card = _Card(**json.loads(path.read_bytes()))
+            card = Card(**json.loads(path.read_bytes()))
             if card.name != name or card.file not in [f"{name}{form.suffix}" for form in _FORMATS]:
                 return None
             content = (self.root / card.file).read_bytes()
@@ -185,7 +214,7 @@ class Store:
             return None
         return (card, content) if sha256(content) == card.sha256 else None
 
-    def _read(self, name: str, suffix: str = "") -> tuple[_Card, bytes]:
+    def _read(self, name: str, suffix: str = "") -> tuple[Card, bytes]:
         entry = self._entry(name)
         if entry is None:
             state = "is damaged" if self._card(name).exists() else "is missing"
@@ -256,8 +285,19 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """Results that later notebooks read."""
-        return Store(self.root / "artifacts" / self.profile)
+        """Results that later notebooks read: in ``artifacts``, or where FLOWOE_STORE points.
+
+        There, entries that ``artifacts`` or ``trained`` has are copied instead of being computed. The tests
+        of the notebooks use it, to train nothing that is published already.
+        """
+        made = Store(self.root / "artifacts" / self.profile)
+        apart = os.environ.get("FLOWOE_STORE")
+        return Store(Path(apart) / self.profile, (made, self.trained)) if apart else made
+
+    @property
+    def trained(self) -> Store:
+        """The weights that the published notebooks learned."""
+        return Store(self.root / "notebooks" / "trained")
 
     @property
     def figures(self) -> Path:

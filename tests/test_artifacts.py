@@ -367,3 +367,31 @@ def test_tensors_come_back_in_one_order_in_every_process(tmp_path: Path) -> None
     names = [f"{i:02d}" for i in range(40)]
     Store(tmp_path).write("many", {name: torch.zeros(1) for name in names})
     assert list(Store(tmp_path).read_tensors("many")) == names
+
+
+def test_current_entries_of_other_stores_are_copied(store: Store, tmp_path: Path) -> None:
+    weights = {"w": torch.arange(3.0)}
+    store.made("run", as_task(lambda seed=0: 1))
+    learned = Counted(weights)
+    store.made("policy", learned.task)
+    other = Store(tmp_path / "other", (Store(tmp_path / "empty"), store))
+    torch.testing.assert_close(other.made("policy", refuse), weights)
+    assert learned.calls == 1
+    # From now on the other store has its own copy.
+    assert Store(other.root).made("policy", refuse).keys() == weights.keys()
+    # What is not current in any source is computed, and stays out of the sources.
+    anew = Counted(2)
+    assert other.made("run", anew.task, seed=1) == 2
+    assert (anew.calls, store.read_json("run")) == (1, 1)
+
+
+def test_learned_entries_are_weights_and_the_tables_of_the_same_task(store: Store) -> None:
+    def trains(seed: int = 0) -> Results:
+        return Results(TABLE, {"w": torch.zeros(2)}, 1.0)
+
+    trains.__annotations__["return"] = Results
+    store.made("run", as_task(trains))
+    store.made("score", Counted(TABLE).task, seed=1)
+    store.write("weights_without_recipe", {"w": torch.zeros(2)})
+    assert {card.name for card in store.learned()} == {"run_table", "run_weights", "run_seconds"}
+    assert [card.name for card in store.learned() if card.holds_weights] == ["run_weights"]

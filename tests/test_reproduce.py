@@ -244,6 +244,7 @@ from flowoe_lib.data.calibration import Calibration
 field = EndpointField(torch.Generator().manual_seed(N), width=4)
 card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "training": {}, "scores": {}}
 ws.store.write("universal_policies", pack({0: TrainingRun(field, {"utility": torch.zeros(1)})}))
+ws.store.made("runs", pack, {0: TrainingRun(field, {"utility": torch.zeros(1)})})
 ws.store.write("universal_card", card)
 ws.store.write("calibration", {f.name: {"value": 2.0} for f in fields(Calibration)})
 write("scorecard.csv", "scores")
@@ -268,6 +269,9 @@ def test_publishing_ships_the_trained_policy_before_notebooks_use_it(project: Pa
     assert code == 0, printed
     assert ran == ["08_your_order"]
     assert "is the one that was trained here" in printed
+    assert "1 of 1 sets of weights that come with the notebooks are those trained here" in printed
+    runs = project / "notebooks" / "trained" / "runs.safetensors"
+    assert runs.read_bytes() == (project / "artifacts" / "full" / "runs.safetensors").read_bytes()
     assert json.loads((project / POLICY).read_text())["n_buckets"] == 9
     # Another policy is reported, and left where it is.
     first = project / "notebooks" / "01_first.ipynb"
