@@ -31,7 +31,7 @@ from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, sc
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
-from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
 from flowoe_lib.randomness import generator
 
@@ -305,6 +305,28 @@ def test_observation_is_the_past_of_the_path() -> None:
         assert torch.equal(obs.variance, paths.variance[k])
         assert torch.equal(obs.log_depth, paths.log_depth[k])
         assert torch.equal(obs.inventory, done.inventory[k])
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_traders_attribute_to_the_order_the_permanent_impact_that_they_believe(side: float) -> None:
+    market, order = (
+        dataclasses.replace(RICH, impact=Impact(), drift_sd=scalar(80.0)),
+        Order(scalar(0.1), scalar(5e-4), scalar(side)),
+    )
+    paths = simulate(market, 64, N, generator(1, "test"))
+    moves, held = side * (paths.martingale_bps + paths.drift_bps), []
+    for factor in (0.5, 1.0, 2.0):
+        believed = dataclasses.replace(market, impact=Impact(gamma=factor * market.impact.gamma))
+        watch = Recorded(mpc)
+        information = Information(believed, paths.variance, paths.log_depth)
+        done = execute(watch, paths, market, order, generator(1, "policy"), information)
+        for k, obs in enumerate(watch.obs):
+            own = 1e4 * GAMMA * math.sqrt(THETA) * 0.1 * (1 - obs.inventory)
+            expected = moves[:k].sum(0) + (factor - 1) * own
+            torch.testing.assert_close(obs.return_bps, expected, rtol=1e-4, atol=1e-3)
+        held.append(done.inventory[N // 4].mean())
+    # Whoever underestimates the order's own impact takes the rest of it for an adverse drift and hurries.
+    assert held[0] < held[1] < held[2]
 
 
 def test_policy_observes_estimates_and_pays_true_costs() -> None:

@@ -234,12 +234,15 @@ def test_value_is_its_simulated_utility_and_no_rival_reaches_it(changes: Any, n_
     assert oracle.value_bps == pytest.approx(mean, abs=3e-3 * abs(mean))
 
 
-@pytest.mark.parametrize("depth_nodes", [13, 25])
-def test_a_policy_that_jumps_with_depth_is_not_averaged_over_its_jump(depth_nodes: int) -> None:
+@pytest.mark.parametrize(("depth_nodes", "turnover"), [(25, 1.0), (13, 263.0)])
+def test_a_policy_that_jumps_with_depth_is_not_averaged_over_its_jump(
+    depth_nodes: int, turnover: float
+) -> None:
     # With concave permanent and very low temporary impact the optimum is one trade of all if depth is high.
     heston = Heston(scalar(0.095**2), scalar(5.0), scalar(0.8), scalar(-0.5))
     liquidity = Liquidity(scalar(0.06), scalar(0.348), scalar(5.0))
-    market = Market(heston, Impact(beta=scalar(0.23), delta=scalar(0.651)), liquidity)
+    impact = Impact(beta=scalar(0.23), delta=scalar(0.651), turnover_days=scalar(turnover))
+    market = Market(heston, impact, liquidity)
     order = Order(scalar(0.0335), scalar(0.0), scalar(-1.0))
     oracle, static = (
         solve_oracle(market, order, 13, depth_nodes=depth_nodes),

@@ -49,7 +49,8 @@ class Observation:
     inventory: Tensor
     """Fraction of the order left."""
     return_bps: Tensor
-    """Price change since arrival in the order's favour, before its own impact."""
+    """Price change since arrival in the order's favour, less the permanent impact that traders attribute to
+    the order itself."""
     variance: Tensor
     """Variance per day at the start of the bucket."""
     log_depth: Tensor
@@ -160,9 +161,25 @@ class OrderSimulation:
         policies observe.
         """
         known, observation = self._shown
-        now = {"variance": known.variance[k], "log_depth": known.log_depth[k], "return_bps": self.returns[k]}
+        now = {"variance": known.variance[k], "log_depth": known.log_depth[k]}
+        now["return_bps"] = self.returns[k] + self._misattributed(k, inventory)
         regimes = known.regimes and replace(known.regimes, stressed=known.regimes.stressed[k])
         return observation(k=k, inventory=inventory, regimes=regimes, **now)
+
+    def _misattributed(self, k: int, inventory: Tensor) -> Tensor:
+        """Own permanent impact before bucket ``k``, as traders believe it, less the actual one, bps, [paths].
+
+        The observed price includes the actual one, and traders subtract what they believe. The two depend on
+        ``inventory`` alone if permanent impact is linear; otherwise the pace so far is taken to be even.
+        """
+        pace, dt = (1 - inventory) / max(k, 1), self.paths.dt
+        if self.information.market is self.market:
+            return torch.zeros_like(pace)
+        believed, actual = (
+            permanent_shift(market, self.order.size, pace, dt)
+            for market in (self.information.market, self.market)
+        )
+        return k * (believed - actual)
 
     def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trade ``traded`` of ``inventory`` in one bucket or in each of several.
