@@ -10,6 +10,7 @@ from . import training as training
 from .data.bars import load_bars as load_bars
 from .data.calibration import calibrate as calibrate
 from .data.conditions import heston_grid as heston_grid
+from .data.impact_fit import fit_impact as fit_impact
 from .desk.planner import plan_order as plan_order
 from .desk.ticket import Ticket as Ticket
 from .evaluation.scorecard import Evaluation as Evaluation
@@ -27,7 +28,6 @@ from .market.simulator import simulate as simulate
 from .policies.almgren_chriss import almgren_chriss as almgren_chriss
 from .policies.flow import FlowPolicy as FlowPolicy
 from .policies.oracle import solve_oracle as solve_oracle
-from .policies.replanning import replanned as replanned
 from .policies.schedules import static_optimal as static_optimal
 from .policies.schedules import twap as twap
 from .policies.schedules import vwap as vwap

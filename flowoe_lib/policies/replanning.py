@@ -46,7 +46,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
     >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
-    >>> done = fo.execute(fo.replanned, days, market, order, fo.generator(1, "noise"))
+    >>> done = fo.execute(fo.policies.replanning.replanned, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
     -24.7
     """
