@@ -1,34 +1,39 @@
-"""The variants that FlowOE is compared with are what their names say."""
+"""The variants that FlowOE is compared with are what their names say, and are compared on the same days."""
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import starmap
 
 import pytest
 import torch
-from torch.distributions import Normal
 
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
-from flowoe_lib.execution.execution import Observation, execute
+from flowoe_lib.execution.execution import execute
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
+from flowoe_lib.studies import ablations
 from flowoe_lib.studies.ablations import (
-    AFTER_IMITATION,
-    VARIANTS,
-    GaussianPolicy,
+    NOISE_FREE,
+    REFINED,
+    NoiseFreePolicy,
     Setting,
-    StalePolicy,
-    VelocityField,
     advantage_weighted,
-    gaussian_likelihood,
+    contestants,
+    demonstration_sets,
+    measure,
     regression,
-    train_variant,
-    velocity_matching,
+    train_variants,
+    unpack_variants,
 )
-from flowoe_lib.training.imitation import demonstrate
+from flowoe_lib.training.imitation import Demonstrations, demonstrate
 
 N_BUCKETS = 8
 CONDITION = Condition(
@@ -38,6 +43,16 @@ CONDITION = Condition(
     Order(scalar(0.1), scalar(5e-4)),
 )
 RANGE = TrainingRange(kappa=(2.0, 2.0), rho=-0.8)
+EXPERTS = {name: SCHEDULE_EXPERTS[name] for name in ("twap", "static_optimal", "replanned")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process() -> Iterator[None]:
+    """Sweeps run one after the other here: starting processes takes longer than these tasks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ablations,):
+            patch.setattr(module, "sweep", lambda task, arguments, label="": list(starmap(task, arguments)))
+        yield
 
 
 def samples(n: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,16 +64,6 @@ def samples(n: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
     )
 
 
-def test_velocity_matching_is_the_squared_velocity_error() -> None:
-    observed, x1, x0, t = samples()
-    t = 0.9 * t
-    field = VelocityField(generator(1, "init"))
-    x = (1 - t) * x0 + t * x1
-    velocity = EndpointField.forward(field, x, t, field.encode(observed))
-    expected = (velocity - (x1 - x0)).square()
-    torch.testing.assert_close(velocity_matching(field, observed, x1, x0, t), expected, rtol=1e-3, atol=1e-4)
-
-
 def test_regression_ignores_noise_and_time() -> None:
     observed, x1, x0, t = samples()
     field = EndpointField(generator(1, "init"))
@@ -67,41 +72,16 @@ def test_regression_ignores_noise_and_time() -> None:
     )
 
 
-def test_gaussian_likelihood_is_that_of_a_normal_law() -> None:
-    observed, x1, x0, t = samples()
-    field, zero = EndpointField(generator(1, "init")), torch.zeros(64)
-    encoded = field.encode(observed)
-    law = Normal(field(zero, zero, encoded), field(zero, zero + 1, encoded).exp())
-    constant = torch.log(torch.tensor(2 * torch.pi)) / 2
-    torch.testing.assert_close(
-        gaussian_likelihood(field, observed, x1, x0, t), -law.log_prob(x1) - constant, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_gaussian_policy_without_spread_is_one_action() -> None:
+def test_a_noise_free_network_has_one_action_in_a_state() -> None:
     days = simulate(CONDITION.market, 50, N_BUCKETS, generator(2, "days"))
     field = EndpointField(generator(1, "init"))
     runs = [
-        execute(GaussianPolicy(field, spread), days, CONDITION.market, CONDITION.order, generator(seed, "n"))
-        for spread in (0.0, 1.0)
+        execute(policy, days, CONDITION.market, CONDITION.order, generator(seed, "n")).inventory
+        for policy in (NoiseFreePolicy(field), FlowPolicy(field, 1))
         for seed in (1, 2)
     ]
-    assert torch.equal(runs[0].inventory, runs[1].inventory)
-    assert not torch.equal(runs[2].inventory, runs[3].inventory)
-
-
-def test_a_policy_that_decides_every_n_buckets_observes_old_variance() -> None:
-    looked: list[tuple[int, torch.Tensor]] = []
-
-    def watching(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
-        looked.append((obs.k, obs.variance))
-        return twap(obs, noise)
-
-    days = simulate(CONDITION.market, 5, N_BUCKETS, generator(2, "days"))
-    execute(StalePolicy(watching, 3), days, CONDITION.market, CONDITION.order, generator(2, "n"))
-    assert [k for k, _ in looked] == list(range(N_BUCKETS - 1))
-    for k, variance in looked:
-        assert torch.equal(variance, days.variance[3 * (k // 3)])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[2], runs[3])
 
 
 def test_advantage_weighting_improves_without_a_simulator_gradient() -> None:
@@ -116,30 +96,75 @@ def test_advantage_weighting_improves_without_a_simulator_gradient() -> None:
     assert paired_interval(runs["after"].utility - runs["before"].utility)[1] > 0
 
 
+def stored(part: Demonstrations, experts: int) -> dict[str, torch.Tensor]:
+    return {name: x.unflatten(0, (experts, N_BUCKETS - 1, -1)) for name, x in vars(part).items()}
+
+
 @pytest.fixture(scope="module")
-def setting() -> Setting:
-    experts = {
-        "static_optimal": SCHEDULE_EXPERTS["static_optimal"],
-        "replanned": SCHEDULE_EXPERTS["replanned"],
-    }
-    demonstrations = demonstrate(experts, [CONDITION], 20, N_BUCKETS, 1)
-    return Setting(
-        {"all": demonstrations, "four": demonstrations, "two": demonstrations, "one": demonstrations},
-        RANGE,
-        N_BUCKETS,
-        3,
-        2,
-        0,
+def demonstrations() -> dict[str, Demonstrations]:
+    at_use, elsewhere = (
+        stored(demonstrate(EXPERTS, [CONDITION], days, N_BUCKETS, 1), len(EXPERTS)) for days in (8, 4)
     )
+    entry = {f"at_use/{name}": x for name, x in at_use.items()}
+    return demonstration_sets(entry | {f"elsewhere/{name}": x for name, x in elsewhere.items()}, 1, [4])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_trains_and_trades(name: str, setting: Setting) -> None:
-    imitated = EndpointField(generator(3, "init"))
-    policies, seconds = train_variant(name, setting, imitated, imitation_s=100.0)
-    assert (seconds > 100) == (name in AFTER_IMITATION)
+def test_sets_of_demonstrations_leave_out_an_expert_or_days(
+    demonstrations: dict[str, Demonstrations],
+) -> None:
+    everyone, without, few = demonstrations.values()
+    assert list(demonstrations)[1:] == ["imitation without mpc", "imitation of 9 days"]
+    assert len(everyone.actions) == 3 * (N_BUCKETS - 1) * (8 + 4)
+    assert len(few.actions) == 3 * (N_BUCKETS - 1) * (2 + 1)
+    kept = {name: SCHEDULE_EXPERTS[name] for name in ("twap", "replanned")}
+    alone = demonstrate(kept, [CONDITION], 8, N_BUCKETS, 1)
+    # Weights of those left, from their utilities: ratios stay as they were among three.
+    torch.testing.assert_close(without.actions[:56], alone.actions[:56])
+    assert without.weights[:112].mean().item() == pytest.approx(1)
+    ratio = everyone.weights[0] / everyone.weights[2 * 56]
+    torch.testing.assert_close(without.weights[0] / without.weights[56], ratio)
+
+
+@pytest.fixture(scope="module")
+def trained(demonstrations: dict[str, Demonstrations]) -> dict[str, torch.Tensor]:
+    starts = {seed: EndpointField(generator(seed, "start")) for seed in (0, 1)}
+    return train_variants(demonstrations, starts, Setting(RANGE, N_BUCKETS, imitations=3, refinements=2))
+
+
+def test_every_variant_is_trained_with_every_seed_and_trades(trained: dict[str, torch.Tensor]) -> None:
+    runs = unpack_variants(trained)
+    assert set(runs) == {NOISE_FREE, "imitation without mpc", "imitation of 9 days", *REFINED}
+    policies = contestants(runs)
+    assert {name.split(" | ")[0] for name in policies} == set(runs)
     days = simulate(CONDITION.market, 10, N_BUCKETS, generator(2, "days"))
-    for policy in policies.values():
+    for name, policy in policies.items():
         with torch.no_grad():
             done = execute(policy, days, CONDITION.market, CONDITION.order, generator(2, "n"))
-        assert torch.equal(done.inventory[-1], torch.zeros(10))
+        assert torch.equal(done.inventory[-1], torch.zeros(10)), name
+    for by_seed in runs.values():
+        first, second = by_seed[0].field.state_dict(), by_seed[1].field.state_dict()
+        assert not torch.equal(first["out.weight"], second["out.weight"])
+
+
+def test_the_table_measures_regret_as_a_share_of_the_cost() -> None:
+    condition = dataclasses.replace(CONDITION, name="second", order=Order(scalar(0.05), scalar(5e-4)))
+    grid = [CONDITION, condition]
+    days = Evaluation(n_paths=400, n_buckets=N_BUCKETS, seed=3, chunk=400)
+    policies = {
+        "FlowOE | K = 1 | 0": SCHEDULE_EXPERTS["replanned"](grid, 1, N_BUCKETS),
+        "twap | none | 0": twap,
+    }
+    own, other = measure(policies, grid, days).to_dict("records")
+    shares, captures = [], []
+    for c in grid:
+        oracle = solve_oracle(c.market, c.order, N_BUCKETS)
+        runs = evaluate({**policies, "oracle": oracle}, c, days, "test")
+        mean = {name: run.utility.double().mean().item() for name, run in runs.items()}
+        flow, floor = mean["FlowOE | K = 1 | 0"], mean["twap | none | 0"]
+        shares.append((floor - flow) / abs(flow))
+        captures.append((flow - floor) / (mean["oracle"] - floor))
+    assert other["share"] == pytest.approx(sum(shares) / 2, rel=1e-6)
+    assert own["capture"] == pytest.approx(sum(captures) / 2, rel=1e-6)
+    assert own["capture_worst"] == pytest.approx(min(captures), rel=1e-6)
+    assert (other["capture"], own["share"]) == pytest.approx((0, 0), abs=1e-9)
+    assert (own["verdict"], other["verdict"], own["equal"], other["worse"]) == ("equal", "worse", 2, 2)

@@ -50,11 +50,16 @@ def test_reaction_speed_is_relative_to_twap() -> None:
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [1, 3])
 
 
-def test_ablation_axis_is_what_is_lost() -> None:
-    rows = pd.DataFrame({"variant": ["a", "b"], "sampled": "K = 1", "capture, mean": [0.99, 0.9]})
-    axes = charts.ablation_figure(rows, "message").axes[0]
-    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xdata(), float), [0.01, 0.1])
-    assert axes.get_xscale() == "log"
+def test_quantities_carry_their_intervals() -> None:
+    ends = {"share": [0.5, -2.0], "share_ci_low": [0.2, -3.0], "share_ci_high": [0.7, -1.0]}
+    rows = pd.DataFrame({"policy": ["a", "b"], "fee": 1.0, "fee_ci_low": 0.0, "fee_ci_high": 3.0} | ends)
+    figure = charts.interval_figure(rows, {"share": "share, %", "fee": "fee, bps"}, "message", linear=0.1)
+    expected = {"share, %": [[0.2, 0.7], [-3.0, -1.0]], "fee, bps": [[0.0, 3.0], [0.0, 3.0]]}
+    for axes, (label, reach) in zip(figure.axes, expected.items(), strict=True):
+        drawn = [np.asarray(path.vertices)[:, 0] for path in axes.collections[0].get_paths()]
+        np.testing.assert_allclose(np.stack(drawn), reach)
+        assert (axes.get_xlabel(), axes.get_xscale()) == (label, "symlog")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_a_method_below_the_frame_is_labelled_so() -> None:

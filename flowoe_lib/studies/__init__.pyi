@@ -1,6 +1,7 @@
 from . import ablations as ablations
 from . import calibration_figures as calibration_figures
 from . import claims as claims
+from . import clips as clips
 from . import comparison as comparison
 from . import policy_figures as policy_figures
 from . import replay as replay

@@ -1,12 +1,12 @@
-"""Ablations of FlowOE: other losses, parametrisations and policies, each changed in one respect.
+"""Ablations of FlowOE: what imitation, the flow and the simulator's gradient contribute.
 
-Nothing else in the library uses this module.
+A variant is trained on the same demonstrations, with the same seeds and with as many iterations as FlowOE.
 """
 
 import copy
-import time
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -14,44 +14,38 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.scorecard import Evaluation, captures
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
+from flowoe_lib.evaluation.verdicts import VERDICTS, compare_learner, verdicts
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
-from flowoe_lib.market.batching import tile
+from flowoe_lib.market.batching import map_tensors, tile
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, matching_loss
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, matching_loss, pack, unpack
+from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate
-from flowoe_lib.training.refinement import RefiningPolicy, refine, utility_scale
+from flowoe_lib.training.imitation import Demonstrations, SampleLoss, imitate, merge
+from flowoe_lib.training.refinement import refine, utility_scale
 
-__all__ = ["Setting", "measure", "regression", "summarise"]
-
-
-ALL_STEPS = (1, 2, 4, 8)
+__all__ = [
+    "NoiseFreePolicy",
+    "Setting",
+    "contestants",
+    "demonstration_sets",
+    "imitate_each",
+    "measure",
+    "pack_variants",
+    "regression",
+    "train_variants",
+    "unpack_variants",
+]
 
 
 COPIES, SPREAD, GENTLE_RATE = 6, 0.1, 1e-3
 """Advantage weighting: copies of a decision, standard deviation of their noise, and learning rate."""
-
-
-ADAM_RATE = 2e-2
-"""Learning rate of Adam where it replaces Muon."""
-
-
-class VelocityField(EndpointField):
-    """The same network with the velocity v as its output; the endpoint is x + (1 - t) v."""
-
-    def forward(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
-        """Endpoint [paths] to which the velocity at ``x``, ``t`` points."""
-        return x + (1 - t) * super().forward(x, t, encoded)
-
-
-def velocity_matching(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Squared velocity error per sample: conditional flow matching as in Lipman et al. (2023), eq. (9)."""
-    return matching_loss(field, observed, x1, x0, t) / (1 - t).square().clamp_min(1e-4)
 
 
 def regression(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -61,45 +55,16 @@ def regression(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t
     return (action - x1).square()
 
 
-def gaussian_likelihood(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Negative log-likelihood of a Gaussian whose mean and log sd the network gives at t = 0 and t = 1."""
-    encoded, zero = field.encode(observed), torch.zeros_like(x1)
-    mean, log_sd = field(zero, zero, encoded), field(zero, zero + 1, encoded).clamp(-5, 2)
-    loss: Tensor = log_sd + ((x1 - mean) / log_sd.exp()).square() / 2
-    return loss
-
-
 @dataclass(frozen=True)
-class GaussianPolicy:
-    """Draws the action from the Gaussian of :func:`gaussian_likelihood`, or its mean at ``spread`` 0."""
+class NoiseFreePolicy:
+    """The network of FlowOE as a deterministic function of the observation: noise and time are zero."""
 
     field: EndpointField
-    spread: float = 1.0
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        encoded, zero = self.field.encode(features(obs)), torch.zeros_like(noise)
-        action = self.field(zero, zero, encoded)
-        if self.spread:
-            sd = self.field(zero, zero + 1, encoded).clamp(-5, 2).exp()
-            action = action + self.spread * sd * noise
-        return fraction_of_action(obs, action)
-
-
-@dataclass
-class StalePolicy:
-    """A policy that observes variance and depth only every ``every`` buckets."""
-
-    policy: Policy
-    every: int
-    last: Observation | None = None
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Fraction of the remaining inventory, [paths]."""
-        if self.last is None or obs.k % self.every == 0:
-            self.last = obs
-        held = replace(obs, variance=self.last.variance, log_depth=self.last.log_depth)
-        return self.policy(held, noise)
+        zero = torch.zeros_like(noise)
+        return fraction_of_action(obs, self.field(zero, zero, self.field.encode(features(obs))))
 
 
 @dataclass
@@ -168,177 +133,229 @@ def advantage_weighted(
 
 @dataclass(frozen=True)
 class Setting:
-    """Data and settings common to all variants."""
+    """The budget common to all variants."""
 
-    demonstrations: Mapping[str, Demonstrations]
-    """Demonstrations of "all" experts, of "four" without the RL one, of "two" and of "one"."""
     conditions: TrainingRange
     n_buckets: int
     imitations: int
     """Iterations of imitation."""
     refinements: int
     """Iterations of refinement."""
-    seed: int
 
-    def imitated(self, experts: str = "all", **options: Any) -> EndpointField:
-        """Imitation of ``experts``, changed by keyword arguments of
-        :func:`flowoe_lib.training.imitation.imitate`."""
-        return imitate(self.demonstrations[experts], self.imitations, self.seed, **options).field
 
-    def refined(self, start: EndpointField, **options: Any) -> EndpointField:
-        """Refinement of ``start``, changed by keyword arguments of
-        :func:`flowoe_lib.training.refinement.refine`."""
-        return refine(start, self.conditions, self.n_buckets, self.refinements, self.seed, **options).field
+Refinement = Callable[[EndpointField, Setting, int], TrainingRun]
+"""(start, setting, seed) -> the refined field."""
 
-    def fresh(self) -> EndpointField:
-        """An untrained field."""
-        return EndpointField(generator(self.seed, "initial weights"))
+
+def _gradient(start: EndpointField, setting: Setting, seed: int, **options: Any) -> TrainingRun:
+    return refine(start, setting.conditions, setting.n_buckets, setting.refinements, seed, **options)
+
+
+def _no_gradient(start: EndpointField, setting: Setting, seed: int) -> TrainingRun:
+    return advantage_weighted(start, setting.conditions, setting.n_buckets, 3 * setting.refinements, seed)
+
+
+def _noise_free(field: EndpointField, times: Tensor) -> Policy:
+    return NoiseFreePolicy(field)
 
 
 def _one_step(field: EndpointField, times: Tensor) -> Policy:
     return FlowPolicy(field, 1)
 
 
-def _flow(field: EndpointField, steps: Sequence[int] = (1, 8)) -> dict[str, Policy]:
-    return {f"K = {k}": FlowPolicy(field, k) for k in steps}
+NOISE_FREE = "noise-free network, imitation alone"
 
 
-def _gaussian(s: Setting) -> dict[str, Policy]:
-    field = s.imitated(loss_of=gaussian_likelihood)
-    return {"drawn": GaussianPolicy(field), "its mean": GaussianPolicy(field, spread=0.0)}
-
-
-def _regression(s: Setting) -> dict[str, Policy]:
-    return {"one pass": GaussianPolicy(s.imitated(loss_of=regression), spread=0.0)}
-
-
-def _distilled(s: Setting, start: EndpointField) -> dict[str, Policy]:
-    teacher = FlowPolicy(s.refined(start, acting=_one_step), 1)
-    draws = generator(s.seed, "distillation")
-    market, order = s.conditions.draw(2_000, draws)
-    days = simulate(market, 2_000, s.n_buckets, draws)
-    watched = Recorder(teacher, noise_sd=0.5)
-    with torch.no_grad():
-        execute(watched, days, market, order, draws)
-    return _flow(imitate(watched.demonstrations(), 2 * s.imitations, s.seed).field)
-
-
-def _chunked(every: int) -> Callable[[Setting, EndpointField], dict[str, Policy]]:
-    def train(s: Setting, start: EndpointField) -> dict[str, Policy]:
-        def acting(field: EndpointField, times: Tensor) -> Policy:
-            return StalePolicy(RefiningPolicy(field, times), every)
-
-        return {"K = 1": StalePolicy(FlowPolicy(s.refined(start, acting=acting), 1), every)}
-
-    return train
-
-
-def _adam(network: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
-    return [torch.optim.Adam(network.parameters(), learning_rate)]
-
-
-def _width(width: int) -> Callable[[Setting], dict[str, Policy]]:
-    return lambda s: _flow(s.refined(s.imitated(make=partial(EndpointField, width=width))))
-
-
-AFTER_IMITATION: dict[str, Callable[[Setting, EndpointField], dict[str, Policy]]] = {
-    "FlowOE: imitation, then refinement": lambda s, start: _flow(s.refined(start), ALL_STEPS),
-    "imitation only": lambda s, start: _flow(start, ALL_STEPS),
-    "one-step pathwise": lambda s, start: _flow(s.refined(start, acting=_one_step), ALL_STEPS),
-    "one-step pathwise, then distilled": _distilled,
-    "advantage-weighted, no simulator gradient": lambda s, start: _flow(
-        advantage_weighted(start, s.conditions, s.n_buckets, 3 * s.refinements, s.seed).field
+REFINED: Mapping[str, tuple[str, Refinement]] = {
+    "noise-free network, imitation and refinement": (NOISE_FREE, partial(_gradient, acting=_noise_free)),
+    "noise-free network, refinement alone": ("scratch", partial(_gradient, acting=_noise_free)),
+    "refinement alone": ("scratch", _gradient),
+    "refined at t = 0 only": ("imitation", partial(_gradient, acting=_one_step)),
+    "refined on realised P&L": (
+        "imitation",
+        partial(_gradient, earned=Execution.realised_utility_bps),
     ),
-    "raw P&L instead of the control variate": lambda s, start: _flow(
-        s.refined(start, earned=Execution.realised_utility_bps)
-    ),
-    "refined by Adam instead of Muon": lambda s, start: _flow(
-        s.refined(start, optimisers=_adam, learning_rate=ADAM_RATE)
-    ),
-    "looks every 4 buckets": _chunked(4),
-    "looks every 8 buckets": _chunked(8),
+    "no simulator gradient, after imitation": ("imitation", _no_gradient),
+    "no simulator gradient, from scratch": ("scratch", _no_gradient),
 }
-"""Variants that start from the same imitation of all experts; each gives policies by their sampling."""
+"""Variants of refinement by name: their start and their training."""
 
 
-BY_THEMSELVES: dict[str, Callable[[Setting], dict[str, Policy]]] = {
-    "imitation of four experts, without RL": lambda s: _flow(s.imitated("four")),
-    "imitation of two experts": lambda s: _flow(s.imitated("two")),
-    "imitation of one expert": lambda s: _flow(s.imitated("one")),
-    "plain regression (behaviour cloning)": _regression,
-    "Gaussian policy": _gaussian,
-    "velocity parametrisation, imitation": lambda s: _flow(
-        s.imitated(make=VelocityField, loss_of=velocity_matching)
-    ),
-    "velocity parametrisation, refined": lambda s: _flow(
-        s.refined(s.imitated(make=VelocityField, loss_of=velocity_matching))
-    ),
-    "refinement only, from scratch": lambda s: _flow(s.refined(s.fresh())),
-    "width 16": _width(16),
-    "width 96": _width(96),
-}
-"""Variants that are trained from the beginning."""
+def demonstration_sets(
+    stored: Mapping[str, Tensor], expert: int, every: Sequence[int]
+) -> dict[str, Demonstrations]:
+    """The demonstrations of FlowOE, and those of the variants of imitation.
 
+    Parameters
+    ----------
+    stored : mapping of str to Tensor
+        Fields of Demonstrations at the risk aversion in use ("at_use/observed", ...) and at others
+        ("elsewhere/observed", ...), [experts, N - 1, days, ...].
+    expert : int
+        Index of ``mpc`` among the experts.
+    every : sequence of int
+        For each n a set with every n-th day.
 
-VARIANTS = (*AFTER_IMITATION, *BY_THEMSELVES)
-"""Every variant by what is different about it."""
-
-
-def train_variant(
-    name: str, setting: Setting, imitated: EndpointField, imitation_s: float
-) -> tuple[dict[str, Policy], float]:
-    """The policies of a variant and the processor seconds it took to train them.
-
-    ``imitated`` is the imitation of all experts, whose ``imitation_s`` count where it is the start.
+    Returns
+    -------
+    dict of str to Demonstrations
+        "all", "imitation without mpc" and "imitation of ... days" of one expert each.
     """
-    start = time.process_time()
-    if name in AFTER_IMITATION:
-        policies, before = AFTER_IMITATION[name](setting, imitated), imitation_s
-    else:
-        policies, before = BY_THEMSELVES[name](setting), 0.0
-    return policies, before + time.process_time() - start
+    names = [field.name for field in fields(Demonstrations)]
+    parts = [
+        Demonstrations(*(stored[f"{part}/{name}"] for name in names)) for part in ("at_use", "elsewhere")
+    ]
+    sets = {"all": parts, "imitation without mpc": [leave_out(part, expert) for part in parts]}
+    for n in every:
+        few = [map_tensors(lambda x, n=n: x[:, :, ::n], part) for part in parts]
+        sets[f"imitation of {sum(part.actions[:, 0].numel() for part in few):,} days"] = few
+    samples = partial(map_tensors, lambda x: x.flatten(0, 2))
+    return {name: merge([samples(part) for part in each]) for name, each in sets.items()}
 
 
-def measure(setting: Setting, grid: Sequence[Condition], evaluation: Evaluation) -> pd.DataFrame:
-    """Train every variant and measure it: rows of :func:`flowoe_lib.evaluation.scorecard.captures`.
+def leave_out(shown: Demonstrations, expert: int) -> Demonstrations:
+    """Demonstrations [experts, ...] without one expert; the weights of the others have mean one again."""
+    others = [i for i in range(len(shown.actions)) if i != expert]
+    rest: Demonstrations = map_tensors(lambda x: x[others], shown)
+    return replace(rest, weights=rest.weights / rest.weights.mean(0))
 
-    The first policy, with which all are paired, is the main line in one step. Columns variant, sampled
-    and seconds (of a processor, for training) are added.
+
+Runs = Mapping[str, Mapping[int, TrainingRun]]
+"""Training runs by variant and seed."""
+
+
+def imitate_each(
+    variants: Mapping[str, tuple[Demonstrations, SampleLoss]], iterations: int, seeds: Sequence[int]
+) -> Runs:
+    """Train a network on the demonstrations and by the loss of every variant, with every seed."""
+    tasks = [
+        (partial(imitate, shown, iterations, seed, loss_of=loss),)
+        for shown, loss in variants.values()
+        for seed in seeds
+    ]
+    made = iter(sweep(operator.call, tasks, "imitation"))
+    return {name: {seed: next(made) for seed in seeds} for name in variants}
+
+
+def train_variants(
+    demonstrations: Mapping[str, Demonstrations], imitated: Mapping[int, EndpointField], setting: Setting
+) -> dict[str, Tensor]:
+    """Train every variant with every seed, packed for :func:`unpack_variants`.
+
+    Parameters
+    ----------
+    demonstrations : mapping of str to Demonstrations
+        Those of FlowOE by the name "all", and others by the name of the variant that imitates them.
+    imitated : mapping of int to EndpointField
+        The imitation of FlowOE by seed, from which its refinement starts.
+    setting : Setting
+        Range of conditions and numbers of iterations.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Weights and learning curves.
     """
-    start = time.process_time()
-    imitated = setting.imitated()
-    shared = imitated, time.process_time() - start
-    # The widest network takes longest, so it starts first.
-    variants = [(name, setting, *shared) for name in reversed(VARIANTS)]
-    runs = sweep(train_variant, variants, "variants")[::-1]
-    policies = {
-        f"{name} | {how}": policy
-        for name, (made, _) in zip(VARIANTS, runs, strict=True)
-        for how, policy in made.items()
+    seeds = list(imitated)
+    shown = {name: (own, matching_loss) for name, own in demonstrations.items() if name != "all"}
+    runs = imitate_each(shown | {NOISE_FREE: (demonstrations["all"], regression)}, setting.imitations, seeds)
+    starts = {
+        "imitation": imitated,
+        "scratch": {seed: EndpointField(generator(seed, "initial weights")) for seed in seeds},
+        NOISE_FREE: {seed: run.field for seed, run in runs[NOISE_FREE].items()},
     }
-    tasks = [(policies, c, evaluation, "ablations") for c in grid]
-    table = pd.concat(sweep(captures, tasks, "conditions"), ignore_index=True)
-    table[["variant", "sampled"]] = table["policy"].str.split(" | ", regex=False, expand=True)
-    seconds = {name: spent for name, (_, spent) in zip(VARIANTS, runs, strict=True)}
-    return table.assign(seconds=table["variant"].map(seconds))
+    refinements = [
+        (partial(train, starts[start][seed], setting, seed),)
+        for start, train in REFINED.values()
+        for seed in seeds
+    ]
+    made = iter(sweep(operator.call, refinements, "refinement"))
+    return pack_variants({**runs, **{name: {seed: next(made) for seed in seeds} for name in REFINED}})
 
 
-def summarise(measured: pd.DataFrame) -> pd.DataFrame:
-    """Summary over conditions by variant and sampling: capture, paired difference to FlowOE, seconds.
+def pack_variants(runs: Runs) -> dict[str, Tensor]:
+    """Flatten training runs, by variant and seed, into one dictionary of tensors for the artifact store."""
+    return {f"{name}/{key}": value for name, by_seed in runs.items() for key, value in pack(by_seed).items()}
 
-    Conditions are independent, so the interval of the mean difference is that of their average.
+
+def unpack_variants(tensors: Mapping[str, Tensor]) -> Runs:
+    """Inverse of :func:`pack_variants`."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, *rest = key.rsplit("/", 3)
+        parts.setdefault(name, {})["/".join(rest)] = value
+    return {name: unpack(part) for name, part in parts.items()}
+
+
+def contestants(runs: Runs) -> dict[str, Policy]:
+    """The policies of all variants, named "variant | sampling | seed".
+
+    A noise-free network has one action in a state. A refined flow is sampled in one and in eight steps, an
+    imitation in one.
     """
-    square = (measured["high"] - measured["difference"]).pow(2)
-    grouped = measured.assign(square=square).groupby(["variant", "sampled"], sort=False)
-    difference = grouped["difference"].mean()
-    half = grouped["square"].sum().pow(0.5) / grouped.size()
-    return pd.DataFrame(
-        {
-            "capture, mean": grouped["capture"].mean(),
-            "capture, worst": grouped["capture"].min(),
-            "against FlowOE": difference,
-            "ci low": difference - half,
-            "ci high": difference + half,
-            "training s": grouped["seconds"].first(),
-        }
-    )
+    policies: dict[str, Policy] = {}
+    for name, by_seed in runs.items():
+        for seed, run in by_seed.items():
+            if name.startswith("noise-free"):
+                policies[f"{name} | no noise | {seed}"] = NoiseFreePolicy(run.field)
+                continue
+            for steps in (1,) if "loss" in run.curves else (1, 8):
+                policies[f"{name} | K = {steps} | {seed}"] = FlowPolicy(run.field, steps)
+    return policies
+
+
+def _utilities(
+    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation
+) -> dict[str, Tensor]:
+    oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
+    runs = evaluate({"twap": twap, "oracle": oracle, **policies}, condition, evaluation, "test")
+    return {name: run.utility for name, run in runs.items()}
+
+
+def measure(
+    policies: Mapping[str, Policy], grid: Sequence[Condition], evaluation: Evaluation
+) -> pd.DataFrame:
+    """Compare every variant with FlowOE in one solver step, on the same test days.
+
+    Parameters
+    ----------
+    policies : mapping of str to policy
+        Policies from :func:`contestants`, of several training seeds; the variant "FlowOE" is among them.
+    grid : sequence of Condition
+        Conditions, fields of shape [].
+    evaluation : Evaluation
+        Number and seed of the test days.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per variant and sampling. ``capture`` and ``capture_worst`` are the mean and the minimum over
+        conditions. ``share`` is the difference to FlowOE in utility as a share of FlowOE's cost, averaged
+        over conditions, with its interval over training seeds and days (``share_ci_low``,
+        ``share_ci_high``) and its ``verdict``. The columns "better", "equal", "worse" and "open" count the
+        verdicts in the single conditions.
+    """
+    swept = sweep(_utilities, [(policies, c, evaluation) for c in grid], "conditions")
+    utility = {name: torch.stack([u[name] for u in swept]).double() for name in swept[0]}
+    floor, limit = (utility.pop(name).mean(1) for name in ("twap", "oracle"))
+    grouped: dict[tuple[str, ...], list[Tensor]] = {}
+    for name, by_condition in utility.items():
+        grouped.setdefault(tuple(name.split(" | ")[:2]), []).append(by_condition)
+    stacked = {key: torch.stack(by_seed) for key, by_seed in grouped.items()}
+    reference = stacked["FlowOE", "K = 1"]
+    cost = reference.mean((0, 2)).abs()[:, None]
+    rows = []
+    for (name, sampled), values in stacked.items():
+        captures = (values.mean((0, 2)) - floor) / (limit - floor)
+        whole = (values / cost).mean(1), (reference / cost).mean(1)
+        pairs = [whole, *zip(values.unbind(1), reference.unbind(1), strict=True)]
+        compared = pd.concat([compare_learner(a, {"FlowOE": b}, evaluation.seed) for a, b in pairs])
+        verdict, *each = verdicts(compared)
+        share, low, high = compared.iloc[0][["utility", "utility_ci_low", "utility_ci_high"]]
+        rows.append(
+            {"ablation": name, "sampled": sampled, "training_seeds": len(values)}
+            | {"capture": captures.mean().item(), "capture_worst": captures.min().item()}
+            | {"share": share, "share_ci_low": low, "share_ci_high": high, "verdict": verdict}
+            | {word: each.count(word) for word in VERDICTS}
+        )
+    return pd.DataFrame(rows)

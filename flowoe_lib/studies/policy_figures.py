@@ -18,10 +18,10 @@ from matplotlib.ticker import EngFormatter
 from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
 
 __all__ = [
-    "ablation_figure",
     "advantage_figure",
     "capture_figure",
     "frontier_figure",
+    "interval_figure",
     "inventory_figure",
     "learning_figure",
     "loss_figure",
@@ -228,24 +228,25 @@ def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
 
 
 @style()
-def ablation_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Capture lost by each variant on a logarithmic axis, a marker for each way to sample from it.
+def interval_figure(
+    rows: pd.DataFrame, quantities: Mapping[str, str], message: str, linear: float | None = None
+) -> Figure:
+    """Quantities with their 95 % intervals: a row per policy, a panel per quantity.
 
-    ``rows`` has columns variant, sampled, "capture, mean" and "capture, worst".
+    ``rows`` has the column policy, and each quantity with its ``..._ci_low`` and ``..._ci_high``;
+    ``quantities`` names its axis. Axes are logarithmic beyond ``linear`` either side of zero, if it is given.
     """
-    figure, axes = plt.subplots(figsize=(7.2, 0.26 * rows["variant"].nunique() + 1.4))
-    rows = rows.assign(place=_name_rows(axes, rows["variant"]))
-    markers = {"K = 1": "o", "K = 2": "<", "K = 4": "^", "K = 8": "s"}
-    for sampled, row in rows.groupby("sampled", sort=False):
-        marker, colour, label = "D", "#7f8c8d", None
-        if sampled in markers:
-            marker, colour, label = markers[str(sampled)], "#c0392b", str(sampled)
-        lost = 1 - row["capture, mean"]
-        axes.plot(lost, row["place"], marker, ms=5, color=colour, alpha=0.85, label=label)
-    lost_of = "share of the oracle's gain that is lost, mean over conditions"
-    axes.set(title=message, xlabel=lost_of, xscale="log")
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
+    size = (7.2, 0.26 * len(rows) + 1.4)
+    figure, panels = plt.subplots(1, len(quantities), figsize=size, sharey=True, squeeze=False)
+    place = _name_rows(panels[0, 0], rows["policy"])
+    for axes, (name, label) in zip(panels[0], quantities.items(), strict=True):
+        ends = rows[[name, f"{name}_ci_low", f"{name}_ci_high"]]
+        _intervals(axes, ends, place, LOOKS["flow_refined"])
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set(xlabel=label)
+        if linear is not None:
+            axes.set_xscale("symlog", linthresh=linear)
+    return titled(figure, message)
 
 
 @style()

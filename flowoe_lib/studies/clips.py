@@ -1,0 +1,238 @@
+"""A fee for each child order, where experts trade in clips and a state has several good actions.
+
+An expert rounds the inventory s_k of a schedule to whole clips c with a random phase of the day,
+q_k = c floor(s_k / c + phase). With a uniform phase E[q_k] = s_k. The phase is not observed, so at the same
+state some demonstrations trade a clip and the others nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowoe_lib.evaluation.verdicts import compare_learner, hierarchical_interval, verdicts
+from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.execution.features import features, fraction_of_action
+from flowoe_lib.market.model import Condition
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, matching_loss
+from flowoe_lib.policies.schedules import static_optimal
+from flowoe_lib.randomness import generator
+from flowoe_lib.studies.ablations import NoiseFreePolicy, Runs, imitate_each, pack_variants, regression
+from flowoe_lib.sweep import sweep
+from flowoe_lib.training.imitation import Recorder, SampleLoss
+
+__all__ = ["ClipExpert", "ClipOrder", "InLots", "heads", "measure_clips", "train_heads"]
+
+
+LOT = 1e-3
+"""Smallest child order, as a fraction of the order; smaller ones are not sent."""
+
+
+@dataclass(frozen=True)
+class ClipExpert:
+    """Trades a schedule in clips of equal size, with the phase of each path."""
+
+    inventory: Tensor
+    """Schedule s_0 ... s_N, [N + 1]."""
+    clip: float
+    """Size c of a clip, as a fraction of the order."""
+    phase: Tensor
+    """Within [0, 1), [paths]."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]; small deviations wait for the next clip."""
+        target = self.clip * torch.floor(self.inventory[obs.k + 1] / self.clip + self.phase)
+        traded = obs.inventory - target
+        return torch.where(traded > self.clip / 2, traded / obs.inventory.clamp_min(1e-9), 0).clamp(0, 1)
+
+
+def chance_of_waiting(inventory: Tensor, clip: float, k: int, held: Tensor) -> Tensor:
+    """Probability that an expert that holds ``held`` = c m at the start of bucket ``k`` trades nothing in it.
+
+    floor(x + phase) = m means m - x <= phase < m + 1 - x, for x = s_k / c now and x = s_{k+1} / c next.
+    """
+    level = (held / clip).round()
+    now, after = inventory[k] / clip, inventory[k + 1] / clip
+    low, high = (level - now).clamp_min(0), (level + 1 - now).clamp_max(1)
+    return ((high - (level - after).clamp(low, high)) / (high - low)).clamp(0, 1)
+
+
+def gaussian_likelihood(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Negative log-likelihood of a Gaussian whose mean and log sd the network gives at t = 0 and t = 1."""
+    encoded, zero = field.encode(observed), torch.zeros_like(x1)
+    mean, log_sd = field(zero, zero, encoded), field(zero, zero + 1, encoded).clamp(-5, 2)
+    loss: Tensor = log_sd + ((x1 - mean) / log_sd.exp()).square() / 2
+    return loss
+
+
+@dataclass(frozen=True)
+class GaussianPolicy:
+    """Draws the action from the Gaussian of :func:`gaussian_likelihood`."""
+
+    field: EndpointField
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        encoded, zero = self.field.encode(features(obs)), torch.zeros_like(noise)
+        sd = self.field(zero, zero + 1, encoded).clamp(-5, 2).exp()
+        return fraction_of_action(obs, self.field(zero, zero, encoded) + sd * noise)
+
+
+@dataclass(frozen=True)
+class InLots:
+    """A policy whose trades below ``LOT`` are not sent."""
+
+    policy: Policy
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        fraction = self.policy(obs, noise)
+        return torch.where(fraction * obs.inventory < LOT, 0, fraction)
+
+
+@dataclass(frozen=True)
+class ClipOrder:
+    """An order with a fee for each child order, and the experts that trade it in clips."""
+
+    condition: Condition
+    n_buckets: int
+    clips: int
+    """Number of clips."""
+
+    @cached_property
+    def schedule(self) -> Tensor:
+        """Static optimum without the fee, s_0 ... s_N."""
+        optimum = static_optimal(self.condition.market, self.condition.order, self.n_buckets)
+        return optimum.inventory.to(self.condition.order.size.dtype)
+
+    @property
+    def fee_bps(self) -> float:
+        """The fee at which ``clips`` is the cheapest number of equal clips.
+
+        With n of N buckets used, impact costs C (N / n)^beta and fees n f; the sum is least at
+        f = beta C (N / n)^beta / n.
+        """
+        beta = self.condition.market.impact.beta
+        cost = PreTrade.of(self.condition.market, self.condition.order).cost_bps
+        return (beta * cost * (self.n_buckets / self.clips) ** beta / self.clips).item()
+
+    def expert(self, n_paths: int, draws: torch.Generator) -> ClipExpert:
+        """The experts of ``n_paths`` days, each with its own phase."""
+        return ClipExpert(self.schedule, 1 / self.clips, torch.rand(n_paths, generator=draws))
+
+
+HEADS: Mapping[str, tuple[SampleLoss, Mapping[str, Callable[[EndpointField], Policy]]]] = {
+    "regression": (regression, {"regression": NoiseFreePolicy}),
+    "Gaussian": (gaussian_likelihood, {"Gaussian": GaussianPolicy}),
+    "flow": (matching_loss, {f"flow, K = {k}": partial(FlowPolicy, steps=k) for k in (1, 8)}),
+}
+"""Losses of one network, and the policies of the network that is trained on each."""
+
+
+def train_heads(
+    order: ClipOrder, n_days: int, iterations: int, seeds: Sequence[int], seed: int
+) -> dict[str, Tensor]:
+    """Train the network by the loss of each head on the same demonstrations of ``n_days`` days.
+
+    Packed as by :func:`flowoe_lib.studies.ablations.pack_variants`; ``seed`` is that of the demonstrations.
+    """
+    draws, c = generator(seed, "clips"), order.condition
+    recorder = Recorder(order.expert(n_days, draws), noise_sd=0.5)
+    execute(recorder, simulate(c.market, n_days, order.n_buckets, draws), c.market, c.order, draws)
+    shown = recorder.demonstrations()
+    return pack_variants(
+        imitate_each({n: (shown, loss) for n, (loss, _) in HEADS.items()}, iterations, seeds)
+    )
+
+
+def heads(runs: Runs) -> dict[str, Policy]:
+    """The policies of all heads, named "policy | seed"; trades below ``LOT`` are not sent."""
+    return {
+        f"{label} | {seed}": InLots(make(run.field))
+        for name, by_seed in runs.items()
+        for label, make in HEADS[name][1].items()
+        for seed, run in by_seed.items()
+    }
+
+
+QUANTILES = (torch.arange(16) + 0.5) / 16
+"""Levels at which the laws of two trades are compared."""
+
+
+def _distance(policy: Policy, order: ClipOrder, paths: MarketPaths, draws: torch.Generator) -> Tensor:
+    """Wasserstein distance between the trades of a policy and of the experts, in clips, [paths].
+
+    It is the mean absolute difference of their quantiles in a state, averaged over the states of an expert.
+    """
+    expert, gaps = order.expert(paths.n_paths, draws), []
+
+    def compared(obs: Observation, noise: Tensor) -> Tensor:
+        waiting = chance_of_waiting(expert.inventory, expert.clip, obs.k, obs.inventory)
+        drawn = torch.stack([policy(obs, z.expand_as(noise)) for z in torch.special.ndtri(QUANTILES)])
+        clips = (drawn * obs.inventory / expert.clip).sort(0).values
+        gaps.append((clips - (QUANTILES[:, None] > waiting).float()).abs().mean(0))
+        return expert(obs, noise)
+
+    execute(compared, paths, order.condition.market, order.condition.order, draws)
+    return torch.stack(gaps).mean(0)
+
+
+def _trade(policy: Policy, order: ClipOrder, n_days: int, seed: int) -> dict[str, Tensor]:
+    c = order.condition
+    paths = simulate(c.market, n_days, order.n_buckets, generator(seed, "test", "clips"))
+    with torch.no_grad():
+        done = execute(policy, paths, c.market, c.order, generator(seed, "test", "policy noise"))
+        gap = _distance(policy, order, paths, generator(seed, "test", "experts"))
+    sent = (done.inventory[:-1] > done.inventory[1:]).float()
+    fee = order.fee_bps * sent.sum(0)
+    return {
+        "utility_bps": done.utility_bps(c.order) - fee,
+        "fee_bps": fee,
+        "zero_share": 1 - sent.mean(0),
+        "distance": gap * (not isinstance(policy, ClipExpert)),
+    }
+
+
+def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int, seed: int) -> pd.DataFrame:
+    """Compare policies under the fee, on the same test days.
+
+    Parameters
+    ----------
+    policies : mapping of str to policy
+        Policies named "policy | seed", one of them of "flow, K = 8".
+    order : ClipOrder
+        The order and its fee.
+    n_days : int
+        Number of test days.
+    seed : int
+        Seed of the test days.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per policy: utility less fees and the fees, bps, the share of buckets without a child order,
+        and the distance in law to the experts, in clips, each with its interval over training seeds and
+        days (``..._ci_low``, ``..._ci_high``); and the ``verdict`` on its utility against the flow's with
+        K = 8. An expert's distance is zero by definition.
+    """
+    swept = sweep(_trade, [(policy, order, n_days, seed) for policy in policies.values()], "policies")
+    by_policy: dict[str, list[dict[str, Tensor]]] = {}
+    for name, measured in zip(policies, swept, strict=True):
+        by_policy.setdefault(name.split(" | ")[0], []).append(measured)
+    flow = torch.stack([m["utility_bps"] for m in by_policy["flow, K = 8"]])
+    rows = []
+    for name, runs in by_policy.items():
+        row: dict[str, object] = {"policy": name, "training_seeds": len(runs)}
+        for quantity in runs[0]:
+            values = torch.stack([run[quantity] for run in runs])
+            ends = hierarchical_interval(values, torch.zeros_like(values[:1]), seed)
+            row |= dict(zip((quantity, f"{quantity}_ci_low", f"{quantity}_ci_high"), ends, strict=True))
+        utility = torch.stack([run["utility_bps"] for run in runs])
+        [row["verdict"]] = verdicts(compare_learner(utility, {"flow": flow}, seed))
+        rows.append(row)
+    return pd.DataFrame(rows)
