@@ -16,11 +16,17 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Space
 from torch import Tensor
 
-from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
+from flowoe_lib.execution.execution import (
+    ACTION_LIMIT,
+    NO_IMPACT,
+    Execution,
+    OrderSimulation,
+    fraction_of_score,
+)
 from flowoe_lib.execution.features import FEATURES, features
 from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import permanent_shift
+from flowoe_lib.market.impact import impact_path, permanent_shift, temporary_cost
 from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.randomness import generator
@@ -61,16 +67,21 @@ def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) 
     trade of TWAP. The rewards of an episode sum in expectation to U - U_TWAP; on a path they sum to
     ``utility_bps`` less Phi_0 and less the innovations Phi_k - E_{k-1}[Phi_k].
     """
-    before, after = booked.inventory
-    following = twap_value(simulation, k, k + 1, after) if k + 1 < simulation.paths.n_buckets else 0
-    return booked.utility_bps(simulation.order) + following - twap_value(simulation, k, k, before)
+    (before, after), (impact, impact_after) = booked.inventory, booked.impact
+    following = torch.zeros_like(before)
+    if k + 1 < simulation.paths.n_buckets:
+        following = twap_value(simulation, k, k + 1, after, impact_after)
+    return booked.utility_bps(simulation.order) + following - twap_value(simulation, k, k, before, impact)
 
 
-def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor) -> Tensor:
+def twap_value(
+    simulation: OrderSimulation, k: int, start: int, inventory: Tensor, impact: Tensor = NO_IMPACT
+) -> Tensor:
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
-    The closed form uses that E_k[V] decays exponentially to theta, that depth is lognormal, and that the
-    probability of stress decays exponentially to its share of time, independently of both.
+    ``impact`` is the impact state at ``start``. The closed form uses that E_k[V] decays exponentially to
+    theta, that depth is lognormal, and that the probability of stress decays exponentially to its share of
+    time, independently of both.
     """
     paths, market, order = simulation.paths, simulation.market, simulation.order
     beta, n_left = market.impact.beta, paths.n_buckets - start
@@ -91,6 +102,9 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
     relative = relative * (cost_ratio / cost_now)
 
     temporary = simulation.slope[k] * relative.sum(0) * even ** (1 + beta)
+    if simulation.has_memory:
+        states = impact_path(even.expand(n_left, -1), simulation.decay, impact)[:-1]
+        temporary = simulation.slope[k] * (relative * temporary_cost(states, even, beta)).sum(0)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
     drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
@@ -98,23 +112,33 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
 
 
 def advance(
-    simulation: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward
+    simulation: OrderSimulation,
+    k: int,
+    inventory: Tensor,
+    score: Tensor,
+    reward: Reward,
+    impact: Tensor = NO_IMPACT,
 ) -> tuple[Tensor, Tensor]:
     """Trade ``score`` [paths] in bucket ``k``; returns remaining inventory and reward in bps, each [paths].
 
-    The last decision also sells the remaining inventory and earns both rewards. Raises ValueError for
-    scores that are not finite; scores beyond ``ACTION_LIMIT`` are clamped to it.
+    ``impact`` is the impact state before the trade. The last decision also sells the remaining inventory and
+    earns both rewards. Raises ValueError for scores that are not finite; scores beyond ``ACTION_LIMIT`` are
+    clamped to it.
     """
     if not bool(torch.isfinite(score).all()):
         raise ValueError(f"action = {score[~torch.isfinite(score)][0]:g}: must be finite")
     n = simulation.paths.n_buckets
     traded = inventory * fraction_of_score(score.clamp(-ACTION_LIMIT, ACTION_LIMIT), n - k)
-    left, *costs = simulation.fill(k, inventory, traded)
-    earned = reward(simulation, k, simulation.book(k, torch.stack((inventory, left)), *costs))
-    if k < n - 2:
-        return left, earned
-    rest, *costs = simulation.fill(n - 1, left, left)
-    return rest, earned + reward(simulation, n - 1, simulation.book(n - 1, torch.stack((left, rest)), *costs))
+    earned, impact = torch.zeros_like(inventory), impact.expand_as(inventory)
+    for bucket in (k,) if k < n - 2 else (k, n - 1):
+        traded = inventory if bucket == n - 1 else traded
+        left, temporary, permanent = simulation.fill(bucket, inventory, traded, impact)
+        following = (impact + traded) * simulation.decay
+        edges, impacts = torch.stack((inventory, left)), torch.stack((impact, following))
+        booked = simulation.book(bucket, edges, temporary, permanent, impacts)
+        earned = earned + reward(simulation, bucket, booked)
+        inventory, impact = left, following
+    return inventory, earned
 
 
 def spaces() -> tuple[Space[Array], Space[Array]]:
@@ -181,7 +205,7 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
             given = f"{paths.n_paths} paths of {paths.n_buckets} buckets"
             raise ValueError(f"options['paths'] has {given}: must be 1 path of {self.n_buckets}")
         self.simulation = OrderSimulation(paths, self.market, self.order)
-        self.k, self.inventory = 0, torch.ones(1)
+        self.k, self.inventory, self.impact = 0, torch.ones(1), torch.zeros(1)
         return self._observe(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -194,12 +218,14 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         score = torch.as_tensor(action, dtype=torch.float32).reshape(-1)
         if len(score) != 1:
             raise ValueError(f"action of shape {list(np.shape(action))}: must be a single score")
-        self.inventory, earned = advance(self.simulation, self.k, self.inventory, score, self.reward)
+        held, impact = self.inventory, self.impact
+        self.inventory, earned = advance(self.simulation, self.k, held, score, self.reward, impact)
+        self.impact = (impact + held - self.inventory) * self.simulation.decay
         self.k += 1
         return self._observe(), earned.item(), self.k == self.n_buckets - 1, False, {}
 
     def _observe(self) -> Array:
-        observed: Array = features(self.simulation.observe(self.k, self.inventory))[0].numpy()
+        observed: Array = features(self.simulation.observe(self.k, self.inventory, self.impact))[0].numpy()
         return observed
 
 

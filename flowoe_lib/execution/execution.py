@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import permanent_shift
-from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost
+from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.simulator import MarketPaths
 
@@ -38,6 +38,10 @@ SCORE_LIMIT = 7.0
 
 ACTION_LIMIT = 4.0
 """Scores of reinforcement learners are limited to +-4: from 1/50 to 50 times the odds of TWAP's fraction."""
+
+
+NO_IMPACT = scalar(0.0)
+"""The impact state at the open."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Observation:
     """Urgency, cost and attainable gain from the two."""
     regimes: RegimeBelief | None = None
     """Belief about the regimes; None if traders know only ``market``, which may average over them."""
+    impact: Tensor = NO_IMPACT
+    """Impact state of earlier trades, see :func:`flowoe_lib.market.impact.temporary_cost`."""
 
 
 class Policy(Protocol):
@@ -93,6 +99,9 @@ class Execution:
     """1e8 sum_k q_{k+1}^2 int V ds, bps^2, realised."""
     expected_risk: Tensor
     """The same with E[int V ds | V_k] in each bucket."""
+    impact: Tensor
+    """Impact state before each trade and after the close, [N + 1, paths], see
+    :func:`flowoe_lib.market.impact.temporary_cost`."""
 
     @property
     def pnl_bps(self) -> Tensor:
@@ -128,9 +137,9 @@ def fraction_of_score(score: Tensor, n_left: int) -> Tensor:
 class OrderSimulation:
     """Simulates an order on given market paths: observations, trades with their costs, and P&L.
 
-    The paths do not depend on the order, because its impact is charged separately; its state is the bucket
-    and the remaining inventory. ``market`` determines the costs, ``information`` the observations
-    (by default full information).
+    The paths do not depend on the order, because its impact is charged separately; its state is the bucket,
+    the remaining inventory and the impact state, which is zero at the open. ``market`` determines the costs,
+    ``information`` the observations (by default full information).
     """
 
     def __init__(
@@ -139,8 +148,11 @@ class OrderSimulation:
         self.paths, self.market, self.order = paths, market, order
         self.information = information or exact(paths, market, torch.default_generator)
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
-        self.slope = market.temporary_cost_bps(pace) * paths.dt ** (-market.impact.beta)
+        self.slope = impact_slope(market, pace, paths.n_buckets)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
+        self.decay = torch.exp(-market.impact.resilience * paths.dt)
+        """Share of the impact state that remains one bucket later, [] or [paths]."""
+        self.has_memory = market.impact.has_memory
         moves = order.side * (paths.martingale_bps + paths.drift_bps)
         self.returns = list(accumulate(moves, initial=torch.zeros_like(moves[0])))
         """Price change from arrival to the start of each bucket in the order's favour, bps, N + 1 [paths]."""
@@ -154,17 +166,17 @@ class OrderSimulation:
         n, volume = self.paths.n_buckets, self.paths.volume.clone()
         return known, partial(Observation, n_buckets=n, volume=volume, **estimates)
 
-    def observe(self, k: int, inventory: Tensor) -> Observation:
-        """The observation at the start of bucket ``k`` with ``inventory`` [paths] left.
+    def observe(self, k: int, inventory: Tensor, impact: Tensor = NO_IMPACT) -> Observation:
+        """The observation at the start of bucket ``k`` with ``inventory`` and ``impact`` state, [paths].
 
-        All but the inventory are copies, so that writing into them changes neither the day nor what other
+        All but these two are copies, so that writing into them changes neither the day nor what other
         policies observe.
         """
         known, observation = self._shown
         now = {"variance": known.variance[k], "log_depth": known.log_depth[k]}
         now["return_bps"] = self.returns[k] + self._misattributed(k, inventory)
         regimes = known.regimes and replace(known.regimes, stressed=known.regimes.stressed[k])
-        return observation(k=k, inventory=inventory, regimes=regimes, **now)
+        return observation(k=k, inventory=inventory, regimes=regimes, impact=impact, **now)
 
     def _misattributed(self, k: int, inventory: Tensor) -> Tensor:
         """Own permanent impact before bucket ``k``, as traders believe it, less the actual one, bps, [paths].
@@ -181,19 +193,26 @@ class OrderSimulation:
         )
         return k * (believed - actual)
 
-    def fill(self, k: int | slice, inventory: Tensor, traded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Trade ``traded`` of ``inventory`` in one bucket or in each of several.
+    def fill(
+        self, k: int | slice, inventory: Tensor, traded: Tensor, impact: Tensor = NO_IMPACT
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Trade ``traded`` of ``inventory`` at the ``impact`` state, in one bucket or in each of several.
 
         Returns remaining inventory, temporary cost and permanent cost in bps, each [paths] or [buckets,
         paths].
         """
-        left = inventory - traded
-        temporary = self.slope[k] * traded ** (1 + self.market.impact.beta)
+        left, beta = inventory - traded, self.market.impact.beta
+        raw = temporary_cost(impact, traded, beta) if self.has_memory else traded ** (1 + beta)
         shift = permanent_shift(self.market, self.order.size, traded, self.paths.dt)
-        return left, temporary, shift * (left + traded / 2)
+        return left, self.slope[k] * raw, shift * (left + traded / 2)
 
-    def book(self, k: int, inventory: Tensor, temporary: Tensor, permanent: Tensor) -> Execution:
-        """Account for the buckets from ``k`` on, with ``inventory`` [buckets + 1, paths] at their edges."""
+    def book(
+        self, k: int, inventory: Tensor, temporary: Tensor, permanent: Tensor, impact: Tensor = NO_IMPACT
+    ) -> Execution:
+        """Account for the buckets from ``k`` on.
+
+        ``inventory`` and ``impact`` state are those at the edges of the buckets, [buckets + 1, paths].
+        """
         paths, side, left = self.paths, self.order.side, inventory[1:]
         span = slice(k, k + len(left))
         risk = 1e8 * left.square()
@@ -205,6 +224,7 @@ class OrderSimulation:
             drift_bps=(side * left * paths.drift_bps.expand_as(paths.variance)[span]).sum(0),
             risk=(risk * paths.integrated_variance[span]).sum(0),
             expected_risk=(risk * paths.expected_variance[span]).sum(0),
+            impact=impact,
         )
 
 
@@ -259,23 +279,25 @@ def execute(
     simulation = OrderSimulation(paths, market, order, information)
     n, size, like = paths.n_buckets, paths.n_paths, paths.martingale_bps
     inventory = torch.ones_like(like[0])
-    temporary = permanent = torch.zeros_like(inventory)
-    inventories, answers = [inventory], []
+    impact = temporary = permanent = torch.zeros_like(inventory)
+    inventories, impacts, answers = [inventory], [impact], []
     for k in range(n):
         noise = torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
         traded = inventory
         if k < n - 1:
-            fraction = _fraction(policy(simulation.observe(k, inventory), noise), inventory, k)
+            fraction = _fraction(policy(simulation.observe(k, inventory, impact), noise), inventory, k)
             traded = inventory * fraction
             # A copy, as a policy may answer with the same tensor every time.
             answers.append(fraction.detach().clone())
-        inventory, paid, shifted = simulation.fill(k, inventory, traded)
+        inventory, paid, shifted = simulation.fill(k, inventory, traded, impact)
+        impact = (impact + traded) * simulation.decay
         temporary, permanent = temporary + paid, permanent + shifted
         inventories.append(inventory)
+        impacts.append(impact)
 
     path = torch.stack(inventories)
     _check_day(torch.stack([*answers, torch.ones_like(inventory)]), path.detach())
-    return simulation.book(0, path, temporary, permanent)
+    return simulation.book(0, path, temporary, permanent, torch.stack(impacts))
 
 
 def _fraction(answer: Tensor, inventory: Tensor, k: int) -> Tensor:
@@ -306,5 +328,7 @@ def execute_schedule(inventory: Tensor, paths: MarketPaths, market: Market, orde
     """Execute ``order`` by the fixed schedule ``inventory``, [N + 1] from one to zero, in one operation."""
     simulation = OrderSimulation(paths, market, order)
     path = inventory[:, None].expand(-1, paths.n_paths)
-    _, temporary, permanent = simulation.fill(slice(None), path[:-1], path[:-1] - path[1:])
-    return simulation.book(0, path, temporary.sum(0), permanent.sum(0))
+    traded = path[:-1] - path[1:]
+    impact = impact_path(traded, simulation.decay, NO_IMPACT)
+    _, temporary, permanent = simulation.fill(slice(None), path[:-1], traded, impact[:-1])
+    return simulation.book(0, path, temporary.sum(0), permanent.sum(0), impact)

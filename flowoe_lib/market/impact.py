@@ -1,16 +1,28 @@
 """Temporary and permanent impact of a trade, and whether they admit price manipulation.
 
-Source: Almgren, Thum, Hauptmann, Li (2005), "Direct estimation of equity market impact", Risk 18.
+Source: Almgren, Thum, Hauptmann, Li (2005), "Direct estimation of equity market impact", Risk 18; for impact
+with memory Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limit order books with general
+shape functions", Quantitative Finance 10.
 """
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.market.model import Impact, Market
 
-__all__ = ["expected_depth_cost", "impact_in_window", "permanent_shift", "round_trip_cost"]
+__all__ = [
+    "expected_depth_cost",
+    "impact_in_window",
+    "impact_path",
+    "impact_slope",
+    "memory_weights",
+    "permanent_shift",
+    "round_trip_cost",
+    "temporary_cost",
+]
 
 
 def impact_in_window(impact: Impact, length: Tensor, volume_share: Tensor) -> Impact:
@@ -20,7 +32,51 @@ def impact_in_window(impact: Impact, length: Tensor, volume_share: Tensor) -> Im
     """
     root = length.sqrt()
     gamma = impact.gamma * volume_share**impact.delta * length ** (1 - impact.delta) / root
-    return replace(impact, eta=impact.eta / root, gamma=gamma)
+    return replace(impact, eta=impact.eta / root, gamma=gamma, resilience=impact.resilience * length)
+
+
+def impact_slope(market: Market, pace: Tensor, n_buckets: int) -> Tensor:
+    """Slope s of temporary impact, bps: a trade x in a bucket without earlier impact costs s x^(1 + beta).
+
+    ``pace`` is order size over relative volume and depth. Under impact with memory, s is scaled so that an
+    even schedule over the day costs the same as without memory if volume and depth are constant.
+    """
+    impact, steps = market.impact, torch.arange(n_buckets, device=pace.device)
+    slope = market.temporary_cost_bps(pace) * (1 / n_buckets) ** (-impact.beta)
+    if not impact.has_memory:
+        return slope
+    decay = torch.exp(-impact.resilience.double() / n_buckets)
+    earlier = decay * (1 - decay ** steps.reshape(-1, *[1] * decay.dim())) / (1 - decay)
+    return slope / temporary_cost(earlier, torch.ones_like(earlier), impact.beta).mean(0).to(slope)
+
+
+def temporary_cost(state: Tensor, traded: Tensor, beta: Tensor) -> Tensor:
+    """Cost of ``traded`` per unit of slope at the impact ``state`` E: |E + x|^(1 + beta) - |E|^(1 + beta).
+
+    E is the volume of earlier trades that still weighs on the price, in units of the order: after a trade x
+    it decays to (E + x) exp(-resilience dt) by the next bucket. Source: Alfonsi, Fruth, Schied (2010), with
+    reversion of volume impact; beta = 1 is the block-shaped book of Obizhaeva and Wang (2013).
+    """
+    return (state + traded).abs() ** (1 + beta) - state.abs() ** (1 + beta)
+
+
+def impact_path(traded: Tensor, decay: Tensor, start: Tensor) -> Tensor:
+    """Impact state before each of the trades ``traded`` [N, ...] and one bucket after the last, [N + 1, ...].
+
+    ``start`` is the state before the first trade, ``decay`` the share of it that remains one bucket later.
+    """
+    start = start + torch.zeros_like(traded[0] * decay)
+    return torch.stack(list(accumulate(traded, lambda state, x: (state + x) * decay, initial=start)))
+
+
+def memory_weights(slope: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+    """Weights w with which trades cost sum_k w_k |y_k|^(1 + beta) in all, y_k the impact after trade k.
+
+    w_k = s_k - s_{k+1} d^(1 + beta), for ``slope`` s [N, ...] and ``decay`` d of impact in a bucket. If no
+    weight is negative, the cost is convex and no round trip earns money, whatever its trades. Constant slopes
+    have positive weights; slopes that grow faster than impact decays have negative ones.
+    """
+    return torch.cat((slope[:-1] - slope[1:] * decay ** (1 + beta), slope[-1:]))
 
 
 def permanent_shift(market: Market, size: Tensor, traded: Tensor, dt: float) -> Tensor:

@@ -145,6 +145,9 @@ class Impact:
     turnover_days : Tensor, [] or [paths]
         Theta / ADV, shares outstanding over average daily volume: the days in which trading turns the shares
         over once. By default that of a large stock, IBM's 1,728 M shares over 6.561 M a day.
+    resilience : Tensor, [] or [paths]
+        Rate at which temporary impact decays, per day; infinite, the default, if it is gone by the next
+        bucket. :func:`flowoe_lib.market.impact.temporary_cost` describes impact with memory.
 
     Raises
     ------
@@ -169,10 +172,17 @@ class Impact:
     gamma: Tensor = field(default_factory=lambda: scalar(0.314))
     delta: Tensor = field(default_factory=lambda: scalar(1.0))
     turnover_days: Tensor = field(default_factory=lambda: scalar(263.0))
+    resilience: Tensor = field(default_factory=lambda: scalar(float("inf")))
 
     def __post_init__(self) -> None:
         _require(self, eta=_POSITIVE, gamma=_NOT_NEGATIVE, beta=_EXPONENT, delta=_EXPONENT)
         _require(self, turnover_days=_POSITIVE)
+        _require(self, resilience=("> 0, infinite for impact without memory", lambda x: x > 0))
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether temporary impact outlasts its bucket on any path."""
+        return bool(torch.isfinite(self.resilience).any())
 
 
 @dataclass(frozen=True)

@@ -9,3 +9,5 @@ from . import replanning as replanning
 from . import rl as rl
 from . import schedules as schedules
 from . import specialist as specialist
+from . import trajectory as trajectory
+from . import transient as transient

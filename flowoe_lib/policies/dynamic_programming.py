@@ -8,7 +8,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import permanent_shift
+from flowoe_lib.market.impact import impact_slope, permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
 __all__ = [
@@ -144,7 +144,7 @@ def backward_induction(
     """
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = market.temporary_cost_bps(pace) * dt ** (-beta)
+    slope = impact_slope(market, pace, n_buckets)
 
     def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
         shift = permanent_shift(market, order.size, sold, dt)

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import RegimeBelief, relative_depth
-from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.impact import expected_depth_cost, impact_slope
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.almgren_chriss import DECAY_FLOOR, decay_per_bucket
+from flowoe_lib.policies.trajectory import best_trades
 
 __all__ = ["mpc", "replanned"]
 
@@ -84,8 +85,9 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     given the probability of stress at k. Only the first trade is executed. The marginal cost
     p_j = (1 + beta) c_j a_j^beta follows p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu dt, so p_k determines
     the schedule and is found by bisection: if it is too large, the order ends before the close; if it is too
-    small, inventory remains. Linear permanent impact does not depend on the schedule; sub-linear permanent
-    impact is neglected.
+    small, inventory remains. Under impact with memory :func:`flowoe_lib.policies.trajectory.best_trades`
+    finds the schedule from the observed impact state. Linear permanent impact does not depend on the
+    schedule; sub-linear permanent impact is neglected.
 
     Parameters
     ----------
@@ -118,11 +120,17 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     decay = torch.exp(-liquidity.depth_reversion * days)
     log_cost = (beta * liquidity.depth_sd).square() * (1 - decay.square()) / 2 - beta * calm_depth * decay
     pace = obs.order.size / obs.volume[obs.k :]
-    marginal = (1 + beta) * market.temporary_cost_bps(pace) * dt ** (-beta) * log_cost.exp() * cost_ratio
+    slope = impact_slope(market, pace, obs.n_buckets) * log_cost.exp() * cost_ratio
     drift = posterior_drift(market, obs.order, obs.return_bps, obs.k * dt) * dt
 
-    marginal = marginal.expand(n_left, len(noise))
+    slope = slope.expand(n_left, len(noise))
     pull = (2e8 * obs.order.risk_aversion * variance).expand(n_left, len(noise))
+    if market.impact.has_memory:
+        decay, gain = torch.exp(-market.impact.resilience * dt), drift.expand_as(pull)
+        held, impact = obs.inventory.double(), obs.impact.double().expand_as(noise)
+        traded = best_trades(slope, decay, beta, pull, gain, held, impact)[0]
+        return (traded / held.clamp_min(1e-12)).clamp(0, 1).to(noise)
+    marginal = (1 + beta) * slope
     root, rate = 1 / beta, marginal ** (-1 / beta)
     reach = n_left * drift.abs()
     low = (-reach).expand_as(noise)

@@ -9,10 +9,17 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import align, map_tensors, one_by_one
-from flowoe_lib.market.impact import expected_depth_cost, permanent_shift
+from flowoe_lib.market.impact import (
+    expected_depth_cost,
+    impact_path,
+    impact_slope,
+    permanent_shift,
+    temporary_cost,
+)
 from flowoe_lib.market.model import Condition, Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.dynamic_programming import backward_induction, interpolate_table, policy_jump
+from flowoe_lib.policies.trajectory import best_trades
 
 __all__ = [
     "EstimatedSchedule",
@@ -150,9 +157,10 @@ def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
     traded, left = -inventory.diff(dim=0), inventory[1:]
     dt, beta = 1 / n, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n)
-    slope = market.temporary_cost_bps(pace) * expected_depth_cost(market) * dt ** (-beta)
+    slope = impact_slope(market, pace, n) * expected_depth_cost(market)
+    impact = impact_path(traded, torch.exp(-market.impact.resilience * dt), torch.zeros_like(beta))
     permanent = permanent_shift(market, order.size, traded, dt) * (left + traded / 2)
-    temporary = slope * traded.clamp_min(0) ** (1 + beta)
+    temporary = slope * temporary_cost(impact[:-1], traded.clamp_min(0), beta)
     return (temporary + permanent - order.side * market.drift * dt * left).sum(0)
 
 
@@ -172,9 +180,10 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     With linear permanent impact the first-order conditions link neighbouring buckets,
     M_j - M_{j+1} = 2 R q_{j+1} - mu dt with M_j = (1 + beta) slope_j a_j^beta and R = lambda 1e8 theta dt.
     The marginal cost M of the last bucket therefore determines the whole schedule; the value under which the
-    schedule sells exactly the order is found by bracketing. Sub-linear permanent impact makes the problem
-    non-convex; dynamic programming on a grid of inventory then finds the best of its local optima, and a
-    descent refines it.
+    schedule sells exactly the order is found by bracketing. Under impact with memory
+    :func:`flowoe_lib.policies.trajectory.best_trades` finds it. Sub-linear permanent impact makes the problem
+    non-convex; without memory, dynamic programming on a grid of inventory then finds the best of its local
+    optima, and a descent refines it.
 
     Parameters
     ----------
@@ -206,9 +215,33 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = market.temporary_cost_bps(pace) * expected_depth_cost(market) * dt ** (-beta)
+    slope = impact_slope(market, pace, n_buckets) * expected_depth_cost(market)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     drift = order.side * market.drift * dt
+
+    if market.impact.has_memory:
+        decay, whole = torch.exp(-market.impact.resilience * dt), torch.ones_like(risk)
+        pull, gain = (x + torch.zeros_like(slope) for x in (2 * risk, drift))
+        traded = best_trades(slope, decay, beta, pull, gain, whole, torch.zeros_like(whole))
+        inventory = torch.cat((whole[None], 1 - traded.cumsum(0)))
+        inventory[-1] = 0
+    else:
+        inventory = _without_memory(slope, beta, risk, drift)
+    sublinear = (market.impact.delta < 1).flatten().tolist()
+    if any(sublinear):
+        columns = inventory.reshape(n_buckets + 1, -1)
+        flat = map_tensors(Tensor.flatten, market), map_tensors(Tensor.flatten, order)
+        for i, c in enumerate(one_by_one("", map(str, sublinear), *flat)):
+            if sublinear[i]:
+                remembers = c.market.impact.has_memory
+                near = columns[:, i] if remembers else _best_on_grid(c.market, c.order, n_buckets)
+                columns[:, i] = _descend(c.market, c.order, near)
+    return Schedule(inventory)
+
+
+def _without_memory(slope: Tensor, beta: Tensor, risk: Tensor, drift: Tensor) -> Tensor:
+    """Inventory [N + 1, ...] of the best schedule without memory, by bracketing the last marginal cost."""
+    n_buckets = len(slope)
 
     def backwards(marginal: Tensor) -> Tensor:
         left = [torch.zeros_like(marginal)]
@@ -226,15 +259,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
         first = (backwards(trial)[0] < 1).sum(0, keepdim=True).clamp(1, CUTS)
         low, high = (trial.gather(0, place)[0] for place in (first - 1, first))
     inventory = backwards(high)
-    inventory = inventory / inventory[0]
-    sublinear = (market.impact.delta < 1).flatten().tolist()
-    if any(sublinear):
-        columns = inventory.reshape(n_buckets + 1, -1)
-        flat = map_tensors(Tensor.flatten, market), map_tensors(Tensor.flatten, order)
-        for i, c in enumerate(one_by_one("", map(str, sublinear), *flat)):
-            if sublinear[i]:
-                columns[:, i] = _descend(c.market, c.order, _best_on_grid(c.market, c.order, n_buckets))
-    return Schedule(inventory)
+    return inventory / inventory[0]
 
 
 def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:

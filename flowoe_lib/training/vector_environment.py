@@ -59,7 +59,7 @@ class ExecutionVecEnv(VecEnv):
         paths = simulate(self.market, self.num_envs, self.n_buckets, self.generator)
         known = self.perceive(paths, self.market, self.generator)
         self.simulation = OrderSimulation(paths, self.market, self.order, known)
-        self.k, self.inventory = 0, torch.ones(self.num_envs)
+        self.k, self.inventory, self.impact = 0, torch.ones(self.num_envs), torch.zeros(self.num_envs)
         return self._observe()
 
     def step_async(self, actions: Array) -> None:
@@ -68,7 +68,9 @@ class ExecutionVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Array, Array, npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Trade the stored scores; after the last decision the observation is the first of the next day."""
-        self.inventory, earned = advance(self.simulation, self.k, self.inventory, self.score, self.reward)
+        held, impact = self.inventory, self.impact
+        self.inventory, earned = advance(self.simulation, self.k, held, self.score, self.reward, impact)
+        self.impact = (impact + held - self.inventory) * self.simulation.decay
         self.k += 1
         rewards: Array = (earned / self.unit_bps).numpy()
         observed, done = self._observe(), self.k == self.n_buckets - 1
@@ -79,7 +81,7 @@ class ExecutionVecEnv(VecEnv):
         return observed, rewards, np.full(self.num_envs, done), infos
 
     def _observe(self) -> Array:
-        observed: Array = features(self.simulation.observe(self.k, self.inventory)).numpy()
+        observed: Array = features(self.simulation.observe(self.k, self.inventory, self.impact)).numpy()
         return observed
 
     def close(self) -> None:
