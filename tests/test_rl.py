@@ -32,7 +32,7 @@ from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training import reinforcement as rl_training
-from flowoe_lib.training.plateau import best_round, validation_capture
+from flowoe_lib.training.plateau import best_round, validation_captures
 from flowoe_lib.training.reinforcement import (
     Snapshot,
     reward_unit,
@@ -204,9 +204,9 @@ def test_training_to_a_plateau_continues_across_rounds_with_a_falling_rate(
             super().__init__(*args, **kwargs)
             models.append(self)
 
-    def score(policy: Policy) -> float:
+    def score(policy: Policy) -> Tensor:
         rates.append(models[0].policy.optimizer.param_groups[0]["lr"])
-        return next(scores)
+        return torch.tensor([next(scores)])
 
     monkeypatch.setattr(rl_training, "PPO", Kept)
     rounds = train_ppo_to_plateau(FLAT, N, 1, score, patience=2, tolerance=0.1, days=2, n_orders=ORDERS)
@@ -222,7 +222,7 @@ def test_training_to_a_plateau_continues_across_rounds_with_a_falling_rate(
 def test_an_expert_learns_under_the_information_of_its_world() -> None:
     regimes = Regimes(scalar(2.5), scalar(4.0), scalar(4.0), scalar(4.0))
     switching = Condition("switching", "fast", Market(HESTON, regimes=regimes), ORDER)
-    score = validation_capture(switching, 2_000, N, 3, blind_to_regimes)
+    score = validation_captures([switching], 2_000, N, 3, blind_to_regimes)
     rounds = train_ppo_to_plateau(
         switching, N, 0, score, patience=1, tolerance=0.2, days=15, n_orders=ORDERS, perceive=blind_to_regimes
     )

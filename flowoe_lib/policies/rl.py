@@ -9,7 +9,33 @@ from torch import Tensor
 from flowoe_lib.execution.execution import ACTION_LIMIT, Observation, fraction_of_score
 from flowoe_lib.execution.features import features
 
-__all__ = ["RLExpert"]
+__all__ = ["Layers", "RLExpert", "beside", "pack_layers", "unpack_layers"]
+
+
+Layers = tuple[tuple[Tensor, Tensor], ...]
+"""(weight [conditions, out, in], bias [conditions, 1, out]) of each layer of a network per condition."""
+
+
+_PARTS = ("weight", "bias")
+
+
+def beside(networks: Sequence[Layers]) -> Layers:
+    """Combine the layers of networks of several conditions, in order."""
+    return tuple(
+        (torch.cat([w for w, _ in layer]), torch.cat([b for _, b in layer]))
+        for layer in zip(*networks, strict=True)
+    )
+
+
+def pack_layers(layers: Layers) -> dict[str, Tensor]:
+    """Tensors of the layers by name, for the artifact store."""
+    return {f"{i}.{part}": t for i, pair in enumerate(layers) for part, t in zip(_PARTS, pair, strict=True)}
+
+
+def unpack_layers(tensors: Mapping[str, Tensor]) -> Layers:
+    """Inverse of :func:`pack_layers`. Raises KeyError where a layer lacks its bias."""
+    count = sum(name.endswith(".weight") for name in tensors)
+    return tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -19,8 +45,7 @@ class RLExpert:
     Two tanh layers, then the score of the trade. Paths are grouped by condition, with equal numbers of each.
     """
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    """(weight [conditions, out, in], bias [conditions, 1, out]) of each layer."""
+    layers: Layers
     squashed: bool
     """True for ``ACTION_LIMIT`` tanh(output), as in SAC; False for the clamped output, as in PPO."""
 
@@ -40,11 +65,7 @@ class RLExpert:
         """Combine experts of several conditions, in order. Raises ValueError for different kinds."""
         if len({e.squashed for e in experts}) != 1:
             raise ValueError("experts: must be all squashed or all clamped")
-        layers = tuple(
-            (torch.cat([w for w, _ in layer]), torch.cat([b for _, b in layer]))
-            for layer in zip(*(e.layers for e in experts), strict=True)
-        )
-        return RLExpert(layers, experts[0].squashed)
+        return RLExpert(beside([e.layers for e in experts]), experts[0].squashed)
 
     @staticmethod
     def unpack(tensors: Mapping[str, Tensor]) -> "dict[str, RLExpert]":
@@ -57,14 +78,9 @@ class RLExpert:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flatten into a dictionary of tensors for the artifact store."""
-        out = {"squashed": torch.tensor(self.squashed)}
-        for i, (weight, bias) in enumerate(self.layers):
-            out |= {f"{i}.weight": weight, f"{i}.bias": bias}
-        return out
+        return {"squashed": torch.tensor(self.squashed)} | pack_layers(self.layers)
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> "RLExpert":
         """Inverse of :meth:`to_tensors`. Raises KeyError where a layer lacks its bias."""
-        count = sum(name.endswith(".weight") for name in tensors)
-        layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(count))
-        return RLExpert(layers, bool(tensors["squashed"]))
+        return RLExpert(unpack_layers(tensors), bool(tensors["squashed"]))

@@ -5,28 +5,70 @@ Validation days have their own random stream, from which neither training nor th
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from flowoe_lib.execution.execution import Policy, execute
 from flowoe_lib.execution.information import Information, Perceive, exact
-from flowoe_lib.market.model import Condition
-from flowoe_lib.market.simulator import simulate
+from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.model import Condition, Market, Order
+from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 
-__all__ = ["Round", "Score", "best_round", "until_plateau", "validation_capture"]
+__all__ = ["Days", "Round", "Score", "best_round", "until_plateau", "validation_captures"]
 
 
 P = TypeVar("P", bound=Policy)
 
 
-Score = Callable[[Policy], float]
-"""Score of a policy on validation days: higher is better, and it is bounded above."""
+Score = Callable[[Policy], Tensor]
+"""Scores of a policy on validation days, [conditions]: higher is better, and they are bounded above."""
+
+
+@dataclass(frozen=True)
+class Days:
+    """Simulated days, and what traders know of them."""
+
+    paths: MarketPaths
+    market: Market
+    order: Order
+    known: Information
+
+    @staticmethod
+    def draw(
+        condition: Condition,
+        n_days: int,
+        n_buckets: int,
+        perceive: Perceive,
+        draws: torch.Generator,
+        errors: torch.Generator | None = None,
+    ) -> "Days":
+        """Simulate days of one condition; ``errors`` draws what traders get wrong, by default ``draws``."""
+        paths = simulate(condition.market, n_days, n_buckets, draws)
+        known = perceive(paths, condition.market, errors or draws)
+        return Days(paths, condition.market, condition.order, known)
+
+    @staticmethod
+    def beside(parts: "Sequence[Days]") -> "Days":
+        """The days of several conditions side by side; all conditions have the same number of days."""
+
+        def join(*fields: Tensor) -> Tensor:
+            return torch.cat([f.expand(*f.shape[:-1], parts[0].paths.n_paths) for f in fields], -1)
+
+        joined: Days = map_tensors(join, *parts)
+        return joined
+
+    def utility(self, policy: Policy, draws: torch.Generator) -> Tensor:
+        """Control-variate utility of a policy on each day, bps, [paths]; ``draws`` is its noise."""
+        done = execute(policy, self.paths, self.market, self.order, draws, self.known)
+        return done.utility_bps(self.order)
 
 
 @dataclass(frozen=True)
@@ -38,8 +80,8 @@ class Round(Generic[P]):
     """Training decisions so far."""
     seconds: float
     """Processor seconds of training so far, without validation."""
-    score: float
-    """Validation score."""
+    score: Tensor
+    """Validation score, [conditions]."""
 
 
 def until_plateau(
@@ -47,9 +89,9 @@ def until_plateau(
 ) -> list[Round[P]]:
     """Train in rounds until ``patience`` rounds in a row have not improved the validation score.
 
-    A round is an improvement if its score exceeds that of the last improvement by more than ``tolerance``.
-    After any other round the learning rate halves, because an apparent plateau may be the noise of too large
-    a step.
+    A round is an improvement if in any condition its score exceeds that of the last improvement there by more
+    than ``tolerance``. After any other round the learning rate halves, because an apparent plateau may be the
+    noise of too large a step.
 
     Parameters
     ----------
@@ -57,7 +99,7 @@ def until_plateau(
         Trains one more round at a fraction, in (0, 1], of the initial learning rate. Returns the policy and
         the number of decisions of the round.
     score : callable
-        Validation score of a policy; it must be bounded above, or training may not end.
+        Validation scores of a policy; they must be bounded above, or training may not end.
     patience : int
         Number of rounds in a row without improvement after which training ends.
     tolerance : float
@@ -78,73 +120,78 @@ def until_plateau(
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance = {tolerance:g}: must be finite and > 0")
     rounds: list[Round[P]] = []
-    rate, best, stalled, decisions, seconds = 1.0, -math.inf, 0, 0, 0.0
+    best = torch.tensor(-math.inf)
+    rate, stalled, decisions, seconds = 1.0, 0, 0, 0.0
     while stalled < patience:
         start = time.process_time()
         policy, new_decisions = train(rate)
         seconds += time.process_time() - start
         decisions += new_decisions
         reached = score(policy)
-        if not math.isfinite(reached):
-            raise ValueError(f"score = {reached} after round {len(rounds) + 1}: must be finite")
+        if not bool(reached.isfinite().all()):
+            raise ValueError(f"score = {reached.tolist()} after round {len(rounds) + 1}: must be finite")
         rounds.append(Round(policy, decisions, seconds, reached))
-        if reached > best + tolerance:
-            best, stalled = reached, 0
-        else:
-            rate, stalled = rate / 2, stalled + 1
+        higher = reached > best + tolerance
+        best = torch.where(higher, reached, best)
+        rate, stalled = (rate, 0) if bool(higher.any()) else (rate / 2, stalled + 1)
     return rounds
 
 
-def best_round(rounds: list[Round[P]]) -> Round[P]:
-    """The round with the highest validation score, of one seed or of several."""
-    return max(rounds, key=lambda r: r.score)
+def best_round(rounds: Sequence[Round[P]], condition: int = 0) -> Round[P]:
+    """The round with the highest validation score in one of the conditions."""
+    return max(rounds, key=lambda r: r.score[condition].item())
 
 
-def validation_capture(
-    condition: Condition,
+def validation_captures(
+    conditions: Sequence[Condition],
     n_days: int,
     n_buckets: int,
     seed: int,
     perceive: Perceive = exact,
-    limit: Policy | None = None,
+    limit: Callable[[Market, Order, int], Policy] = solve_oracle,
 ) -> Score:
-    """The function from a policy to its capture (U_policy - U_TWAP) / (U_limit - U_TWAP) on validation days.
+    """The function from a policy to its captures (U_policy - U_TWAP) / (U_limit - U_TWAP) on validation days.
 
     The days are those of the stream "validation" in :mod:`flowoe_lib.evaluation.scorecard`, in one chunk.
 
     Parameters
     ----------
-    condition : Condition
-        Market and order, fields of shape [].
+    conditions : sequence of Condition
+        The conditions, fields of shape []. Scored policies trade them side by side, grouped by condition.
     n_days : int
-        Number of validation days, the same for every policy.
+        Number of validation days in each condition, the same for every policy.
     n_buckets : int
         Number of buckets N of a day.
     seed : int
         Seed of the days, of errors in the information, and of the policies' noise.
     perceive : callable, optional
         The information of TWAP and of scored policies about the market.
-    limit : Policy, optional
-        The policy with full information whose capture is one; by default the oracle.
+    limit : callable, optional
+        Solves for the policy with full information whose capture is one; by default the oracle.
 
     Raises
     ------
     ValueError
-        If ``limit`` does not beat TWAP on these days.
+        If the ``limit`` does not beat TWAP on these days.
     """
-    where = (condition.world, condition.name, 0)
-    market, order = condition.market, condition.order
-    days = simulate(market, n_days, n_buckets, generator(seed, "validation", *where))
-    known = perceive(days, market, generator(seed, "validation", "perception", *where))
+    parts, floors, gaps = [], [], []
+    for condition in conditions:
+        named = partial(generator, seed, "validation")
+        where = (condition.world, condition.name, 0)
+        part = Days.draw(condition, n_days, n_buckets, perceive, named(*where), named("perception", *where))
+        informed = replace(part, known=exact(part.paths, part.market, named("unused")))
+        best = limit(part.market, part.order, n_buckets)
+        floors.append(part.utility(twap, named("unused")).double().mean())
+        gaps.append(informed.utility(best, named("policy noise", *where)).double().mean() - floors[-1])
+        if not gaps[-1] > 0:
+            raise ValueError(f"limit - TWAP = {gaps[-1]:g} bps in {condition.name}: must be > 0")
+        parts.append(part)
+    days, floor, gap = Days.beside(parts), torch.stack(floors), torch.stack(gaps)
 
-    def utility(policy: Policy, known: Information | None) -> float:
-        noise = generator(seed, "validation", "policy noise", *where)
+    def score(policy: Policy) -> Tensor:
         with torch.no_grad():
-            done = execute(policy, days, market, order, noise, known)
-        return done.utility_bps(order).double().mean().item()
+            utility = days.utility(policy, generator(seed, "validation", "policy noise"))
+        captures: Tensor = (utility.double().unflatten(0, (len(conditions), -1)).mean(1) - floor) / gap
+        return captures
 
-    floor = utility(twap, known)
-    gap = utility(limit or solve_oracle(market, order, n_buckets), None) - floor
-    if not gap > 0:
-        raise ValueError(f"limit - TWAP = {gap:g} bps in {condition.name}: must be > 0")
-    return lambda policy: (utility(policy, known) - floor) / gap
+    return score

@@ -1,78 +1,109 @@
 """Training of specialists: one network per condition, trained only by the gradient through the simulator.
 
 Like refinement, a specialist uses the simulator's gradient; unlike it, there is no noise, no flow, no
-imitation and only one condition.
+imitation and only one condition. Specialists of several conditions are trained side by side because that is
+faster; their weights, days and steps are separate.
 """
 
-import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from flowoe_lib.execution.information import Perceive, exact
+from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition
-from flowoe_lib.policies.specialist import SpecialistNetwork, SpecialistPolicy
+from flowoe_lib.policies.specialist import Specialist
 from flowoe_lib.randomness import generator
-from flowoe_lib.training.plateau import Round, Score, until_plateau
-from flowoe_lib.training.refinement import ascend
+from flowoe_lib.training.plateau import Days, Round, Score, until_plateau
+from flowoe_lib.training.refinement import utility_scale
 
-__all__ = ["train_specialist"]
+__all__ = ["train_specialists"]
 
 
-def train_specialist(
-    condition: Condition,
+def train_specialists(
+    conditions: Sequence[Condition],
     n_buckets: int,
     seed: int,
     score: Score,
     *,
-    patience: int = 3,
-    tolerance: float = 2e-4,
+    patience: int = 2,
+    tolerance: float = 5e-4,
     iterations: int = 100,
-    paths: int = 576,
-    learning_rate: float = 2e-2,
+    paths: int = 96,
+    learning_rate: float = 4e-2,
     perceive: Perceive = exact,
-) -> list[Round[SpecialistPolicy]]:
-    """Train the specialist of one condition until its validation score stops rising.
+) -> list[Round[Specialist]]:
+    """Train the specialist of each condition until validation scores stop rising.
+
+    The optimiser is that of refinement: Muon for the weight matrices of the hidden layers, Adam for the other
+    weights. In each round the learning rate falls from its peak to zero along a cosine.
 
     Parameters
     ----------
-    condition : Condition
-        Market and order of all training days, fields of shape [].
+    conditions : sequence of Condition
+        Market and order of all training days of each specialist, fields of shape [].
     n_buckets : int
         Number of buckets N of a day.
     seed : int
         Seed of initial weights and training days.
     score : callable
-        Validation score, such as :func:`flowoe_lib.training.plateau.validation_capture`.
+        Validation scores, such as :func:`flowoe_lib.training.plateau.validation_captures`.
     patience, tolerance : int, float
-        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .02 %
+        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .05 %
         of capture.
     iterations : int
-        Optimiser steps in a round; the learning rate runs through one cycle in each round.
+        Optimiser steps in a round.
     paths : int
-        Simulated days in each step.
+        Simulated days of each condition in a step.
     learning_rate : float
         Peak learning rate of the first round.
     perceive : callable
-        The specialist's information about the market.
+        The specialists' information about the market.
 
     Returns
     -------
     list of flowoe_lib.training.plateau.Round
-        All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the specialist.
+        All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the specialist of a condition.
     """
-    network = SpecialistNetwork(generator(seed, "specialist weights", condition.world, condition.name))
-    draws = generator(seed, "specialist days", condition.world, condition.name)
+    n = len(conditions)
+    streams = [generator(seed, "specialist", c.world, c.name) for c in conditions]
+    unused = generator(seed, "specialist", "unused")
+    drawn = Specialist.beside([Specialist.drawn(draws) for draws in streams])
+    # Muon takes matrices, so the hidden layers of each network are weights of their own.
+    hidden = [[w.clone().requires_grad_() for w in weight] for weight, _ in drawn.layers[:-1]]
+    rest = [bias.requires_grad_() for _, bias in drawn.layers] + [drawn.layers[-1][0].requires_grad_()]
+    matrices = [weight for layer in hidden for weight in layer]
+    steppers = [torch.optim.Muon(matrices, weight_decay=0.0), torch.optim.Adam(rest, fused=True)]
+    scale = torch.stack([utility_scale(c.market, c.order) for c in conditions])
 
-    def train(share: float) -> tuple[SpecialistPolicy, int]:
-        ascend(
-            network,
-            lambda times: SpecialistPolicy(network),
-            lambda n, draws: (condition.market, condition.order),
-            n_buckets,
-            iterations,
-            draws,
-            paths,
-            share * learning_rate,
-            perceive,
-        )
-        return SpecialistPolicy(copy.deepcopy(network)), iterations * paths * (n_buckets - 1)
+    def current() -> Specialist:
+        weights = [*map(torch.stack, hidden), rest[-1]]
+        return Specialist(tuple(zip(weights, rest[:-1], strict=True)))
+
+    def train(share: float) -> tuple[Specialist, int]:
+        drawn = [
+            Days.draw(c, iterations * paths, n_buckets, perceive, draws)
+            for c, draws in zip(conditions, streams, strict=True)
+        ]
+        everything = Days.beside(drawn)
+        for i in range(iterations):
+
+            def of_step(x: Tensor, i: int = i) -> Tensor:
+                taken: Tensor = x.unflatten(-1, (n, iterations, paths))[..., i, :]
+                return taken.flatten(-2)
+
+            days: Days = map_tensors(of_step, everything)
+            gain = days.utility(current(), unused).unflatten(0, (n, -1)).mean(1) / scale
+            (-gain.sum()).backward()
+            for stepper in steppers:
+                fall = (1 + math.cos(math.pi * i / iterations)) / 2
+                stepper.param_groups[0]["lr"] = share * learning_rate * min(1, (i + 1) / 10) * fall
+                stepper.step()
+                stepper.zero_grad()
+        with torch.no_grad():
+            policy = Specialist(tuple((w.clone(), b.clone()) for w, b in current().layers))
+        return policy, n * iterations * paths * (n_buckets - 1)
 
     return until_plateau(train, score, patience, tolerance)
