@@ -18,6 +18,7 @@ from flowoe_lib.execution.execution import (
     SCORE_LIMIT,
     Execution,
     Observation,
+    OrderSimulation,
     Policy,
     execute,
     execute_schedule,
@@ -327,6 +328,19 @@ def test_traders_attribute_to_the_order_the_permanent_impact_that_they_believe(s
         held.append(done.inventory[N // 4].mean())
     # Whoever underestimates the order's own impact takes the rest of it for an adverse drift and hurries.
     assert held[0] < held[1] < held[2]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_impact_follows_variance_by_its_exponent(exponent: float) -> None:
+    market = dataclasses.replace(RICH, impact=Impact(variance_exponent=scalar(exponent)))
+    paths = simulate(market, 64, N, generator(1, "test"))
+    plain = OrderSimulation(paths, RICH, ORDER).slope
+    slope = OrderSimulation(paths, market, ORDER).slope
+    if exponent:
+        expected = plain.double() * (paths.variance.double() / THETA).clamp_min(0.1) ** exponent
+        torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=0)
+    else:
+        assert torch.equal(slope, plain)
 
 
 def test_policy_observes_estimates_and_pays_true_costs() -> None:

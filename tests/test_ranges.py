@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.ranges import TrainingRange
@@ -149,7 +149,7 @@ def test_regimes_keep_the_averages_that_were_drawn() -> None:
         assert stats.kstest(rate.log().numpy() / math.log(8), stats.uniform().cdf).pvalue > 1e-4
     believed = moment_matched(market)
     torch.testing.assert_close(believed.heston.theta, plain.heston.theta, rtol=1e-4, atol=0)
-    paid, meant = (m.temporary_cost_bps(order.size) * expected_depth_cost(m) for m in (believed, plain))
+    paid, meant = (m.temporary_cost_bps(order.size) * expected_cost_factor(m) for m in (believed, plain))
     torch.testing.assert_close(paid, meant, rtol=1e-4, atol=0)
     # Without regimes the draws are unchanged.
     for name in ("theta", "cv", "kappa"):

@@ -10,22 +10,25 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import expm
 from scipy.optimize import minimize
+from scipy.stats import ncx2
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, Policy, execute
 from flowoe_lib.execution.information import (
+    Information,
     RegimeBelief,
     blind_to_regimes,
     exact,
     regimes_as_depth,
     relative_depth,
 )
+from flowoe_lib.market.impact import expected_variance_cost
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Regimes, scalar, volume_profile
 from flowoe_lib.market.pre_trade import PreTrade, moment_matched
-from flowoe_lib.market.simulator import simulate
+from flowoe_lib.market.simulator import VarianceStep, simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
-from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
 from flowoe_lib.randomness import generator
 
 N = 39
@@ -244,3 +247,48 @@ def test_observed_regimes_give_the_same_trades_in_both_representations() -> None
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     alone = execute(mpc, paths, m, o, generator(3, "noise")).inventory
     assert torch.equal(alone, one)
+
+
+def with_exponent(m: Market, exponent: float) -> Market:
+    return dataclasses.replace(m, impact=dataclasses.replace(m.impact, variance_exponent=scalar(exponent)))
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_variance_in_impact_is_known_to_planner_static_optimum_and_oracle(exponent: float) -> None:
+    m, o = with_exponent(market(0.02, 0.5), exponent), order()
+    unaware = with_exponent(m, 0.0)
+    paths = simulate(m, 6_000, N, generator(1, "coupled"))
+    wrong = Information(unaware, paths.variance, paths.log_depth)
+    oracle, static = solve_oracle(m, o, N), static_optimal(m, o, N)
+
+    def utility(policy: Policy, information: Information | None = None) -> Tensor:
+        return execute(policy, paths, m, o, generator(1, "noise"), information).utility_bps(o).double()
+
+    def error(sample: Tensor) -> float:
+        return float(sample.std()) / math.sqrt(len(sample))
+
+    best, planned, misled = utility(oracle), utility(mpc), utility(mpc, wrong)
+    assert abs(oracle.value_bps - best.mean()) < 3.5 * error(best)
+    assert (best - planned).mean() > -3 * error(best - planned)
+    assert (planned - utility(twap)).mean() > 0.99 * (best - utility(twap)).mean()
+    assert (planned - misled).mean() > 10 * error(planned - misled)
+    followed = utility(static)
+    assert abs(followed.mean() - expected_utility(m, o, static.inventory)) < 3.5 * error(followed)
+    other = static_optimal(unaware, o, N).inventory
+    assert expected_utility(m, o, static.inventory) >= expected_utility(m, o, other)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("variance", [1e-5, 4e-4, 2e-3])
+def test_forecast_of_variance_in_impact(exponent: float, variance: float) -> None:
+    """Against draws of the exact transition, a non-central chi-square (Cox, Ingersoll, Ross 1985)."""
+    m = with_exponent(market(0.02, 1.3), exponent)
+    theta, kappa, xi = float(m.heston.theta), 5.0, float(m.heston.xi)
+    for days in (1e-4, 0.1, 20.0):
+        scale = xi**2 * (1 - math.exp(-kappa * days)) / (4 * kappa)
+        law = ncx2(4 * kappa * theta / xi**2, variance * math.exp(-kappa * days) / scale, scale=scale)
+        points = law.ppf((np.arange(20_000) + 0.5) / 20_000)
+        moments = VarianceStep.over(m.heston, days).moments(torch.tensor(variance))
+        forecast = float(expected_variance_cost(m, *moments))
+        # The gamma law has the right two moments; other moments are close to those of the exact law.
+        assert forecast == pytest.approx(np.mean(np.maximum(points / theta, 0.1) ** exponent), rel=0.05)

@@ -740,6 +740,7 @@ ORDER = {"size": 0.1, "risk_aversion": 5e-4}
         (Impact, {}, "delta", 0.0, "within (0, 1]"),
         (Impact, {}, "delta", float("nan"), "within (0, 1]"),
         (Impact, {}, "turnover_days", 0.0, "finite and > 0"),
+        (Impact, {}, "variance_exponent", -0.5, "finite and >= 0"),
         (Liquidity, {}, "illiquidity", -3.0, "finite and > 0"),
         (Liquidity, {}, "illiquidity", float("inf"), "finite and > 0"),
         (Liquidity, {}, "depth_sd", -0.5, "finite and >= 0"),

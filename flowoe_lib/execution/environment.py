@@ -160,6 +160,8 @@ def check_sizes(n_buckets: int, market: Market, order: Order, n_orders: int) -> 
 
     map_tensors(fits, market)
     map_tensors(fits, order)
+    if bool((market.impact.variance_exponent > 0).any()):
+        raise ValueError("Impact.variance_exponent > 0: must be 0, rewards use TWAP's value in closed form")
     if n_buckets < 2:
         raise ValueError(f"n_buckets = {n_buckets}: must be at least 2, for there to be a decision")
 

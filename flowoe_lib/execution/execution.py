@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost
+from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.simulator import MarketPaths
@@ -150,6 +150,8 @@ class OrderSimulation:
         pace = order.size / (paths.volume * torch.exp(paths.log_depth))
         self.slope = impact_slope(market, pace, paths.n_buckets)
         """Temporary impact of trading the whole order at once, bps, [N, paths]."""
+        if bool((market.impact.variance_exponent > 0).any()):
+            self.slope = self.slope * variance_cost(market, paths.variance)
         self.decay = torch.exp(-market.impact.resilience * paths.dt)
         """Share of the impact state that remains one bucket later, [] or [paths]."""
         self.has_memory = market.impact.has_memory

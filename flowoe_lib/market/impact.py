@@ -14,7 +14,8 @@ from torch import Tensor
 from flowoe_lib.market.model import Impact, Market
 
 __all__ = [
-    "expected_depth_cost",
+    "expected_cost_factor",
+    "expected_variance_cost",
     "impact_in_window",
     "impact_path",
     "impact_slope",
@@ -22,7 +23,12 @@ __all__ = [
     "permanent_shift",
     "round_trip_cost",
     "temporary_cost",
+    "variance_cost",
 ]
+
+
+FLOOR = 0.1
+"""Impact that depends on variance is that of a tenth of its mean if variance is lower: it never vanishes."""
 
 
 def impact_in_window(impact: Impact, length: Tensor, volume_share: Tensor) -> Impact:
@@ -108,6 +114,30 @@ def round_trip_cost(market: Market, size: Tensor, buy_days: Tensor, sell_days: T
     return temporary(buy_days) + temporary(sell_days) + permanent
 
 
-def expected_depth_cost(market: Market) -> Tensor:
-    """E[L^-beta] = exp(beta^2 sd^2 / 2), by which random depth raises the cost of a fixed schedule."""
-    return torch.exp((market.impact.beta * market.liquidity.depth_sd).square() / 2)
+def expected_cost_factor(market: Market) -> Tensor:
+    """Expected factor of the temporary cost of a fixed schedule: E[L^-beta] times :func:`variance_cost`'s.
+
+    Random depth raises it by exp(beta^2 sd^2 / 2).
+    """
+    heston = market.heston
+    depth_cost = torch.exp((market.impact.beta * market.liquidity.depth_sd).square() / 2)
+    return depth_cost * expected_variance_cost(market, heston.theta, (heston.cv * heston.theta).square())
+
+
+def variance_cost(market: Market, variance: Tensor) -> Tensor:
+    """Factor of temporary impact (max(V, theta / 10) / theta)^a, a = ``variance_exponent``."""
+    return (variance / market.heston.theta).clamp_min(FLOOR) ** market.impact.variance_exponent
+
+
+def expected_variance_cost(market: Market, mean: Tensor, conditional_variance: Tensor) -> Tensor:
+    """Expectation of :func:`variance_cost` for the gamma law of V with the given mean and variance.
+
+    It is exact for the stationary law and for a variance that is known.
+    """
+    exponent, theta = market.impact.variance_exponent, market.heston.theta
+    shape = (mean.square() / conditional_variance.clamp_min(1e-30)).double().clamp(1e-6, 1e6)
+    place = FLOOR * shape * theta / mean.clamp_min(1e-30)
+    moment = torch.exp(torch.lgamma(shape + exponent) - torch.lgamma(shape)) / shape**exponent
+    above = (mean / theta) ** exponent * moment * torch.special.gammaincc(shape + exponent, place)
+    below = FLOOR**exponent * torch.special.gammainc(shape, place)
+    return torch.where(exponent > 0, above + below, 1).to(mean)

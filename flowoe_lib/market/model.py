@@ -128,7 +128,8 @@ class Impact:
 
     Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs
     ``1e4 eta l sqrt(theta) (phi a / (u L dt))^beta`` bps of temporary impact per unit traded, where u is the
-    volume profile, L the depth and l the illiquidity. The trade also moves the price permanently by
+    volume profile, L the depth and l the illiquidity, times ``(V / theta)^variance_exponent`` with V at least
+    theta / 10. The trade also moves the price permanently by
     ``1e4 gamma sqrt(theta) (phi a / dt)^delta dt (Theta / ADV)^(1/4)`` bps, where Theta is the number of
     shares outstanding, and pays half of that move itself.
 
@@ -148,6 +149,9 @@ class Impact:
     resilience : Tensor, [] or [paths]
         Rate at which temporary impact decays, per day; infinite, the default, if it is gone by the next
         bucket. :func:`flowoe_lib.market.impact.temporary_cost` describes impact with memory.
+    variance_exponent : Tensor, [] or [paths]
+        Exponent of the variance at the start of the bucket in temporary impact, >= 0; by default 0, so that
+        impact does not depend on it. 1/2 is impact proportional to current volatility.
 
     Raises
     ------
@@ -173,10 +177,11 @@ class Impact:
     delta: Tensor = field(default_factory=lambda: scalar(1.0))
     turnover_days: Tensor = field(default_factory=lambda: scalar(263.0))
     resilience: Tensor = field(default_factory=lambda: scalar(float("inf")))
+    variance_exponent: Tensor = field(default_factory=lambda: scalar(0.0))
 
     def __post_init__(self) -> None:
         _require(self, eta=_POSITIVE, gamma=_NOT_NEGATIVE, beta=_EXPONENT, delta=_EXPONENT)
-        _require(self, turnover_days=_POSITIVE)
+        _require(self, turnover_days=_POSITIVE, variance_exponent=_NOT_NEGATIVE)
         _require(self, resilience=("> 0, infinite for impact without memory", lambda x: x > 0))
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, Regimes, volume_profile
 
 __all__ = ["PreTrade", "moment_matched", "posterior_drift", "urgency"]
@@ -22,7 +22,7 @@ def urgency(market: Market, order: Order) -> Tensor:
     impact the optimal schedule depends on volatility, illiquidity, size and risk aversion through urgency
     alone. Its square root is kappa T of Almgren and Chriss.
     """
-    flat_cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+    flat_cost = market.temporary_cost_bps(order.size) * expected_cost_factor(market)
     return order.risk_aversion * 1e8 * market.heston.theta / flat_cost
 
 
@@ -49,7 +49,7 @@ class PreTrade:
     @classmethod
     def of(cls, market: Market, order: Order) -> "PreTrade":
         """Compute the figures of ``order`` in ``market``."""
-        cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+        cost = market.temporary_cost_bps(order.size) * expected_cost_factor(market)
         ratio = urgency(market, order)
         drift = order.side * market.drift / cost
         # Urgency and drift that cancel on average still act at different times of the day.
@@ -105,6 +105,6 @@ def moment_matched(market: Market) -> Market:
         liquidity=replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion),
         regimes=Regimes(),
     )
-    depth_cost = expected_depth_cost(believed) / expected_depth_cost(market)
+    depth_cost = expected_cost_factor(believed) / expected_cost_factor(market)
     illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
     return replace(believed, liquidity=replace(believed.liquidity, illiquidity=illiquidity))

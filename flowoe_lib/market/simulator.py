@@ -75,8 +75,8 @@ class VarianceStep:
     integral_1: Tensor
 
     @staticmethod
-    def over(heston: Heston, dt: float) -> "VarianceStep":
-        """The step of length ``dt`` days."""
+    def over(heston: Heston, dt: float | Tensor) -> "VarianceStep":
+        """The step of length ``dt`` days; a tensor must broadcast against the fields of ``heston``."""
         decay = torch.exp(-heston.kappa * dt)
         slope = -torch.expm1(-heston.kappa * dt) / heston.kappa
         unit = slope * heston.xi**2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.market.batching import align
-from flowoe_lib.market.impact import expected_depth_cost
+from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.schedules import Schedule
@@ -71,7 +71,7 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
         return torch.exp(x - total) * torch.expm1(-2 * x) / torch.expm1(-2 * total)
 
     # Risk computed from kappa, so that the floor of kappa applies to it too.
-    cost = market.temporary_cost_bps(order.size) * expected_depth_cost(market)
+    cost = market.temporary_cost_bps(order.size) * expected_cost_factor(market)
     target = order.side * market.drift / (2 * total.square() * cost)
     inventory = decayed(1 - tau) + target * (1 - decayed(1 - tau) - decayed(tau))
     inventory = inventory.clamp(0, 1).cummin(0).values

@@ -19,6 +19,7 @@ from scipy.special import gammainccinv, ndtr
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
+from flowoe_lib.market.impact import variance_cost
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
@@ -167,7 +168,10 @@ def solve_grid(
     def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
         return gain - risk * q + torch.einsum("qvl,wv,ml->qwm", ahead, step_v, steps[k])
 
-    cost_multiplier = axis.cost_multiplier[:, None].expand(n_buckets, len(v), -1)
+    if market.impact.variance_exponent > 0 and market.regimes.present:
+        raise ValueError("Impact.variance_exponent > 0 and Market.regimes: must not both be present")
+    cost_multiplier = variance_cost(market, v)[:, None] * axis.cost_multiplier[:, None]
+    cost_multiplier = cost_multiplier.expand(n_buckets, -1, -1)
     value, table = backward_induction(market, order, n_buckets, inventory_nodes, cost_multiplier, carry)
     return table, variance_max, float(start_v[0] @ value @ axis.start[0])
 
@@ -207,7 +211,7 @@ def solve_oracle(
     ------
     ValueError
         For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, regimes together
-        with random depth, or regimes with the same temporary impact.
+        with random depth or with impact that depends on variance, or regimes with the same temporary impact.
 
     References
     ----------

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import RegimeBelief, relative_depth
-from flowoe_lib.market.impact import expected_depth_cost, impact_slope
+from flowoe_lib.market.impact import expected_cost_factor, expected_variance_cost, impact_slope, variance_cost
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.almgren_chriss import DECAY_FLOOR, decay_per_bucket
@@ -66,7 +66,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     target = drift / (2 * obs.n_buckets**2 * linear_cost * ratio.clamp_min(DECAY_FLOOR**2))
     reached = torch.expm1(-later) * torch.expm1(-kappa) / (1 + torch.exp(-later - kappa))
     fraction = (1 - held - reached * target / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
-    discount = torch.exp(market.impact.beta * obs.log_depth) * expected_depth_cost(market)
+    discount = torch.exp(market.impact.beta * obs.log_depth) * expected_cost_factor(market)
+    discount = discount / variance_cost(market, obs.variance)
     now = fraction * obs.volume[obs.k] * discount ** (1 / market.impact.beta)
     rest = (1 - fraction) * obs.volume[obs.k + 1 :].sum(0) / max(n_left - 1, 1)
     tilted = now / (now + rest)
@@ -121,6 +122,9 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     log_cost = (beta * liquidity.depth_sd).square() * (1 - decay.square()) / 2 - beta * calm_depth * decay
     pace = obs.order.size / obs.volume[obs.k :]
     slope = impact_slope(market, pace, obs.n_buckets) * log_cost.exp() * cost_ratio
+    if bool((market.impact.variance_exponent > 0).any()):
+        moments = VarianceStep.over(market.heston, days).moments(calm_variance)
+        slope = slope * expected_variance_cost(market, *moments)
     drift = posterior_drift(market, obs.order, obs.return_bps, obs.k * dt) * dt
 
     slope = slope.expand(n_left, len(noise))

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import align, map_tensors, one_by_one
 from flowoe_lib.market.impact import (
-    expected_depth_cost,
+    expected_cost_factor,
     impact_path,
     impact_slope,
     permanent_shift,
@@ -157,7 +157,7 @@ def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
     traded, left = -inventory.diff(dim=0), inventory[1:]
     dt, beta = 1 / n, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n)
-    slope = impact_slope(market, pace, n) * expected_depth_cost(market)
+    slope = impact_slope(market, pace, n) * expected_cost_factor(market)
     impact = impact_path(traded, torch.exp(-market.impact.resilience * dt), torch.zeros_like(beta))
     permanent = permanent_shift(market, order.size, traded, dt) * (left + traded / 2)
     temporary = slope * temporary_cost(impact[:-1], traded.clamp_min(0), beta)
@@ -215,7 +215,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = impact_slope(market, pace, n_buckets) * expected_depth_cost(market)
+    slope = impact_slope(market, pace, n_buckets) * expected_cost_factor(market)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     drift = order.side * market.drift * dt
 
@@ -266,7 +266,7 @@ def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
     """Inventory [N + 1] of the best schedule, with errors of the grid; market and order have shape []."""
     drift = order.side * market.drift
     risk = order.risk_aversion * 1e8 * market.heston.theta
-    depth_cost = expected_depth_cost(market).expand(n_buckets, 1, 1)
+    depth_cost = expected_cost_factor(market).expand(n_buckets, 1, 1)
 
     def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
         return (drift - risk * q) / n_buckets + ahead
