@@ -348,7 +348,8 @@ def ship_trained(workspace: Workspace) -> None:
 def compared(workspace: Workspace) -> str:
     """Two sentences that say whether the published weights equal those that this run trained."""
     from flowoe_lib.policies.flow import unpack
-    from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained, max_weight_difference
+    from flowoe_lib.training.card import TrainedPolicyError
+    from flowoe_lib.training.pretrained import load_pretrained, max_weight_difference
 
     try:
         shipped = load_pretrained(workspace.root / POLICY.parent).field

@@ -16,9 +16,7 @@ from scipy import stats
 
 from flowoe_lib.data.bars import Bars, BarsError, load_bars
 from flowoe_lib.data.calibration import (
-    FIRST_LAG,
     GK_NOISE,
-    LAST_LAG,
     Calibration,
     Estimate,
     autocovariance_table,
@@ -33,6 +31,8 @@ from flowoe_lib.data.conditions import (
     heston_grid,
 )
 from flowoe_lib.data.estimators import (
+    FIRST_LAG,
+    LAST_LAG,
     decay_curve,
     fit_decay,
     garman_klass,

@@ -173,9 +173,9 @@ def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: Pretrain
 
 def test_an_error_is_a_message_in_the_page(trained: PretrainedPolicy) -> None:
     page = Page(trained, SEED)
-    page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": 99.0})
+    page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": -1.0})
     page.draw()
-    assert "kappa = 99: trained on 0.5 to 12" in page.message.value
+    assert "Heston.kappa = -1: must be finite" in page.message.value
     assert page.picture.layout.visibility == "hidden"
     page.trained = trained
     page.draw()

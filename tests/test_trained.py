@@ -18,15 +18,8 @@ from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import Store, sha256
-from flowoe_lib.training.pretrained import (
-    SHIPPED,
-    TrainedPolicyError,
-    load_pretrained,
-    max_weight_difference,
-    sealed,
-    ship,
-    ship_from,
-)
+from flowoe_lib.training.card import SHIPPED, TrainedPolicyError, sealed
+from flowoe_lib.training.pretrained import load_pretrained, max_weight_difference, ship, ship_from
 from flowoe_lib.training.universal import design
 
 RANGE = TrainingRange(kappa=(1.0, 2.0), rho=-0.5, cv=(0.1, 0.2), drift=0.3)
@@ -92,6 +85,11 @@ def rewritten(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[
     return spoil
 
 
+def folder_for_a_card(folder: Path) -> None:
+    (folder / "universal.json").unlink()
+    (folder / "universal.json").mkdir()
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no card": (lambda f: (f / "universal.json").unlink(), r"universal\.json: no such file"),
     "no weights": (lambda f: (f / "universal.safetensors").unlink(), r"universal\.safetensors: no such"),
@@ -120,6 +118,16 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
         "must be finite numbers named calm",
     ),
     "calibration of text": (edited(lambda c: c["calibration"].update(kappa="2")), "must be finite numbers"),
+    "volatility below zero": (
+        edited(lambda c: c["calibration"].update(calm=-0.01)),
+        r"Heston\.theta = -0\.01: must be finite and > 0",
+    ),
+    "depth below zero": (edited(lambda c: c["range"].update(depth_sd=[-1, 1])), r"Liquidity\.depth_sd = -1"),
+    "no window": (edited(lambda c: c["range"].update(window=0)), r"window within \(0, 1\]"),
+    "folder for a card": (
+        folder_for_a_card,
+        r"universal\.json: cannot be read: Is a directory",
+    ),
     "no features": (edited(lambda c: c.update(observes=5)), "observes what this library does not show"),
     "without a checksum": (
         lambda f: (f / "universal.json").write_text(
@@ -197,5 +205,5 @@ def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
     assert trained.conditions.violations(whole, order) == []
-    huge = dataclasses.replace(order, size=scalar(0.5))
-    assert [d.quantity for d in trained.conditions.violations(whole, huge)] == ["size"]
+    tiny = dataclasses.replace(order, size=scalar(1e-9))
+    assert [d.quantity for d in trained.conditions.violations(whole, tiny)] == ["urgency"]

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from flowoe_lib.data.bars import Bars
 from flowoe_lib.data.estimators import (
+    BUCKETS,
+    FIRST_LAG,
+    LAST_LAG,
     autocovariance,
     day_mean_share,
     decay_curve,
     fit_decay,
     garman_klass,
-    log_to_profile,
-    profile_amplitude,
-    relative_to_profile,
     volatility_level,
+    within_day,
 )
 from flowoe_lib.data.sessions import session_clock
 
@@ -34,7 +35,6 @@ __all__ = [
     "calibrate",
     "calibration_table",
     "session_autocovariance",
-    "within_day",
 ]
 
 
@@ -43,14 +43,6 @@ Array = NDArray[np.float64]
 
 QUANTILES = (0.5, 0.975, 0.999)
 """Quantiles of the volatility level: exceeded on one day in two, in forty, and in a thousand."""
-
-
-BUCKETS = 39
-"""Ten-minute buckets of the session."""
-
-
-FIRST_LAG, LAST_LAG = 3, 24
-"""Lags of the fit, in buckets. From half an hour on, no bar overlaps both buckets; the last is four hours."""
 
 
 GK_NOISE = 0.27
@@ -185,14 +177,6 @@ def _against_vix(joint: Array) -> Array:
     ratio = np.sqrt((level**2).mean() / (implied**2).mean())
     correlations = np.corrcoef(np.log(level), np.log(implied)), np.corrcoef(returns, shocks)
     return np.array([ratio, *(matrix[0, 1] for matrix in correlations)])
-
-
-def within_day(clocks: Array) -> Array:
-    """Kappa, cv, amplitude, depth sd and reversion from ``clocks`` [days, (variance, volume), buckets]."""
-    variance, volume = clocks[:, 0], clocks[:, 1]
-    cv, kappa = fit_decay(relative_to_profile(variance), FIRST_LAG, LAST_LAG)
-    depth_sd, depth_reversion = fit_decay(log_to_profile(volume), FIRST_LAG, LAST_LAG)
-    return np.array([kappa, cv, profile_amplitude(volume), depth_sd, depth_reversion])
 
 
 def _cv_of_day_means(surprises: Array) -> Array:

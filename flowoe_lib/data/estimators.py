@@ -6,12 +6,14 @@ mean-reverting process from the autocovariance of noisy measurements.
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from flowoe_lib.market.model import Liquidity, volume_profile
+from flowoe_lib.market.volume import traded_by
 
 __all__ = [
+    "BUCKETS",
+    "FIRST_LAG",
+    "LAST_LAG",
     "autocovariance",
     "day_mean_share",
     "decay_curve",
@@ -21,11 +23,20 @@ __all__ = [
     "profile_amplitude",
     "relative_to_profile",
     "volatility_level",
+    "within_day",
     "yang_zhang",
 ]
 
 
 Array = NDArray[np.float64]
+
+
+BUCKETS = 39
+"""Ten-minute buckets of the session."""
+
+
+FIRST_LAG, LAST_LAG = 3, 24
+"""Lags of the fit, in buckets. From half an hour on, no bar overlaps both buckets; the last is four hours."""
 
 
 RATES = (0.2, 50.0)
@@ -131,9 +142,17 @@ def fit_decay(deviations: Array, first_lag: int, last_lag: int) -> tuple[float, 
 def profile_amplitude(volume: Array) -> float:
     """Fit the amplitude A of u(t) = 1 + A P2(2t - 1) to mean volume by bucket, by least squares."""
     shares = volume.mean(axis=0) / volume.mean()
-    unit = Liquidity(profile_amplitude=torch.tensor(1.0, dtype=torch.float64))
-    shape = volume_profile(unit, len(shares)).numpy() - 1
+    n = len(shares)
+    shape = np.diff(traded_by(1.0, np.linspace(0, 1, n + 1))) * n - 1
     return float(shape @ (shares - 1) / (shape @ shape))
+
+
+def within_day(clocks: Array) -> Array:
+    """Kappa, cv, amplitude, depth sd and reversion from ``clocks`` [days, (variance, volume), buckets]."""
+    variance, volume = clocks[:, 0], clocks[:, 1]
+    cv, kappa = fit_decay(relative_to_profile(variance), FIRST_LAG, LAST_LAG)
+    depth_sd, depth_reversion = fit_decay(log_to_profile(volume), FIRST_LAG, LAST_LAG)
+    return np.array([kappa, cv, profile_amplitude(volume), depth_sd, depth_reversion])
 
 
 def day_mean_share(rate: Array | float) -> Array:

@@ -17,13 +17,14 @@ from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.execution.execution import execute
 from flowoe_lib.market.batching import tile
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
+from flowoe_lib.market.ranges import RangeViolation
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
-__all__ = ["Settings", "View", "explore"]
+__all__ = ["Settings", "View", "bounds", "explore"]
 
 
 N_PATHS = 200
@@ -82,9 +83,17 @@ class Settings:
         drift = scalar(self.drift * BPS * self.volatility)
         market = Market(heston, Impact(beta=scalar(self.beta)), liquidity, drift)
         order = Order(scalar(self.size), scalar(self.risk_aversion))
-        if violations := trained.conditions.violations(market, order):
-            raise ValueError("; ".join(map(str, violations)))
+        placed = [RangeViolation(name, v, *bounds(trained, name)) for name, v in vars(self).items()]
+        if outside := [str(p) for p in placed if not p.low <= round(p.value, 9) <= p.high]:
+            raise ValueError("; ".join(outside))
         return market, order
+
+
+def bounds(trained: PretrainedPolicy, setting: str) -> tuple[float, float]:
+    """The training range of a setting."""
+    found = getattr(trained.conditions, setting)
+    low, high = found if isinstance(found, tuple) else (-found, found)
+    return low, high
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowoe_lib.desk.explorer import Settings, View, explore
+from flowoe_lib.desk.explorer import Settings, View, bounds, explore
 from flowoe_lib.plotting import LOOKS, style
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
@@ -42,8 +42,7 @@ class Dial(NamedTuple):
 
     def bounds(self, trained: PretrainedPolicy) -> tuple[float, float]:
         """The training range, in units of the slider."""
-        bounds = getattr(trained.conditions, self.setting)
-        low, high = bounds if isinstance(bounds, tuple) else (-bounds, bounds)
+        low, high = bounds(trained, self.setting)
         return self.scale * low, self.scale * high
 
     def slider(self, trained: PretrainedPolicy) -> ipywidgets.Widget:

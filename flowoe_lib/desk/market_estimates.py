@@ -1,23 +1,26 @@
 """Estimates of a market from a user's bars, completed by the suite's own estimates.
 
 Daily bars give volatility and volume. Intraday bars also give the volume profile, and a month of them the
-variance and depth processes within the day.
+variance and depth processes within the day. An order that no market could take is refused here, without
+loading torch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from flowoe_lib.data.bars import Bars, BarsError
-from flowoe_lib.data.calibration import BUCKETS, within_day
-from flowoe_lib.data.estimators import garman_klass, profile_amplitude
+from flowoe_lib.data.estimators import BUCKETS, garman_klass, profile_amplitude, within_day
 from flowoe_lib.data.sessions import session_clock
-from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.desk.ticket import OrderError, Ticket
+from flowoe_lib.market.volume import traded_by
 
-__all__ = ["Estimated", "MarketEstimates", "estimate"]
+__all__ = ["Estimated", "MarketEstimates", "estimate", "expected_volume", "prepared"]
 
 
 Array = NDArray[np.float64]
@@ -60,17 +63,20 @@ class MarketEstimates:
     depth_reversion: Estimated
     profile_amplitude: Estimated
 
+    def figures(self) -> dict[str, Estimated]:
+        """The estimates by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Estimated)}
+
     def table(self) -> pd.DataFrame:
         """One row per estimate: value and source."""
-        return pd.DataFrame.from_dict(
-            {k: vars(v) for k, v in vars(self).items()}, orient="index"
-        ).rename_axis("figure")
+        rows = {name: vars(found) for name, found in self.figures().items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
 
 
 def estimate(
     bars: Bars,
     suite: Mapping[str, float],
-    within: TrainingRange,
+    within: Mapping[str, Any],
     session: tuple[str, str],
     adv: float | None = None,
 ) -> MarketEstimates:
@@ -78,7 +84,7 @@ def estimate(
 
     ``session`` holds open and close in the time zone of the bars; ``adv`` replaces the volume of the bars.
     The variance and depth processes are estimated from at least a month of bars no longer than two buckets,
-    and clipped to the training range ``within``, because these estimates are the least certain. Raises
+    and clipped to the training ranges ``within``, because these estimates are the least certain. Raises
     BarsError for fewer than 21 daily bars or five whole sessions, for bars without volume or price moves, and
     for bars longer than a day.
     """
@@ -119,6 +125,38 @@ def estimate(
     )
 
 
+def expected_volume(ticket: Ticket, known: MarketEstimates) -> Array:
+    """Volume expected in each bucket of the order's window, shares, [N]."""
+    edges = np.linspace(*ticket.part, ticket.n_buckets + 1)
+    return np.asarray(known.adv.value * np.diff(traded_by(known.profile_amplitude.value, edges)))
+
+
+def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticket, MarketEstimates]:
+    """The order in whole lots, and the estimates of its market; ``card`` is that of the pretrained policy.
+
+    Raises BarsError as :func:`estimate`, and OrderError for more shares than the volume expected in the
+    window or than its cap allows.
+    """
+    known = estimate(bars, card["calibration"], card["range"], ticket.session, ticket.adv)
+    ticket = ticket.sized(known.price.value)
+    volume, cap, lot = expected_volume(ticket, known), ticket.participation_cap, ticket.lot
+    window = f"{ticket.start or ticket.session[0]} to {ticket.end or ticket.session[1]}"
+    if ticket.shares > volume.sum():
+        raise OrderError(
+            f"shares = {ticket.shares:,.10g}: must be at most {volume.sum():,.0f}, the volume expected from "
+            f"{window} with an average daily volume of {known.adv.value:,.0f} (adv, ADV: {known.adv.source})"
+        )
+    room = volume * (cap or 1.0)
+    most = room.sum() if lot is None else lot * np.floor(room / lot).sum()
+    if cap is not None and most < ticket.shares:
+        needed = math.ceil(1e4 * ticket.shares / volume.sum()) / 1e4
+        raise OrderError(
+            f"participation_cap = {cap:g}: must be at least {needed:g}, the order's share of the volume "
+            f"expected from {window}, or shares at most {most:,.10g}"
+        )
+    return ticket, known
+
+
 def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated]:
     """The suite's estimates, with rates scaled to a session of ``minutes``."""
     longer = minutes / SUITE_SESSION_MINUTES
@@ -138,19 +176,20 @@ def _clocked(bars: Bars) -> Bars:
     return Bars(bars.frame, bars.source, bars.timezone, minutes)
 
 
-def _within_day(clocks: Array, within: TrainingRange, label: str, short: bool) -> dict[str, Estimated]:
+def _within_day(clocks: Array, within: Mapping[str, Any], label: str, short: bool) -> dict[str, Estimated]:
     """Estimate the volume profile, and from a month of short bars the variance and depth processes."""
     if not (clocks[:, 1] > 0).any():
         return {}
     if len(clocks) < RECENT or not short or not (clocks > 0).all():
-        bounds = {"profile_amplitude": within.profile_amplitude}
+        bounds = {"profile_amplitude": within["profile_amplitude"]}
         values = {"profile_amplitude": profile_amplitude(clocks[:, 1])}
     else:
-        bounds = {name: getattr(within, name) for name in WITHIN}
+        bounds = {name: within[name] for name in WITHIN}
         values = dict(zip(WITHIN, within_day(clocks), strict=True))
     estimates = {}
     for name, value in values.items():
         inside = float(np.clip(value, *bounds[name]))
-        source = label if inside == value else f"{label}, clipped to {bounds[name]}"
+        low, high = bounds[name]
+        source = label if inside == value else f"{label}, clipped to {low:g} to {high:g}"
         estimates[name] = Estimated(inside, source)
     return estimates

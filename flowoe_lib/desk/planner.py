@@ -4,45 +4,42 @@ The window in which the order is worked takes the place of the day: variance, dr
 reversion are scaled by its length, and order size is measured against the expected volume of the window.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars
-from flowoe_lib.desk.market_estimates import MarketEstimates, estimate
+from flowoe_lib.desk.market_estimates import Estimated, MarketEstimates, expected_volume, prepared
 from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
-from flowoe_lib.evaluation.frontier import frontier, with_risk_aversion
-from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
-from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
+from flowoe_lib.evaluation.frontier import with_risk_aversion
+from flowoe_lib.evaluation.intervals import paired_interval, tail_size
+from flowoe_lib.execution.execution import Execution, Observation, OrderSimulation, Policy, execute
+from flowoe_lib.market.batching import map_tensors, tile
 from flowoe_lib.market.impact import impact_in_window
-from flowoe_lib.market.model import (
-    BPS,
-    Condition,
-    Heston,
-    Impact,
-    Liquidity,
-    Market,
-    Order,
-    scalar,
-    volume_profile,
-    volume_share,
-)
-from flowoe_lib.market.ranges import TESTED_LIMITS, RangeViolation
+from flowoe_lib.market.model import BPS, Condition, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.market.tested import TESTED_LIMITS
 from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
+from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
-__all__ = ["Plan", "plan_order", "prepared"]
+__all__ = ["Plan", "Restricted", "condition_of", "plan_order", "planning_policy", "read_plan", "whole_lots"]
 
 
-FLOW = "flow_refined"
+Array = NDArray[np.float64]
+
+
+FLOW, CONTROL = "flow_refined", "mpc"
 
 
 AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
@@ -50,21 +47,24 @@ AVERSIONS = tuple(float(x) for x in np.geomspace(4e-5, 4e-3, 13))
 
 
 @dataclass(frozen=True)
-class ParticipationCap:
-    """A policy limited to a share ``cap`` of the expected volume of each bucket.
+class Restricted:
+    """A policy within the participation cap, the breaks and the price limit of a ticket.
 
     It trades earlier than the policy where the remaining order would otherwise exceed the cap later.
     """
 
     policy: Policy
-    cap: float
+    room: Tensor
+    """Largest fraction of the order that may be traded in each bucket, [N]."""
+    adverse_bps: float = float("inf")
+    """Price move against the order beyond which nothing is traded."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        room = self.cap * obs.volume / (obs.n_buckets * obs.order.size)
         left = obs.inventory.clamp_min(1e-30)
-        traded = torch.minimum(self.policy(obs, noise) * left, room[obs.k])
-        return (torch.maximum(traded, left - room[obs.k + 1 :].sum(0)) / left).clamp(0, 1)
+        traded = (self.policy(obs, noise) * left).clamp_max(self.room[obs.k])
+        traded = torch.maximum(traded, left - self.room[obs.k + 1 :].sum())
+        return torch.where(obs.return_bps < -self.adverse_bps, 0, (traded / left).clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -72,86 +72,138 @@ class Plan:
     """The plan of an order: schedule, costs and frontier; costs are in bps of the arrival price."""
 
     ticket: Ticket
+    """The order in shares, with its lot."""
+    bars: Bars
     estimates: MarketEstimates
     condition: Condition
     """Market and order, with the window as the day."""
-    flags: list[RangeViolation]
-    """Quantities outside the training range of the policy but within its tested limits."""
+    policy: str
+    """The policy that plans: "flow_refined", or "mpc" far outside the training range."""
+    flags: list[str]
+    """What looks wrong in the bars, and what lies outside the training range of the policy."""
     schedule: pd.DataFrame
     """One row per bucket, by its start: shares left at its end (low, median, high: 10, 50, 90 % quantile
-    over days), shares traded (median), participation in expected volume (median, 90 % quantile, maximum), and
-    shares left under each benchmark."""
+    over days), shares traded so that the median is left, participation in expected volume (median, 90 %
+    quantile, maximum), and shares left under each benchmark."""
     costs: pd.DataFrame
     """One row per policy: mean, standard deviation, CVaR95 and 95 % quantile of cost, bps; mean cost in
-    currency; FlowOE's gain in utility over it, bps, with its 95 % interval."""
+    currency; the plan's gain in utility over it, bps, with its 95 % interval."""
     frontier: pd.DataFrame
     """Columns policy, risk_aversion, std_bps, cost_bps, cost95_bps, over the days of ``costs``."""
     day: pd.DataFrame
     """One simulated day, one row per bucket: price_bps, volatility (root of variance over its mean), depth
-    over its median, shares traded by FlowOE and by the static optimum, shares left."""
+    over its median, shares traded by the plan and by the static optimum, shares left."""
+    quantiles: Array
+    """Quantiles of the plan's cost over the simulated days, bps, from 0 to 100 % in steps of 1 %, [101]."""
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON, from which :func:`read_plan` takes up the order."""
+        record = {
+            "ticket": self.ticket.model_dump(exclude_none=True),
+            "bars": {"source": self.bars.source, "timezone": self.bars.timezone},
+            "estimates": vars(self.estimates) | {k: vars(v) for k, v in self.estimates.figures().items()},
+            "risk_aversion": self.condition.order.risk_aversion.item(),
+            "policy": self.policy,
+            "flags": self.flags,
+            "schedule": self.schedule.reset_index().to_dict("list"),
+            "costs": self.costs.reset_index().to_dict("list"),
+            "cost_quantiles_bps": self.quantiles.tolist(),
+        }
+        atomic_write(path, json.dumps(record, indent=1).encode())
 
 
-def _condition(ticket: Ticket, known: MarketEstimates) -> Condition:
+def read_plan(path: Path) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
+    """The order of a written plan, its market, both as a condition, and the whole record.
+
+    Raises OrderError for a file that is not a plan.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        ticket = Ticket(**record["ticket"])
+        known = {k: Estimated(**v) if isinstance(v, dict) else v for k, v in record["estimates"].items()}
+        estimates = MarketEstimates(**known)
+        condition = with_risk_aversion(condition_of(ticket, estimates), record["risk_aversion"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OrderError(f"{path}: is not a plan of `make order`: {error!r}") from None
+    return ticket, estimates, condition, record
+
+
+def condition_of(ticket: Ticket, known: MarketEstimates) -> Condition:
+    """Market and order with the window in the place of the day; ``ticket`` is in shares.
+
+    Raises OrderError for figures that no market can have.
+    """
     start, end = ticket.part
-    length = end - start
-    liquidity = Liquidity(
-        illiquidity=scalar(ticket.illiquidity),
-        depth_sd=scalar(known.depth_sd.value),
-        depth_reversion=scalar(known.depth_reversion.value * length),
-        profile_amplitude=scalar(known.profile_amplitude.value),
-        window_start=scalar(start),
-        window_end=scalar(end),
-    )
-    heston = Heston(
-        theta=scalar(known.volatility.value**2 * length),
-        kappa=scalar(known.kappa.value * length),
-        cv=scalar(known.cv.value),
-        rho=scalar(known.rho.value),
-    )
-    share = volume_share(liquidity)
-    size = ticket.shares / (known.adv.value * float(share))
-    impact = Impact(beta=scalar(ticket.beta))
-    if ticket.shares_outstanding is not None:
-        impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
-    impact = impact_in_window(impact, scalar(length), share)
-    market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), drift_sd=scalar(ticket.drift_sd_bps))
-    side = scalar(1.0 if ticket.side == "sell" else -1.0)
-    order = Order(scalar(size), scalar(ticket.risk_aversion or USUAL_AVERSION), side)
+    length, volume = end - start, expected_volume(ticket, known).sum()
+    try:
+        liquidity = Liquidity(
+            illiquidity=scalar(ticket.illiquidity),
+            depth_sd=scalar(known.depth_sd.value),
+            depth_reversion=scalar(known.depth_reversion.value * length),
+            profile_amplitude=scalar(known.profile_amplitude.value),
+            window_start=scalar(start),
+            window_end=scalar(end),
+        )
+        heston = Heston(
+            theta=scalar(known.volatility.value**2 * length),
+            kappa=scalar(known.kappa.value * length),
+            cv=scalar(known.cv.value),
+            rho=scalar(known.rho.value),
+        )
+        share = scalar(volume / known.adv.value)
+        impact = Impact(beta=scalar(ticket.beta))
+        if ticket.shares_outstanding is not None:
+            impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
+        impact = impact_in_window(impact, scalar(length), share)
+        drift, drift_sd = scalar(ticket.drift_bps), scalar(ticket.drift_sd_bps)
+        market = Market(heston, impact, liquidity, drift, drift_sd)
+        side = scalar(1.0 if ticket.side == "sell" else -1.0)
+        order = Order(scalar(ticket.shares / volume), scalar(ticket.risk_aversion or USUAL_AVERSION), side)
+    except ValueError as error:
+        raise OrderError(f"the order cannot be worked in this market: {error}") from None
     return Condition("order", "order", market, order)
 
 
-def _checked(condition: Condition, ticket: Ticket, trained: PretrainedPolicy) -> list[RangeViolation]:
-    """The quantities outside the training range. Raises OrderError if one is beyond the tested limits."""
-    found = trained.conditions.violations(condition.market, condition.order)
-    for d in found:
-        # A combination outside the training range is flagged, not refused.
-        if "beside" in d.quantity:
-            continue
+def planning_policy(condition: Condition, trained: PretrainedPolicy) -> tuple[str, list[str]]:
+    """Name of the policy that plans the order, and the quantities outside its training range.
+
+    Model predictive control plans where a quantity is beyond the limits to which the pretrained policy was
+    tested, or beyond its training range if there are none.
+    """
+    name, flags = FLOW, []
+    for d in trained.conditions.violations(condition.market, condition.order):
         low, high = TESTED_LIMITS.get(d.quantity, (d.low, d.high))
-        tested = f", tested alone from {low:g} to {high:g}" if d.quantity in TESTED_LIMITS else ""
-        if not low <= d.value <= high:
-            raise OrderError(
-                f"{d}{tested}; outside, the policy is untested (figures are per window; size is a share "
-                "of the volume expected in it)"
-            )
-    cap, size = ticket.participation_cap, float(condition.order.size)
-    if cap is not None and cap < size:
-        raise OrderError(
-            f"participation_cap = {cap:g}: must be at least {math.ceil(1e4 * size) / 1e4:g}, the order's "
-            "share of the volume expected in its window"
+        # A combination outside the training range is flagged only.
+        far = not low <= d.value <= high and "beside" not in d.quantity
+        flags.append(f"{d}{', so the order is planned by model predictive control' if far else ''}")
+        name = CONTROL if far else name
+    size, usual = condition.order.size.item(), trained.conditions.size[1]
+    if size > usual:
+        flags.append(
+            f"the order is {size:.0%} of the volume expected in its window: above {usual:.0%} the published "
+            "impact coefficients are untested"
         )
-    return found
+    return name, flags
 
 
-def prepared(bars: Bars, ticket: Ticket, trained: PretrainedPolicy) -> tuple[MarketEstimates, Condition]:
-    """Estimate the market from ``bars`` and place the order in it. Raises as :func:`plan_order`."""
-    known = estimate(bars, trained.calibration, trained.conditions, ticket.session, ticket.adv)
-    try:
-        condition = _condition(ticket, known)
-    except ValueError as error:
-        raise OrderError(f"the order cannot be worked in this market: {error}") from None
-    _checked(condition, ticket, trained)
-    return known, condition
+def whole_lots(left: Array, ticket: Ticket, room: Array) -> Array:
+    """Shares to trade in each bucket so that about ``left`` remain, [N], in lots and within ``room``, [N].
+
+    They add up to the order; a rest smaller than a lot goes with the last trade.
+    """
+    if ticket.lot is None:
+        return -np.diff(left, prepend=ticket.shares)
+    total = np.floor(ticket.shares / ticket.lot + 1e-9)
+    rest = max(ticket.shares - ticket.lot * total, 0.0)
+    most = np.floor(np.append(room[:-1], room[-1] - rest) / ticket.lot + 1e-9)
+    later, done, lots = np.append(np.cumsum(most[::-1])[-2::-1], 0), 0.0, []
+    for k, planned in enumerate(left):
+        wanted = np.rint((ticket.shares - planned) / ticket.lot) - done
+        lots.append(min(max(wanted, total - done - later[k], 0), most[k], total - done))
+        done += lots[-1]
+    traded = ticket.lot * np.array(lots)
+    traded[-1] += rest
+    return traded
 
 
 def plan_order(
@@ -201,34 +253,41 @@ def plan_order(
     if n_paths < 2:
         raise OrderError(f"n_paths = {n_paths}: must be at least 2")
     trained = trained or load_pretrained()
-    known, condition = prepared(bars, ticket, trained)
-    n = ticket.n_buckets
-
-    def policies(c: Condition) -> dict[str, Policy]:
-        everyone: dict[str, Policy] = {FLOW: trained.policy()}
-        everyone |= {name: SCHEDULE_EXPERTS[name]([c], 1, n) for name in BENCHMARKS}
-        cap = ticket.participation_cap
-        return everyone if cap is None else {name: ParticipationCap(p, cap) for name, p in everyone.items()}
-
-    evaluation = Evaluation(n_paths=n_paths, n_buckets=n, seed=seed)
+    ticket, known = prepared(bars, ticket, trained.card)
+    condition = condition_of(ticket, known)
+    name, flags = planning_policy(condition, trained)
+    days = simulate(condition.market, n_paths, ticket.n_buckets, generator(seed, "order"))
+    desk = _Desk(ticket, known, trained, name, seed)
     if ticket.cost_limit_bps is not None:
-        fewer = replace(evaluation, n_paths=max(n_paths // 2, 100))
-        own = frontier(lambda c: {FLOW: policies(c)[FLOW]}, condition, AVERSIONS, fewer)
+        others = simulate(
+            condition.market, max(n_paths // 2, 100), ticket.n_buckets, generator(seed, "order", "limit")
+        )
+        own = desk.frontier(condition, others, [name], AVERSIONS)
         condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, own))
-    # On the days of the costs, and through the risk aversion in use, so that costs lie on the curves.
-    aversions = sorted({*AVERSIONS, condition.order.risk_aversion.item()})
-    curve = frontier(policies, condition, aversions, evaluation, "test")
-    flags, chosen = _checked(condition, ticket, trained), policies(condition)
-    paths = simulate(condition.market, n_paths, n, generator(seed, "order"))
+    [done] = desk.work([name, *BENCHMARKS], [condition], days)
+    cost = -done[name].pnl_bps
+    unfilled = done[name].inventory[-1]
+    if ticket.limit is not None and bool((unfilled > 0).any()):
+        flags.append(
+            f"limit = {ticket.limit:g}: on {(unfilled > 0).double().mean().item():.0%} of the simulated days "
+            f"part of the order is left, {unfilled.mean().item():.0%} of it on average over all days; it is "
+            "valued at the price when the window ends"
+        )
+    own = _points(condition, done)
+    aversions = [x for x in AVERSIONS[::2] if not math.isclose(x, own["risk_aversion"][0], rel_tol=1e-6)]
+    curve = desk.frontier(condition, days, [name, "almgren_chriss", "static_optimal"], aversions)
     return Plan(
         ticket=ticket,
+        bars=bars,
         estimates=known,
         condition=condition,
-        flags=flags,
-        schedule=_schedule(chosen, condition, ticket, paths, seed),
-        costs=_costs(chosen, condition, evaluation, ticket.shares * known.price.value),
-        frontier=curve.assign(cost_bps=-curve["mean_bps"]).drop(columns=["condition", "mean_bps"]),
-        day=_day(chosen, condition, ticket, seed),
+        policy=name,
+        flags=[*bars.flags, *flags],
+        schedule=desk.schedule(done),
+        costs=_costs(done, condition.order, ticket.shares * known.price.value),
+        frontier=pd.concat([own, curve]).sort_values("risk_aversion", kind="stable", ignore_index=True),
+        day=desk.day(condition),
+        quantiles=np.quantile(cost.double().numpy(), np.linspace(0, 1, 101)),
     )
 
 
@@ -238,84 +297,144 @@ def _aversion_for(limit: float, curve: pd.DataFrame) -> float:
     within = np.flatnonzero(cost <= limit)
     if len(within) == 0:
         raise OrderError(
-            f"cost_limit_bps = {limit:g}: must be at least {math.ceil(10 * cost.min()) / 10:.1f}, the lowest "
+            f"cost_limit_bps = {limit:g}: must be at least {np.ceil(10 * cost.min()) / 10:.1f}, the lowest "
             f"cost that 95 % of days stay below, at risk aversion {np.exp(log[cost.argmin()]):.1e}"
         )
     between = [within[0], max(within[0] - 1, 0)]
     return float(np.exp(np.interp(limit, cost[between], log[between])))
 
 
-def _worked(policy: Policy, condition: Condition, paths: MarketPaths, seed: int) -> Execution:
-    with torch.no_grad():
-        return execute(
-            policy, paths, condition.market, condition.order, generator(seed, "order", "policy noise")
+@dataclass(frozen=True)
+class _Desk:
+    """Works the order of a ticket by several policies on the same simulated days."""
+
+    ticket: Ticket
+    known: MarketEstimates
+    trained: PretrainedPolicy
+    name: str
+    seed: int
+
+    @property
+    def room(self) -> Array:
+        """Shares that may be traded in each bucket, [N]."""
+        volume, cap = expected_volume(self.ticket, self.known), self.ticket.participation_cap
+        return np.where(volume > 0, np.inf if cap is None else cap * volume, 0)
+
+    def work(
+        self, names: Sequence[str], conditions: Sequence[Condition], days: MarketPaths
+    ) -> list[dict[str, Execution]]:
+        """Work the order by each policy in conditions that differ in risk aversion only, in one batch.
+
+        What a price limit leaves is valued at the end of the window.
+        """
+        n, c, adverse = days.n_paths, conditions[0], math.inf
+        room = torch.from_numpy(self.room / self.ticket.shares).float()
+        if self.ticket.limit is not None:
+            adverse = -c.order.side.item() * BPS * (self.ticket.limit / self.known.price.value - 1)
+        days = tile(days, len(conditions), n)
+        aversions = torch.stack([x.order.risk_aversion for x in conditions]).repeat_interleave(n)
+        order = replace(c.order, risk_aversion=aversions)
+        learned: dict[str, Policy] = {FLOW: self.trained.policy()}
+        done, simulation = {}, OrderSimulation(days, c.market, order)
+        blocked = simulation.returns[days.n_buckets - 1] < -adverse
+        for name in names:
+            policy = learned.get(name) or SCHEDULE_EXPERTS[name](conditions, n, days.n_buckets)
+            noise = generator(self.seed, "order", "policy noise")
+            with torch.no_grad():
+                e = execute(Restricted(policy, room, adverse), days, c.market, order, noise)
+            if bool(blocked.any()):
+                rest = e.inventory[-2] * blocked
+                _, paid, shifted = simulation.fill(days.n_buckets - 1, rest, rest)
+                inventory = torch.cat((e.inventory[:-1], rest[None]))
+                e = simulation.book(0, inventory, e.temporary_bps - paid, e.permanent_bps - shifted)
+            done[name] = e
+        parts = [slice(j * n, (j + 1) * n) for j in range(len(conditions))]
+        return [
+            {k: map_tensors(lambda x, s=s: x[..., s] if x.dim() else x, e) for k, e in done.items()}
+            for s in parts
+        ]
+
+    def frontier(
+        self, c: Condition, days: MarketPaths, names: Sequence[str], aversions: Sequence[float]
+    ) -> pd.DataFrame:
+        """Points of the policies at each risk aversion."""
+        each = [with_risk_aversion(c, aversion) for aversion in aversions]
+        return pd.concat(map(_points, each, self.work(names, each, days)))
+
+    def schedule(self, done: Mapping[str, Execution]) -> pd.DataFrame:
+        """The table ``schedule`` of a plan."""
+        ticket, inventory = self.ticket, done[self.name].inventory.double().numpy()
+        low, median, high = ticket.shares * np.quantile(inventory[1:], (0.1, 0.5, 0.9), axis=1)
+        share = -ticket.shares * np.diff(inventory, axis=0)
+        share /= np.maximum(expected_volume(ticket, self.known), 1e-9)[:, None]
+        median[-1] = 0
+        traded = whole_lots(median, ticket, self.room)
+        columns = {
+            "low": low,
+            "median": ticket.shares - traded.cumsum(),
+            "high": high,
+            "traded": traded,
+            "participation": np.median(share, axis=1),
+            "participation_high": np.quantile(share, 0.9, axis=1),
+            "participation_max": share.max(axis=1),
+        }
+        for name in BENCHMARKS:
+            left = ticket.shares * done[name].inventory[1:, 0].double().numpy()
+            columns[name] = ticket.shares - whole_lots(left, ticket, self.room).cumsum()
+        return _by_bucket(columns, ticket)
+
+    def day(self, c: Condition) -> pd.DataFrame:
+        """The table ``day`` of a plan."""
+        days = simulate(c.market, 1, self.ticket.n_buckets, generator(self.seed, "order", "one day"))
+        flow, static = (
+            whole_lots(self.ticket.shares * e.inventory[1:, 0].double().numpy(), self.ticket, self.room)
+            for e in self.work([self.name, "static_optimal"], [c], days)[0].values()
         )
+        moves = (days.martingale_bps + days.drift_bps)[:, 0]
+        columns = {
+            "price_bps": (moves.cumsum(0) - moves).numpy(),
+            "volatility": (days.variance[:, 0] / c.market.heston.theta).sqrt().numpy(),
+            "depth": days.log_depth.expand_as(days.variance)[:, 0].exp().numpy(),
+            "traded": flow,
+            "static_traded": static,
+            "left": self.ticket.shares - flow.cumsum(),
+        }
+        return _by_bucket(columns, self.ticket)
 
 
-def _by_bucket(columns: Mapping[str, Tensor], ticket: Ticket) -> pd.DataFrame:
+def _points(c: Condition, done: Mapping[str, Execution]) -> pd.DataFrame:
+    rows = [
+        {
+            "policy": name,
+            "risk_aversion": c.order.risk_aversion.item(),
+            "std_bps": e.pnl_bps.double().std().item(),
+            "cost95_bps": -e.pnl_bps.quantile(0.05).item(),
+            "cost_bps": -e.controlled_pnl_bps.double().mean().item(),
+        }
+        for name, e in done.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _costs(done: Mapping[str, Execution], order: Order, notional: float) -> pd.DataFrame:
+    plan, *_ = (e.utility_bps(order) for e in done.values())
+    rows = {}
+    for name, e in done.items():
+        cost, pnl = -e.controlled_pnl_bps.double().mean().item(), e.pnl_bps.double()
+        better = paired_interval(plan - e.utility_bps(order))
+        rows[name] = {
+            "cost_bps": cost,
+            "std_bps": pnl.std().item(),
+            "cvar95_bps": -pnl.sort().values[: tail_size(len(pnl))].mean().item(),
+            "cost95_bps": -pnl.quantile(0.05).item(),
+            "cost_currency": cost / BPS * notional,
+        } | dict(zip(("gain_bps", "gain_ci_low", "gain_ci_high"), better, strict=True))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+
+
+def _by_bucket(columns: Mapping[str, Array], ticket: Ticket) -> pd.DataFrame:
     """A table with one row per bucket, by its start."""
     start, end = ticket.window
     seconds = np.linspace(60 * start, 60 * end, ticket.n_buckets + 1)[:-1].round().astype(int)
     clock = [f"{t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d}" for t in seconds]
-    table = pd.DataFrame({name: value.double().numpy() for name, value in columns.items()})
-    return table.set_axis(pd.Index(clock, name="start"), axis=0)
-
-
-def _schedule(
-    policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, paths: MarketPaths, seed: int
-) -> pd.DataFrame:
-    held = ticket.shares * _worked(policies[FLOW], condition, paths, seed).inventory
-    # Torch's quantile refuses more than 16 million entries.
-    low, median, high = torch.from_numpy(np.quantile(held.numpy(), (0.1, 0.5, 0.9), axis=1))
-    traded = -held.diff(dim=0)
-    # The volume expected in the window, spread over its buckets.
-    profile = volume_profile(condition.market.liquidity, paths.n_buckets) / paths.n_buckets
-    share = traded / (ticket.shares / condition.order.size * profile)[:, None]
-    columns = {
-        "low": low[1:],
-        "median": median[1:],
-        "high": high[1:],
-        "traded": traded.median(1).values,
-        "participation": share.median(1).values,
-        "participation_high": torch.from_numpy(np.quantile(share.numpy(), 0.9, axis=1)),
-        "participation_max": share.amax(1),
-    }
-    for name in BENCHMARKS:
-        columns[name] = ticket.shares * _worked(policies[name], condition, paths, seed).inventory[1:, 0]
-    return _by_bucket(columns, ticket)
-
-
-def _costs(
-    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, notional: float
-) -> pd.DataFrame:
-    out = evaluate(policies, condition, evaluation, "test")
-    rows = {}
-    for name, o in out.items():
-        cost = -o.controlled_pnl.double().mean().item()
-        better = paired_interval(out[FLOW].utility - o.utility)
-        rows[name] = {
-            "cost_bps": cost,
-            "std_bps": o.pnl.double().std().item(),
-            "cvar95_bps": -o.cvar95,
-            "cost95_bps": -o.pnl.quantile(0.05).item(),
-            "cost_currency": cost / BPS * notional,
-        } | dict(zip(("flow_gain_bps", "gain_ci_low", "gain_ci_high"), better, strict=True))
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
-
-
-def _day(policies: Mapping[str, Policy], condition: Condition, ticket: Ticket, seed: int) -> pd.DataFrame:
-    paths = simulate(condition.market, 1, ticket.n_buckets, generator(seed, "order", "one day"))
-    held = {
-        name: ticket.shares * _worked(policies[name], condition, paths, seed).inventory[:, 0]
-        for name in (FLOW, "static_optimal")
-    }
-    moves = (paths.martingale_bps + paths.drift_bps)[:, 0]
-    columns = {
-        "price_bps": moves.cumsum(0) - moves,
-        "volatility": (paths.variance[:, 0] / condition.market.heston.theta).sqrt(),
-        "depth": paths.log_depth.expand_as(paths.variance)[:, 0].exp(),
-        "traded": -held[FLOW].diff(),
-        "static_traded": -held["static_optimal"].diff(),
-        "left": held[FLOW][1:],
-    }
-    return _by_bucket(columns, ticket)
+    return pd.DataFrame(dict(columns), pd.Index(clock, name="start"))

@@ -18,10 +18,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, BarsError, load_bars
 from flowoe_lib.data.records import sp500_daily
-from flowoe_lib.desk.planner import prepared
+from flowoe_lib.desk.market_estimates import prepared
 from flowoe_lib.desk.ticket import OrderError, Ticket, described_options, read_options, refuse_unknown
 from flowoe_lib.store import Workspace, atomic_write
-from flowoe_lib.training.pretrained import TrainedPolicyError, load_pretrained
+from flowoe_lib.training.card import TrainedPolicyError, read_card
 
 __all__ = ["main"]
 
@@ -125,7 +125,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options = read_options(given)
         ticket = Ticket(**options)
         bars = sp500_daily() if path is None else load_bars(path, timezone=timezone)
-        prepared(bars, ticket, load_pretrained())
+        prepared(bars, ticket, read_card()[0])
         workspace = Workspace.open("full")
         parameters = {"ORDER": options, "DATA": None if path is None else str(path), "TIMEZONE": timezone}
         place = workspace.root / "build" / "order"

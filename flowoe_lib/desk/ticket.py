@@ -4,13 +4,14 @@ The command line, its help, notebook 08 and the table of docs/order.md are made 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from flowoe_lib.market.ranges import TESTED_BUCKETS
+from flowoe_lib.market.tested import TESTED_BUCKETS
 
 __all__ = ["USUAL_AVERSION", "OrderError", "Ticket", "described_options", "read_options", "refuse_unknown"]
 
@@ -25,7 +26,11 @@ BUCKET_MINUTES = 10
 DAY_MINUTES = 24 * 60
 
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# A bool of numpy counts as a number to pydantic, one of Python does not.
+_plain = BeforeValidator(lambda x: bool(x) if type(x).__name__ in ("bool", "bool_") else x)
+
+
+Number = Annotated[float, _plain, Field(strict=True, allow_inf_nan=False)]
 """A finite number of Python or numpy; text and bool are refused."""
 
 
@@ -53,17 +58,25 @@ class Ticket(BaseModel):
     # The text below an option is: meaning [unit]; by default, if that is None.
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    side: Literal["buy", "sell"]
+    side: Annotated[Literal["buy", "sell"], BeforeValidator(lambda x: x.lower() if isinstance(x, str) else x)]
     """buy or sell"""
-    shares: Positive
-    """size of the order [shares]"""
+    shares: Positive = 0.0
+    """size of the order [shares]; by default that of notional"""
+    notional: Positive | None = None
+    """value of the order at the last close, in place of shares [currency of the bars]; by default that of
+    shares"""
+    lot: Positive | None = None
+    """smallest quantity that is traded; an odd rest goes with the last trade [shares]; by default 1, or none
+    for an order in fractions of a share"""
+    limit: Positive | None = None
+    """price limit: nothing is bought above it or sold below it [currency of the bars]; by default no limit"""
     adv: Positive | None = None
     """average daily volume [shares]; by default mean of the last 21 days of the bars"""
     start: Clock | None = None
     """time of day when execution starts [HH:MM]; by default the open"""
     end: Clock | None = None
     """time of day when execution ends [HH:MM]; by default the close"""
-    risk_aversion: Positive | None = None
+    risk_aversion: Annotated[Number, Field(ge=1e-5, le=1e-2)] | None = None
     """risk aversion lambda [per bps]; by default 0.0005"""
     cost_limit_bps: Positive | None = None
     """limit for the 95 % quantile of cost; the lowest risk aversion that meets it is used [bps]; by default
@@ -85,7 +98,7 @@ class Ticket(BaseModel):
     """open and close of the market, separated by a space; 27:00 is 3:00 of the next day [HH:MM HH:MM]"""
 
     def __init__(self, side: str | None = None, shares: float | None = None, **options: Any) -> None:
-        options |= {"side": side, "shares": shares}
+        options |= {"side": side} if shares is None else {"side": side, "shares": shares}
         refuse_unknown(options, type(self).model_fields)
         try:
             super().__init__(**options)
@@ -96,6 +109,8 @@ class Ticket(BaseModel):
             raise OrderError(f"{name} = {options[name]!r}: {first['msg']} ({meaning})") from None
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
             raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
+        if bool(self.shares) == bool(self.notional):
+            raise OrderError("shares and notional: one of them must be given, and only one")
         session = f"session = {' to '.join(self.session)}"
         opening, closing = map(_minutes, self.session)
         if opening >= closing:
@@ -111,6 +126,21 @@ class Ticket(BaseModel):
     def window(self) -> tuple[int, int]:
         """Start and end of execution, minutes since midnight."""
         return _minutes(self.start or self.session[0]), _minutes(self.end or self.session[1])
+
+    def sized(self, price: float) -> "Ticket":
+        """The order in shares at ``price``, with its lot. Raises OrderError for less than a lot."""
+        shares, lot = self.shares, self.lot
+        if lot is None and shares == round(shares):
+            lot = 1.0
+        if self.notional:
+            step = lot or 1.0
+            shares = step * math.floor(self.notional / price / step)
+            if shares == 0:
+                raise OrderError(
+                    f"notional = {self.notional:g}: must be at least {step * price:g}, a lot of {step:g} at "
+                    f"{price:g}; another lot can be given (lot, LOT)"
+                )
+        return self.model_copy(update={"shares": shares, "notional": None, "lot": lot})
 
     @property
     def part(self) -> tuple[float, float]:
@@ -167,7 +197,7 @@ def described_options() -> dict[str, tuple[str, str, str]]:
         [(meaning, unit, otherwise)] = _DESCRIPTION.findall(text)
         if field.is_required():
             otherwise = "required"
-        elif field.default is not None:
+        elif field.default is not None and not otherwise:
             otherwise = " ".join(field.default) if name == "session" else f"{field.default:g}"
         described[name] = (meaning, unit, otherwise)
     return described

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowoe_lib.market.volume import traded_by
+
 __all__ = [
     "BPS",
     "Condition",
@@ -404,15 +406,11 @@ class Condition:
     order: Order
 
 
-def _traded_by(liquidity: Liquidity, time: Tensor) -> Tensor:
-    """Share of the day's volume that the market has traded by ``time``, from 0 (open) to 1 (close)."""
-    x = 2 * time - 1
-    return time + liquidity.profile_amplitude * (x**3 - x) / 4
-
-
 def volume_share(liquidity: Liquidity) -> Tensor:
     """Share of the day's volume that falls into the order's window."""
-    return _traded_by(liquidity, liquidity.window_end) - _traded_by(liquidity, liquidity.window_start)
+    amplitude = liquidity.profile_amplitude
+    share: Tensor = traded_by(amplitude, liquidity.window_end) - traded_by(amplitude, liquidity.window_start)
+    return share
 
 
 def volume_profile(liquidity: Liquidity, n_buckets: int) -> Tensor:
@@ -426,4 +424,5 @@ def volume_profile(liquidity: Liquidity, n_buckets: int) -> Tensor:
     steps = torch.linspace(0, 1, n_buckets + 1, dtype=amplitude.dtype, device=amplitude.device)
     shape = np.broadcast_shapes(amplitude.shape, length.shape)
     edges = liquidity.window_start + length * steps.reshape(-1, *[1] * len(shape))
-    return _traded_by(liquidity, edges).diff(dim=0) * n_buckets / volume_share(liquidity)
+    profile: Tensor = traded_by(amplitude, edges).diff(dim=0) * n_buckets / volume_share(liquidity)
+    return profile

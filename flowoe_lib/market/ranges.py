@@ -1,15 +1,17 @@
 """The range of conditions from which training draws, independently for each path."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.randomness import generator
 
-__all__ = ["TESTED_BUCKETS", "TESTED_LIMITS", "RangeViolation", "TrainingRange"]
+__all__ = ["RangeViolation", "TrainingRange"]
 
 
 @dataclass(frozen=True)
@@ -89,31 +91,31 @@ class TrainingRange:
         return Market(heston, Impact(beta=linear(7, self.beta)), liquidity), order
 
     def violations(self, market: Market, order: Order) -> list[RangeViolation]:
-        """The quantities of a market and an order, fields of shape [], that lie outside the range."""
-        heston, liquidity = market.heston, market.liquidity
-        daily = BPS * heston.theta.sqrt()
+        """The quantities of a market and an order, fields of shape [], that lie outside the range.
+
+        Only dimensionless quantities count, because policies observe no others: volatility, illiquidity, size
+        and risk aversion act through urgency, and drift through its ratio to cost.
+        """
+        heston, liquidity, before = market.heston, market.liquidity, PreTrade.of(market, order)
+        drift, drift_sd = market.drift / before.cost_bps, market.drift_sd / before.cost_bps
         # Constant depth has no rate of mean reversion.
         moving = liquidity.depth_reversion if liquidity.depth_sd > 0 else scalar(self.depth_reversion[0])
-        length = liquidity.window_end - liquidity.window_start
+        urgency, largest, largest_sd = _drawn(self)
         placed = {
-            "window": (length, (self.window, 1.0)),
-            "volatility": (heston.theta.sqrt(), self.volatility),
+            "urgency": (before.urgency, urgency),
             "kappa": (heston.kappa, self.kappa),
             "cv": (heston.cv, self.cv),
-            "illiquidity": (liquidity.illiquidity * market.impact.eta / Impact().eta, self.illiquidity),
             "depth_sd": (liquidity.depth_sd, self.depth_sd),
             "depth_reversion": (moving, self.depth_reversion),
             "profile_amplitude": (liquidity.profile_amplitude, self.profile_amplitude),
             "beta": (market.impact.beta, self.beta),
-            "size": (order.size, self.size),
-            "risk_aversion": (order.risk_aversion, self.risk_aversion),
-            "drift": (market.drift / daily, (-self.drift, self.drift)),
-            "drift_sd": (market.drift_sd / daily, (0.0, self.drift)),
+            "drift over cost": (drift, (-largest, largest)),
+            "sd of the hidden drift over cost": (drift_sd, (0.0, largest_sd)),
         }
         if market.drift_sd > 0:
             # Training draws hidden drift only without known drift and with the lowest cv.
             placed["cv beside a hidden drift"] = (heston.cv, (self.cv[0], self.cv[0]))
-            placed["drift beside a hidden one"] = (market.drift / daily, (0.0, 0.0))
+            placed["drift beside a hidden one"] = (drift, (0.0, 0.0))
         # The tolerance covers float32 rounding of the bounds, which are inside the range.
         return [
             RangeViolation(name, float(value), low, high)
@@ -156,16 +158,13 @@ class TrainingRange:
         )
 
 
-TESTED_LIMITS: Mapping[str, tuple[float, float]] = {
-    "volatility": (0.002, 0.07),
-    "illiquidity": (0.3, 6.0),
-    "cv": (0.01, 2.2),
-    "kappa": (0.15, 25.0),
-    "depth_reversion": (0.15, 25.0),
-    "size": (0.002, 0.4),
-}
-"""Limits within which the policy was tested beyond its training range, by quantity of
-:class:`flowoe_lib.market.ranges.RangeViolation`."""
-
-
-TESTED_BUCKETS = (13, 78)
+@cache
+def _drawn(conditions: TrainingRange) -> tuple[tuple[float, float], float, float]:
+    """Urgency, largest drift over cost and largest sd of hidden drift over cost in 99 % of training draws."""
+    before = PreTrade.of(*(drawn := conditions.draw(20_000, generator(1, "training range"))))
+    ends = before.urgency.quantile(before.urgency.new_tensor([0.005, 0.995])).tolist()
+    # A quarter of the draws have a drift, another quarter a hidden one.
+    drift, drift_sd = (
+        (x.abs() / before.cost_bps).quantile(0.9975).item() for x in (drawn[0].drift, drawn[0].drift_sd)
+    )
+    return (ends[0], ends[1]), drift, drift_sd

@@ -12,7 +12,8 @@ import torch
 from flowoe_lib.data.conditions import one_digit
 from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
-from flowoe_lib.market.ranges import TESTED_BUCKETS, TESTED_LIMITS
+from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.market.tested import TESTED_BUCKETS, TESTED_LIMITS
 
 __all__ = ["World", "beyond_training", "dynamic_worlds", "liquid_day"]
 
@@ -35,13 +36,8 @@ JUMPS = {"rare": 2.0, "frequent": 6.0}
 LOW, HIGH = 0, 1
 
 
-AT_ONCE: Sequence[Mapping[str, int]] = (
-    {"volatility": HIGH, "illiquidity": LOW, "size": LOW},
-    {"volatility": LOW, "illiquidity": HIGH, "size": HIGH},
-    {"cv": HIGH, "kappa": LOW},
-)
-"""Ends of ``TESTED_LIMITS`` that are tested together: highest and lowest urgency, highest volatility of
-variance."""
+AT_ONCE: Sequence[Mapping[str, int]] = ({"urgency": HIGH, "cv": HIGH}, {"cv": HIGH, "kappa": LOW})
+"""Ends of ``TESTED_LIMITS`` that are tested together."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +167,11 @@ def beyond_training(base: Condition, day: Liquidity) -> dict[str, tuple[Conditio
 def _moved(condition: Condition, quantity: str, value: float) -> Condition:
     """The condition with one quantity of ``TESTED_LIMITS`` replaced."""
     market, order = condition.market, condition.order
-    if quantity == "size":
-        return replace(condition, order=replace(order, size=scalar(value)))
-    if quantity in ("illiquidity", "depth_reversion"):
-        liquidity: Liquidity = replace(market.liquidity, **{quantity: scalar(value)})
+    if quantity == "urgency":
+        aversion = order.risk_aversion * value / urgency(market, order)
+        return replace(condition, order=replace(order, risk_aversion=aversion))
+    if quantity == "depth_reversion":
+        liquidity = replace(market.liquidity, depth_reversion=scalar(value))
         return replace(condition, market=replace(market, liquidity=liquidity))
-    if quantity == "volatility":
-        quantity, value = "theta", value**2
     heston: Heston = replace(market.heston, **{quantity: scalar(value)})
     return replace(condition, market=replace(market, heston=heston))

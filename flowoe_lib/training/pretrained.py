@@ -1,11 +1,9 @@
 """The pretrained policy of the library, and the card that describes it.
 
-The card holds the training range, the features, the training settings and the scores of the policy. Weights
-that do not match their card are refused, because a policy of unknown origin cannot be recognised otherwise.
+The card holds the training range, the features, the training settings and the scores of the policy.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,26 +16,13 @@ import torch
 
 from flowoe_lib.data.calibration import Calibration
 from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.model import Heston, Liquidity, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
 from flowoe_lib.store import Store, atomic_write, sha256
+from flowoe_lib.training.card import CARD, SHIPPED, WEIGHTS, TrainedPolicyError, read_card, sealed
 
-__all__ = ["PretrainedPolicy", "TrainedPolicyError", "load_pretrained", "max_weight_difference", "ship_from"]
-
-
-SHIPPED = Path(__file__).parent / "weights"
-"""Folder of the pretrained policy."""
-
-
-CARD, WEIGHTS = "universal.json", "universal.safetensors"
-
-
-ENTRIES = ("sha256", "shapes", "observes", "range", "n_buckets", "calibration", "training", "scores")
-"""What a card must have."""
-
-
-class TrainedPolicyError(ValueError):
-    """A policy that is missing or does not match its card; the message names the file and the fault."""
+__all__ = ["PretrainedPolicy", "load_pretrained", "max_weight_difference", "ship_from"]
 
 
 @dataclass(frozen=True)
@@ -91,13 +76,6 @@ def ship(
     atomic_write(folder / CARD, sealed(card))
 
 
-def sealed(card: Mapping[str, Any]) -> bytes:
-    """The file of ``card``: its entries, and as the last one the checksum over all others."""
-    entries = {name: value for name, value in card.items() if name != "checksum"}
-    checksum = sha256(json.dumps(entries, indent=1, allow_nan=False).encode())
-    return f"{json.dumps(entries | {'checksum': checksum}, indent=1)}\n".encode()
-
-
 def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
     """Make the policy of notebook 07, first seed, the pretrained policy, with the card of that notebook.
 
@@ -145,22 +123,8 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     >>> trained.n_buckets, trained.conditions.size
     (39, (0.01, 0.25))
     """
+    card, content = read_card(folder)
     place = folder / CARD
-    try:
-        written, content = ((folder / name).read_bytes() for name in (CARD, WEIGHTS))
-        card = json.loads(written)
-        intact = isinstance(card, dict) and written == sealed(card)
-    except FileNotFoundError as error:
-        raise TrainedPolicyError(f"{error.filename}: no such file; `make notebooks` makes it") from None
-    except (RecursionError, ValueError) as error:
-        raise TrainedPolicyError(f"{place}: is not JSON: {error}") from None
-    missing = [name for name in ENTRIES if not isinstance(card, dict) or name not in card]
-    if missing:
-        raise TrainedPolicyError(f"{place}: lacks {', '.join(missing)}")
-    if not intact:
-        raise TrainedPolicyError(f"{place}: does not match its checksum")
-    if sha256(content) != card["sha256"]:
-        raise TrainedPolicyError(f"{folder / WEIGHTS}: is not the file that {CARD} was written for")
     if card["observes"] != list(FEATURES):
         observed = card["observes"] if isinstance(card["observes"], list) else []
         odd = sorted({*map(str, observed)} ^ set(FEATURES)) or ["their order"]
@@ -185,7 +149,13 @@ def _described(field: EndpointField, card: Mapping[str, Any]) -> PretrainedPolic
     calibration, names = card["calibration"], [f.name for f in dataclasses.fields(Calibration)]
     if sorted(calibration) != sorted(names) or not all(map(_is_finite, calibration.values())):
         raise ValueError(f"calibration = {calibration}: must be finite numbers named {', '.join(names)}")
-    return PretrainedPolicy(field, _training_range(card["range"]), card["n_buckets"], calibration, card)
+    found = _training_range(card["range"])
+    # The model refuses what no market can have.
+    found.at(torch.tensor([[0.0], [1.0]]).expand(2, 12))
+    known = {name: scalar(value) for name, value in calibration.items()}
+    Heston(known["calm"], known["kappa"], known["cv_years"], known["rho"])
+    Liquidity(scalar(1), *(known[k] for k in ("depth_sd", "depth_reversion", "profile_amplitude")))
+    return PretrainedPolicy(field, found, card["n_buckets"], calibration, card)
 
 
 def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
@@ -196,6 +166,8 @@ def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
         bounds = (value, value) if f.type is float else value
         if not (len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] <= bounds[1]):
             raise ValueError(f"range: {f.name} = {value}: must be finite, the lower bound first")
+    if not (found.drift >= 0 and 0 <= found.regimes <= 1 and 0 < found.window <= 1):
+        raise ValueError("range: drift must be >= 0, regimes within [0, 1], window within (0, 1]")
     return found
 
 
