@@ -330,7 +330,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "annual risk aversion": (
         {"risk_aversion": 1e-6},
-        "risk_aversion = 1e-06: Input should be greater than or equal to 1e-05 .*per bps",
+        "risk_aversion = 1e-06: Input should be greater than or equal to 0.00001 .*per bps",
     ),
     "before the open": (
         {"start": "09:00"},
@@ -516,7 +516,7 @@ def test_the_report_holds_what_the_call_gives(tmp_path: Path, monkeypatch: pytes
     ("options", "message"),
     [
         (["--side", "hold", "--shares", "10"], "side = 'hold'"),
-        (["--side", "buy", "--shares", "1e12"], "size ="),
+        (["--side", "buy", "--shares", "1e12"], "shares = 1e+12: must be at most 4,368,520,000"),
         (["--side", "buy", "--shares", "10", "--data", "nowhere.csv"], "nowhere.csv: no such file"),
     ],
 )
