@@ -15,23 +15,22 @@ from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
-from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies import ablations
 from flowoe_lib.studies.ablations import (
-    NOISE_FREE,
     REFINED,
+    SAMPLING,
     NoiseFreePolicy,
-    Setting,
     advantage_weighted,
     contestants,
     demonstration_sets,
     measure,
     regression,
-    train_variants,
-    unpack_variants,
+    train_variant,
+    variant_tasks,
 )
 from flowoe_lib.training.imitation import Demonstrations, demonstrate
 
@@ -112,38 +111,51 @@ def demonstrations() -> dict[str, Demonstrations]:
 def test_sets_of_demonstrations_leave_out_an_expert_or_days(
     demonstrations: dict[str, Demonstrations],
 ) -> None:
-    everyone, without, few = demonstrations.values()
-    assert list(demonstrations)[1:] == ["imitation without mpc", "imitation of 9 days"]
+    everyone, again, without, few = demonstrations.values()
+    assert list(demonstrations)[2:] == ["imitation without mpc", "imitation of 9 days"]
+    assert torch.equal(everyone.actions, again.actions)
     assert len(everyone.actions) == 3 * (N_BUCKETS - 1) * (8 + 4)
     assert len(few.actions) == 3 * (N_BUCKETS - 1) * (2 + 1)
     kept = {name: SCHEDULE_EXPERTS[name] for name in ("twap", "replanned")}
     alone = demonstrate(kept, [CONDITION], 8, N_BUCKETS, 1)
-    # Weights of those left, from their utilities: ratios stay as they were among three.
     torch.testing.assert_close(without.actions[:56], alone.actions[:56])
     assert without.weights[:112].mean().item() == pytest.approx(1)
     ratio = everyone.weights[0] / everyone.weights[2 * 56]
     torch.testing.assert_close(without.weights[0] / without.weights[56], ratio)
 
 
-@pytest.fixture(scope="module")
-def trained(demonstrations: dict[str, Demonstrations]) -> dict[str, torch.Tensor]:
-    starts = {seed: EndpointField(generator(seed, "start")) for seed in (0, 1)}
-    return train_variants(demonstrations, starts, Setting(RANGE, N_BUCKETS, imitations=3, refinements=2))
+def trained(seed: int) -> TrainingRun:
+    """A run of FlowOE with three iterations of imitation and two of refinement."""
+    curves = {"loss": torch.zeros(3), "utility": torch.zeros(2)}
+    return TrainingRun(EndpointField(generator(seed, "start")), curves)
 
 
-def test_every_variant_is_trained_with_every_seed_and_trades(trained: dict[str, torch.Tensor]) -> None:
-    runs = unpack_variants(trained)
-    assert set(runs) == {NOISE_FREE, "imitation without mpc", "imitation of 9 days", *REFINED}
-    policies = contestants(runs)
-    assert {name.split(" | ")[0] for name in policies} == set(runs)
+def test_every_variant_is_trained_with_every_seed_and_trades(
+    demonstrations: dict[str, Demonstrations],
+) -> None:
+    flowoe = {seed: trained(seed) for seed in (0, 1)}
+    tasks = variant_tasks(demonstrations, flowoe, flowoe, RANGE, N_BUCKETS)
+    assert {name.split(" | ")[0] for name in tasks} == {*demonstrations, *REFINED}
+    runs = {name: train_variant(*task) for name, task in tasks.items() if name.endswith("0")}
+    other = train_variant(*tasks["no imitation | 1"]).field.state_dict()
+    assert not torch.equal(runs["no imitation | 0"].field.state_dict()["out.weight"], other["out.weight"])
+    policies = contestants(runs, SAMPLING)
+    assert len(policies) == len(demonstrations) - 1 + 2 * len(REFINED) - 2
     days = simulate(CONDITION.market, 10, N_BUCKETS, generator(2, "days"))
     for name, policy in policies.items():
         with torch.no_grad():
             done = execute(policy, days, CONDITION.market, CONDITION.order, generator(2, "n"))
         assert torch.equal(done.inventory[-1], torch.zeros(10)), name
-    for by_seed in runs.values():
-        first, second = by_seed[0].field.state_dict(), by_seed[1].field.state_dict()
-        assert not torch.equal(first["out.weight"], second["out.weight"])
+
+
+def test_variants_start_from_what_their_names_say(demonstrations: dict[str, Demonstrations]) -> None:
+    flowoe = {5: trained(5)}
+    tasks = variant_tasks(demonstrations, flowoe, flowoe, RANGE, N_BUCKETS)
+    for name in REFINED:
+        task_name, shown, imitations, start, *_, refinements, seed = tasks[f"{name} | 5"]
+        assert (task_name, imitations, refinements, seed) == (name, 3, 2, 5)
+        assert (start is flowoe[5].field) == (not name.endswith("no imitation"))
+        assert (shown is None) == (name != "noise-free network")
 
 
 def test_the_table_measures_regret_as_a_share_of_the_cost() -> None:

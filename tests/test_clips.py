@@ -16,17 +16,17 @@ from flowoe_lib.policies.flow import EndpointField
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies import ablations, clips
-from flowoe_lib.studies.ablations import unpack_variants
+from flowoe_lib.studies.ablations import contestants
 from flowoe_lib.studies.clips import (
+    HEADS,
     LOT,
     ClipOrder,
-    InLots,
     chance_of_waiting,
     gaussian_likelihood,
-    heads,
+    head_tasks,
     measure_clips,
-    train_heads,
 )
+from flowoe_lib.training.imitation import imitate
 
 N = 13
 CONDITION = Condition(
@@ -60,18 +60,18 @@ def test_experts_hold_whole_clips_and_on_average_the_schedule() -> None:
     torch.testing.assert_close(clips, clips.round(), atol=1e-4, rtol=0)
     # A clip either is or is not there: the variance of the mean is at most c^2 / 4 over the days.
     error = 1 / ORDER.clips / 2 / n_days**0.5
-    assert (held.mean(1) - ORDER.schedule).abs().max() < 5 * error
+    assert (held.mean(1) - ORDER.expert(1, generator(1, "phase")).inventory).abs().max() < 5 * error
 
 
 def test_chance_of_waiting_is_the_share_of_experts_that_wait() -> None:
-    held = inventories(40_000)
+    held, schedule = inventories(40_000), ORDER.expert(1, generator(1, "phase")).inventory
     for k in range(N - 1):
         for level in (held[k] * ORDER.clips).round().unique():
             here = (held[k] * ORDER.clips).round() == level
             if (n := int(here.sum())) < 200:
                 continue
             waited = (held[k + 1, here] > held[k, here] - 1e-3).float().mean().item()
-            chance = chance_of_waiting(ORDER.schedule, 1 / ORDER.clips, k, level / ORDER.clips).item()
+            chance = chance_of_waiting(schedule, 1 / ORDER.clips, k, level / ORDER.clips).item()
             assert waited == pytest.approx(chance, abs=4 * (0.25 / n) ** 0.5), (k, level)
 
 
@@ -111,49 +111,44 @@ def test_gaussian_likelihood_is_that_of_a_normal_law() -> None:
     )
 
 
-def test_trades_below_a_lot_are_not_sent() -> None:
-    def trickle(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
-        amount = LOT * (1.01 if obs.k % 2 else 0.99)
-        return amount / obs.inventory
-
-    days = simulate(CONDITION.market, 3, N, generator(2, "days"))
-    done = execute(InLots(trickle), days, CONDITION.market, CONDITION.order, generator(2, "n"))
-    sent = (done.inventory[:-1] > done.inventory[1:])[:-1, 0]
-    assert sent.tolist() == [bool(k % 2) for k in range(N - 1)]
-
-
 @pytest.fixture(scope="module")
-def trained() -> dict[str, torch.Tensor]:
-    return train_heads(ORDER, n_days=20, iterations=3, seeds=[0, 1], seed=1)
+def flow() -> dict[str, Policy]:
+    tasks = head_tasks(ORDER, n_days=20, iterations=3, seeds=[0, 1], seed=1)
+    assert set(tasks) == {f"{loss} | {seed}" for loss in HEADS for seed in (0, 1)}
+    runs = {name: imitate(*task) for name, task in tasks.items() if name.startswith("flow")}
+    policies = contestants(runs, {name: sampling for name, (_, sampling) in HEADS.items()})
+    return {name: policy for name, policy in policies.items() if "K = 8" in name}
 
 
-def test_fees_and_distances_of_known_policies(trained: dict[str, torch.Tensor]) -> None:
-    policies: dict[str, Policy] = {
-        "experts | 0": ORDER.expert(500, generator(1, "p")),
-        "even | 0": InLots(twap),
-    }
-    policies |= {name: p for name, p in heads(unpack_variants(trained)).items() if "K = 8" in name}
-    table = measure_clips(policies, ORDER, 500, 7).set_index("policy")
-    assert table.loc["even", "fee_bps"] == pytest.approx(N * ORDER.fee_bps)
-    assert table.loc["experts", "fee_bps"] == pytest.approx(ORDER.clips * ORDER.fee_bps)
-    assert table.loc["even", "zero_share"] == 0
-    assert table.loc["experts", "zero_share"] == pytest.approx(1 - ORDER.clips / N)
-    assert table.loc["experts", "distance"] == 0
+def test_only_trades_above_a_lot_pay_the_fee(flow: dict[str, Policy]) -> None:
+    def trickle(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
+        return LOT * (1.01 if obs.k % 2 else 0.99) / obs.inventory.clamp_min(0.5)
+
+    table = measure_clips({"trickle | one | 0": trickle, **flow}, ORDER, 20, 7).set_index("policy")
+    # Every second bucket but the last, which trades the rest.
+    assert table.loc["trickle, one", "fee_bps"] == pytest.approx((N // 2 + 1) * ORDER.fee_bps)
+
+
+def test_fees_and_distances_of_known_policies(flow: dict[str, Policy]) -> None:
+    experts = ORDER.expert(200, generator(1, "phases"))
+    policies: dict[str, Policy] = {"experts | clips | 0": experts, "even | twap | 0": twap}
+    table = measure_clips(policies | flow, ORDER, 200, 7).set_index("policy")
+    assert table.loc["even, twap", "fee_bps"] == pytest.approx(N * ORDER.fee_bps)
+    assert table.loc["experts, clips", "fee_bps"] == pytest.approx(ORDER.clips * ORDER.fee_bps)
+    assert table.loc["even, twap", "zero_share"] == 0
+    assert table.loc["experts, clips", "zero_share"] == pytest.approx(1 - ORDER.clips / N)
+    assert table.loc["experts, clips", "distance"] == 0
     assert table.loc["flow, K = 8", "training_seeds"] == 2
     without_fee = expected_utility(CONDITION.market, CONDITION.order, torch.linspace(1, 0, N + 1)).item()
-    assert table.loc["even", "utility_bps"] == pytest.approx(without_fee - N * ORDER.fee_bps, rel=0.01)
+    assert table.loc["even, twap", "utility_bps"] == pytest.approx(without_fee - N * ORDER.fee_bps, rel=0.01)
 
 
-def test_the_distance_of_a_policy_that_waits_is_the_chance_of_a_clip(
-    trained: dict[str, torch.Tensor],
-) -> None:
+def test_the_distance_of_a_policy_that_waits_is_the_chance_of_a_clip(flow: dict[str, Policy]) -> None:
     def wait(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(noise)
 
-    policies: dict[str, Policy] = {"never | 0": wait}
-    policies |= {name: p for name, p in heads(unpack_variants(trained)).items() if "K = 8" in name}
-    table = measure_clips(policies, ORDER, 500, 7).set_index("policy")
+    table = measure_clips({"never | wait | 0": wait, **flow}, ORDER, 200, 7).set_index("policy")
     # An expert sends its last clip in the last bucket or before: the rest in N - 1 buckets.
     held = inventories(20_000)
     clips_before = (1 - held[-2].mean().item()) * ORDER.clips
-    assert table.loc["never", "distance"] == pytest.approx(clips_before / (N - 1), abs=1 / 32)
+    assert table.loc["never, wait", "distance"] == pytest.approx(clips_before / (N - 1), abs=1 / 32)

@@ -4,7 +4,6 @@ A variant is trained on the same demonstrations, with the same seeds and with as
 """
 
 import copy
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -16,36 +15,33 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.evaluation.verdicts import VERDICTS, compare_learner, verdicts
-from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
+from flowoe_lib.execution.execution import Observation, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.batching import map_tensors, tile
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, matching_loss, pack, unpack
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, matching_loss
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Demonstrations, SampleLoss, imitate, merge
+from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate, merge
 from flowoe_lib.training.refinement import refine, utility_scale
 
 __all__ = [
-    "NoiseFreePolicy",
-    "Setting",
+    "SAMPLING",
     "contestants",
     "demonstration_sets",
-    "imitate_each",
     "measure",
-    "pack_variants",
-    "regression",
-    "train_variants",
-    "unpack_variants",
+    "train_variant",
+    "variant_tasks",
 ]
 
 
-COPIES, SPREAD, GENTLE_RATE = 6, 0.1, 1e-3
-"""Advantage weighting: copies of a decision, standard deviation of their noise, and learning rate."""
+COPIES, SPREAD, GENTLE_RATE, STEPS = 6, 0.1, 1e-3, 3
+"""Advantage weighting: copies of a decision, standard deviation of their noise, learning rate, and optimiser
+steps for each iteration of refinement."""
 
 
 def regression(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -67,23 +63,18 @@ class NoiseFreePolicy:
         return fraction_of_action(obs, self.field(zero, zero, self.field.encode(features(obs))))
 
 
-@dataclass
-class _Perturbed:
-    """Takes the one-step action of a field, with noise in one bucket per path, and records its decisions."""
+@dataclass(frozen=True)
+class _Disturbed:
+    """Takes the one-step action of a field, with a disturbance in one bucket per path."""
 
     field: EndpointField
     when: Tensor
     disturbance: Tensor
-    observed: list[Tensor]
-    actions: list[Tensor]
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        observed, zero = features(obs), torch.zeros_like(noise)
-        disturbance = torch.where(self.when == obs.k, self.disturbance, zero)
-        action = self.field(zero, zero, self.field.encode(observed)) + disturbance
-        self.observed.append(observed)
-        self.actions.append(action)
-        return fraction_of_action(obs, action)
+        zero = torch.zeros_like(noise)
+        action = self.field(zero, zero, self.field.encode(features(obs)))
+        return fraction_of_action(obs, action + self.disturbance * (self.when == obs.k))
 
 
 def advantage_weighted(
@@ -97,88 +88,35 @@ def advantage_weighted(
     """Flow matching on the policy's own better actions, without a gradient through the simulator.
 
     One decision of each path is disturbed in ``COPIES`` ways; each copy counts by the softmax of its
-    utility among the copies of the same path, in standard deviations. Source: Peng et al. (2019),
-    advantage-weighted regression. Curve: "utility", the minibatch mean in units of the loss.
+    utility among the copies of the same path, in standard deviations. An iteration has ``STEPS`` steps.
+    Source: Peng et al. (2019), advantage-weighted regression.
     """
-    field = copy.deepcopy(start)
+    field, steps = copy.deepcopy(start), STEPS * iterations
     draws = generator(seed, "advantage weighting")
     optimiser = torch.optim.Adam(field.parameters(), GENTLE_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, GENTLE_RATE, total_steps=iterations)
-    utilities = []
-    for _ in range(iterations):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, GENTLE_RATE, total_steps=steps)
+    for _ in range(steps):
         market, order = conditions.draw(paths, draws)
         days = simulate(market, paths, n_buckets, draws)
         market, order = tile(market, COPIES, paths), tile(order, COPIES, paths)
         days = tile(days, COPIES, paths)
         when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
         disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
-        policy = _Perturbed(field, when, disturbance, [], [])
+        recorder = Recorder(_Disturbed(field, when, disturbance), noise_sd=0.0)
         with torch.no_grad():
-            done = execute(policy, days, market, order, draws)
+            done = execute(recorder, days, market, order, draws)
         utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)
-        utilities.append(utility.mean().item())
         centred = utility - utility.mean(0)
         weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * COPIES
         disturbed = when, torch.arange(COPIES * paths)
-        observed, action = (torch.stack(x)[disturbed] for x in (policy.observed, policy.actions))
+        observed, action = (torch.stack(x)[disturbed] for x in (recorder.observed, recorder.actions))
         x0 = torch.randn(COPIES * paths, generator=draws)
         t = torch.rand(COPIES * paths, generator=draws)
-        errors = matching_loss(field, observed, action, x0, t)
         optimiser.zero_grad()
-        (weights * errors).mean().backward()
+        (weights * matching_loss(field, observed, action, x0, t)).mean().backward()
         optimiser.step()
         schedule.step()
-    return TrainingRun(field, {"utility": torch.tensor(utilities)})
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The budget common to all variants."""
-
-    conditions: TrainingRange
-    n_buckets: int
-    imitations: int
-    """Iterations of imitation."""
-    refinements: int
-    """Iterations of refinement."""
-
-
-Refinement = Callable[[EndpointField, Setting, int], TrainingRun]
-"""(start, setting, seed) -> the refined field."""
-
-
-def _gradient(start: EndpointField, setting: Setting, seed: int, **options: Any) -> TrainingRun:
-    return refine(start, setting.conditions, setting.n_buckets, setting.refinements, seed, **options)
-
-
-def _no_gradient(start: EndpointField, setting: Setting, seed: int) -> TrainingRun:
-    return advantage_weighted(start, setting.conditions, setting.n_buckets, 3 * setting.refinements, seed)
-
-
-def _noise_free(field: EndpointField, times: Tensor) -> Policy:
-    return NoiseFreePolicy(field)
-
-
-def _one_step(field: EndpointField, times: Tensor) -> Policy:
-    return FlowPolicy(field, 1)
-
-
-NOISE_FREE = "noise-free network, imitation alone"
-
-
-REFINED: Mapping[str, tuple[str, Refinement]] = {
-    "noise-free network, imitation and refinement": (NOISE_FREE, partial(_gradient, acting=_noise_free)),
-    "noise-free network, refinement alone": ("scratch", partial(_gradient, acting=_noise_free)),
-    "refinement alone": ("scratch", _gradient),
-    "refined at t = 0 only": ("imitation", partial(_gradient, acting=_one_step)),
-    "refined on realised P&L": (
-        "imitation",
-        partial(_gradient, earned=Execution.realised_utility_bps),
-    ),
-    "no simulator gradient, after imitation": ("imitation", _no_gradient),
-    "no simulator gradient, from scratch": ("scratch", _no_gradient),
-}
-"""Variants of refinement by name: their start and their training."""
+    return TrainingRun(field, {})
 
 
 def demonstration_sets(
@@ -199,13 +137,15 @@ def demonstration_sets(
     Returns
     -------
     dict of str to Demonstrations
-        "all", "imitation without mpc" and "imitation of ... days" of one expert each.
+        Demonstrations by variant: all of them for the noise-free network, "imitation without mpc", and
+        "imitation of ... days" of one expert each.
     """
     names = [field.name for field in fields(Demonstrations)]
     parts = [
         Demonstrations(*(stored[f"{part}/{name}"] for name in names)) for part in ("at_use", "elsewhere")
     ]
-    sets = {"all": parts, "imitation without mpc": [leave_out(part, expert) for part in parts]}
+    sets = {"noise-free network": parts, "noise-free network, imitation alone": parts}
+    sets["imitation without mpc"] = [leave_out(part, expert) for part in parts]
     for n in every:
         few = [map_tensors(lambda x, n=n: x[:, :, ::n], part) for part in parts]
         sets[f"imitation of {sum(part.actions[:, 0].numel() for part in few):,} days"] = few
@@ -220,88 +160,97 @@ def leave_out(shown: Demonstrations, expert: int) -> Demonstrations:
     return replace(rest, weights=rest.weights / rest.weights.mean(0))
 
 
-Runs = Mapping[str, Mapping[int, TrainingRun]]
-"""Training runs by variant and seed."""
+Sampling = Mapping[str, Callable[[EndpointField], Policy]]
+"""Ways to act by a network: their names and the policies that they make."""
 
 
-def imitate_each(
-    variants: Mapping[str, tuple[Demonstrations, SampleLoss]], iterations: int, seeds: Sequence[int]
-) -> Runs:
-    """Train a network on the demonstrations and by the loss of every variant, with every seed."""
-    tasks = [
-        (partial(imitate, shown, iterations, seed, loss_of=loss),)
-        for shown, loss in variants.values()
-        for seed in seeds
-    ]
-    made = iter(sweep(operator.call, tasks, "imitation"))
-    return {name: {seed: next(made) for seed in seeds} for name in variants}
+NO_NOISE: Sampling = {"no noise": NoiseFreePolicy}
 
 
-def train_variants(
-    demonstrations: Mapping[str, Demonstrations], imitated: Mapping[int, EndpointField], setting: Setting
-) -> dict[str, Tensor]:
-    """Train every variant with every seed, packed for :func:`unpack_variants`.
+SOLVERS: Sampling = {f"K = {steps}": partial(FlowPolicy, steps=steps) for steps in (1, 8)}
 
-    Parameters
-    ----------
-    demonstrations : mapping of str to Demonstrations
-        Those of FlowOE by the name "all", and others by the name of the variant that imitates them.
-    imitated : mapping of int to EndpointField
-        The imitation of FlowOE by seed, from which its refinement starts.
-    setting : Setting
-        Range of conditions and numbers of iterations.
 
-    Returns
-    -------
-    dict of str to Tensor
-        Weights and learning curves.
+def _noise_free(field: EndpointField, times: Tensor) -> Policy:
+    return NoiseFreePolicy(field)
+
+
+REFINED: Mapping[str, Callable[..., TrainingRun]] = {
+    "noise-free network": partial(refine, acting=_noise_free),
+    "noise-free network, no imitation": partial(refine, acting=_noise_free),
+    "no imitation": refine,
+    "no simulator gradient": advantage_weighted,
+    "no simulator gradient, no imitation": advantage_weighted,
+}
+"""Variants of refinement: (start, conditions, buckets, iterations, seed) -> the refined field."""
+
+
+SAMPLING: Mapping[str, Sampling] = {
+    "FlowOE": SOLVERS,
+    "noise-free network, imitation alone": NO_NOISE,
+    **{name: NO_NOISE if name.startswith("noise-free") else SOLVERS for name in REFINED},
+}
+"""How variants act; others in one solver step."""
+
+
+def train_variant(
+    name: str,
+    shown: Demonstrations | None,
+    imitations: int,
+    start: EndpointField,
+    conditions: TrainingRange,
+    n_buckets: int,
+    refinements: int,
+    seed: int,
+) -> TrainingRun:
+    """Imitate ``shown``, if there are demonstrations, and refine if the variant is in ``REFINED``."""
+    if shown is not None:
+        loss = regression if name.startswith("noise-free") else matching_loss
+        run = imitate(shown, imitations, seed, loss)
+        start = run.field
+    return REFINED[name](start, conditions, n_buckets, refinements, seed) if name in REFINED else run
+
+
+def variant_tasks(
+    sets: Mapping[str, Demonstrations],
+    imitated: Mapping[int, TrainingRun],
+    refined: Mapping[int, TrainingRun],
+    conditions: TrainingRange,
+    n_buckets: int,
+) -> dict[str, tuple[Any, ...]]:
+    """Arguments of :func:`train_variant` by "variant | seed", with the iterations of FlowOE.
+
+    ``sets`` are demonstrations by variant, from :func:`demonstration_sets`; ``imitated`` and ``refined`` are
+    the training runs of FlowOE by seed. A variant without demonstrations starts from the imitation unless it
+    has "no imitation".
     """
-    seeds = list(imitated)
-    shown = {name: (own, matching_loss) for name, own in demonstrations.items() if name != "all"}
-    runs = imitate_each(shown | {NOISE_FREE: (demonstrations["all"], regression)}, setting.imitations, seeds)
-    starts = {
-        "imitation": imitated,
-        "scratch": {seed: EndpointField(generator(seed, "initial weights")) for seed in seeds},
-        NOISE_FREE: {seed: run.field for seed, run in runs[NOISE_FREE].items()},
+    tasks: dict[str, tuple[Any, ...]] = {}
+    for name in {**sets, **REFINED}:
+        for seed, run in imitated.items():
+            fresh = EndpointField(generator(seed, "initial weights"))
+            start = fresh if name.endswith("no imitation") else run.field
+            lengths = len(run.curves["loss"]), len(refined[seed].curves["utility"])
+            tasks[f"{name} | {seed}"] = (
+                name, sets.get(name), lengths[0], start, conditions, n_buckets, lengths[1], seed,
+            )  # fmt: skip
+    return tasks
+
+
+def contestants(runs: Mapping[str, TrainingRun], sampling: Mapping[str, Sampling]) -> dict[str, Policy]:
+    """Policies "variant | sampling | seed" of runs "variant | seed"; by default one solver step."""
+    one_step = {"K = 1": SOLVERS["K = 1"]}
+    return {
+        f"{name} | {how} | {seed}": make(run.field)
+        for (name, seed), run in ((key.split(" | "), run) for key, run in runs.items())
+        for how, make in sampling.get(name, one_step).items()
     }
-    refinements = [
-        (partial(train, starts[start][seed], setting, seed),)
-        for start, train in REFINED.values()
-        for seed in seeds
-    ]
-    made = iter(sweep(operator.call, refinements, "refinement"))
-    return pack_variants({**runs, **{name: {seed: next(made) for seed in seeds} for name in REFINED}})
 
 
-def pack_variants(runs: Runs) -> dict[str, Tensor]:
-    """Flatten training runs, by variant and seed, into one dictionary of tensors for the artifact store."""
-    return {f"{name}/{key}": value for name, by_seed in runs.items() for key, value in pack(by_seed).items()}
-
-
-def unpack_variants(tensors: Mapping[str, Tensor]) -> Runs:
-    """Inverse of :func:`pack_variants`."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, *rest = key.rsplit("/", 3)
-        parts.setdefault(name, {})["/".join(rest)] = value
-    return {name: unpack(part) for name, part in parts.items()}
-
-
-def contestants(runs: Runs) -> dict[str, Policy]:
-    """The policies of all variants, named "variant | sampling | seed".
-
-    A noise-free network has one action in a state. A refined flow is sampled in one and in eight steps, an
-    imitation in one.
-    """
-    policies: dict[str, Policy] = {}
-    for name, by_seed in runs.items():
-        for seed, run in by_seed.items():
-            if name.startswith("noise-free"):
-                policies[f"{name} | no noise | {seed}"] = NoiseFreePolicy(run.field)
-                continue
-            for steps in (1,) if "loss" in run.curves else (1, 8):
-                policies[f"{name} | K = {steps} | {seed}"] = FlowPolicy(run.field, steps)
-    return policies
+def by_seed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stack the values of all seeds, [seeds, ...], by "variant | sampling"."""
+    grouped: dict[str, list[Tensor]] = {}
+    for name, value in values.items():
+        grouped.setdefault(name.rsplit(" | ", 1)[0], []).append(value)
+    return {name: torch.stack(each) for name, each in grouped.items()}
 
 
 def _utilities(
@@ -338,14 +287,12 @@ def measure(
     swept = sweep(_utilities, [(policies, c, evaluation) for c in grid], "conditions")
     utility = {name: torch.stack([u[name] for u in swept]).double() for name in swept[0]}
     floor, limit = (utility.pop(name).mean(1) for name in ("twap", "oracle"))
-    grouped: dict[tuple[str, ...], list[Tensor]] = {}
-    for name, by_condition in utility.items():
-        grouped.setdefault(tuple(name.split(" | ")[:2]), []).append(by_condition)
-    stacked = {key: torch.stack(by_seed) for key, by_seed in grouped.items()}
-    reference = stacked["FlowOE", "K = 1"]
+    stacked = by_seed(utility)
+    reference = stacked["FlowOE | K = 1"]
     cost = reference.mean((0, 2)).abs()[:, None]
     rows = []
-    for (name, sampled), values in stacked.items():
+    for key, values in stacked.items():
+        name, sampled = key.split(" | ")
         captures = (values.mean((0, 2)) - floor) / (limit - floor)
         whole = (values / cost).mean(1), (reference / cost).mean(1)
         pairs = [whole, *zip(values.unbind(1), reference.unbind(1), strict=True)]

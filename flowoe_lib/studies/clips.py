@@ -5,9 +5,9 @@ q_k = c floor(s_k / c + phase). With a uniform phase E[q_k] = s_k. The phase is 
 state some demonstrations trade a clip and the others nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,18 +19,18 @@ from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.simulator import MarketPaths, simulate
-from flowoe_lib.policies.flow import EndpointField, FlowPolicy, matching_loss
+from flowoe_lib.policies.flow import EndpointField, matching_loss
 from flowoe_lib.policies.schedules import static_optimal
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies.ablations import NoiseFreePolicy, Runs, imitate_each, pack_variants, regression
+from flowoe_lib.studies.ablations import NO_NOISE, SOLVERS, Sampling, by_seed, regression
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import Recorder, SampleLoss
 
-__all__ = ["ClipExpert", "ClipOrder", "InLots", "heads", "measure_clips", "train_heads"]
+__all__ = ["HEADS", "ClipOrder", "head_tasks", "measure_clips"]
 
 
 LOT = 1e-3
-"""Smallest child order, as a fraction of the order; smaller ones are not sent."""
+"""Smallest trade that pays the fee, as a fraction of the order: smaller ones are errors of a zero trade."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,6 @@ class GaussianPolicy:
 
 
 @dataclass(frozen=True)
-class InLots:
-    """A policy whose trades below ``LOT`` are not sent."""
-
-    policy: Policy
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Fraction of the remaining inventory, [paths]."""
-        fraction = self.policy(obs, noise)
-        return torch.where(fraction * obs.inventory < LOT, 0, fraction)
-
-
-@dataclass(frozen=True)
 class ClipOrder:
     """An order with a fee for each child order, and the experts that trade it in clips."""
 
@@ -103,12 +91,6 @@ class ClipOrder:
     n_buckets: int
     clips: int
     """Number of clips."""
-
-    @cached_property
-    def schedule(self) -> Tensor:
-        """Static optimum without the fee, s_0 ... s_N."""
-        optimum = static_optimal(self.condition.market, self.condition.order, self.n_buckets)
-        return optimum.inventory.to(self.condition.order.size.dtype)
 
     @property
     def fee_bps(self) -> float:
@@ -123,41 +105,31 @@ class ClipOrder:
 
     def expert(self, n_paths: int, draws: torch.Generator) -> ClipExpert:
         """The experts of ``n_paths`` days, each with its own phase."""
-        return ClipExpert(self.schedule, 1 / self.clips, torch.rand(n_paths, generator=draws))
+        schedule = static_optimal(self.condition.market, self.condition.order, self.n_buckets)
+        phase = torch.rand(n_paths, generator=draws)
+        return ClipExpert(schedule.inventory.to(phase.dtype), 1 / self.clips, phase)
 
 
-HEADS: Mapping[str, tuple[SampleLoss, Mapping[str, Callable[[EndpointField], Policy]]]] = {
-    "regression": (regression, {"regression": NoiseFreePolicy}),
-    "Gaussian": (gaussian_likelihood, {"Gaussian": GaussianPolicy}),
-    "flow": (matching_loss, {f"flow, K = {k}": partial(FlowPolicy, steps=k) for k in (1, 8)}),
+HEADS: Mapping[str, tuple[SampleLoss, Sampling]] = {
+    "regression": (regression, NO_NOISE),
+    "Gaussian": (gaussian_likelihood, {"drawn": GaussianPolicy}),
+    "flow": (matching_loss, SOLVERS),
 }
-"""Losses of one network, and the policies of the network that is trained on each."""
+"""Losses, and how the network acts that was trained on each."""
 
 
-def train_heads(
+def head_tasks(
     order: ClipOrder, n_days: int, iterations: int, seeds: Sequence[int], seed: int
-) -> dict[str, Tensor]:
-    """Train the network by the loss of each head on the same demonstrations of ``n_days`` days.
+) -> dict[str, tuple[Any, ...]]:
+    """Arguments of imitation by "loss | seed": the same demonstrations of ``n_days`` days for every loss.
 
-    Packed as by :func:`flowoe_lib.studies.ablations.pack_variants`; ``seed`` is that of the demonstrations.
+    ``seed`` is that of the demonstrations.
     """
     draws, c = generator(seed, "clips"), order.condition
     recorder = Recorder(order.expert(n_days, draws), noise_sd=0.5)
     execute(recorder, simulate(c.market, n_days, order.n_buckets, draws), c.market, c.order, draws)
     shown = recorder.demonstrations()
-    return pack_variants(
-        imitate_each({n: (shown, loss) for n, (loss, _) in HEADS.items()}, iterations, seeds)
-    )
-
-
-def heads(runs: Runs) -> dict[str, Policy]:
-    """The policies of all heads, named "policy | seed"; trades below ``LOT`` are not sent."""
-    return {
-        f"{label} | {seed}": InLots(make(run.field))
-        for name, by_seed in runs.items()
-        for label, make in HEADS[name][1].items()
-        for seed, run in by_seed.items()
-    }
+    return {f"{name} | {s}": (shown, iterations, s, loss) for name, (loss, _) in HEADS.items() for s in seeds}
 
 
 QUANTILES = (torch.arange(16) + 0.5) / 16
@@ -188,7 +160,7 @@ def _trade(policy: Policy, order: ClipOrder, n_days: int, seed: int) -> dict[str
     with torch.no_grad():
         done = execute(policy, paths, c.market, c.order, generator(seed, "test", "policy noise"))
         gap = _distance(policy, order, paths, generator(seed, "test", "experts"))
-    sent = (done.inventory[:-1] > done.inventory[1:]).float()
+    sent = (done.inventory[:-1] - done.inventory[1:] > LOT).float()
     fee = order.fee_bps * sent.sum(0)
     return {
         "utility_bps": done.utility_bps(c.order) - fee,
@@ -204,7 +176,7 @@ def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int,
     Parameters
     ----------
     policies : mapping of str to policy
-        Policies named "policy | seed", one of them of "flow, K = 8".
+        Policies named "loss | sampling | seed", some of them "flow | K = 8".
     order : ClipOrder
         The order and its fee.
     n_days : int
@@ -221,18 +193,16 @@ def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int,
         K = 8. An expert's distance is zero by definition.
     """
     swept = sweep(_trade, [(policy, order, n_days, seed) for policy in policies.values()], "policies")
-    by_policy: dict[str, list[dict[str, Tensor]]] = {}
-    for name, measured in zip(policies, swept, strict=True):
-        by_policy.setdefault(name.split(" | ")[0], []).append(measured)
-    flow = torch.stack([m["utility_bps"] for m in by_policy["flow, K = 8"]])
-    rows = []
-    for name, runs in by_policy.items():
-        row: dict[str, object] = {"policy": name, "training_seeds": len(runs)}
-        for quantity in runs[0]:
-            values = torch.stack([run[quantity] for run in runs])
-            ends = hierarchical_interval(values, torch.zeros_like(values[:1]), seed)
+    measured = {
+        quantity: by_seed(dict(zip(policies, (run[quantity] for run in swept), strict=True)))
+        for quantity in swept[0]
+    }
+    flow, rows = measured["utility_bps"]["flow | K = 8"], []
+    for name, utility in measured["utility_bps"].items():
+        row: dict[str, object] = {"policy": name.replace(" | ", ", "), "training_seeds": len(utility)}
+        for quantity, values in measured.items():
+            ends = hierarchical_interval(values[name], torch.zeros_like(utility[:1]), seed)
             row |= dict(zip((quantity, f"{quantity}_ci_low", f"{quantity}_ci_high"), ends, strict=True))
-        utility = torch.stack([run["utility_bps"] for run in runs])
         [row["verdict"]] = verdicts(compare_learner(utility, {"flow": flow}, seed))
         rows.append(row)
     return pd.DataFrame(rows)

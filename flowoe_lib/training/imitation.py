@@ -109,10 +109,9 @@ def imitate(
     demonstrations: Demonstrations,
     iterations: int,
     seed: int,
+    loss_of: SampleLoss = matching_loss,
     minibatch: int = 1024,
     learning_rate: float = 3e-3,
-    make: Callable[[torch.Generator], EndpointField] = EndpointField,
-    loss_of: SampleLoss = matching_loss,
 ) -> TrainingRun:
     """Train a flow on demonstrations by conditional flow matching.
 
@@ -126,14 +125,12 @@ def imitate(
         Number of optimiser steps.
     seed : int
         Seed of the initial weights and of the minibatches.
+    loss_of : callable
+        Loss per sample from (field, features, x1, x0, t), [samples].
     minibatch : int
         Samples in each step.
     learning_rate : float
         Peak learning rate.
-    make : callable
-        Makes the untrained field from a generator.
-    loss_of : callable
-        Loss per sample from (field, features, x1, x0, t), [samples].
 
     Returns
     -------
@@ -156,7 +153,7 @@ def imitate(
     >>> bool(losses[-10:].mean() < losses[:10].mean() / 2)
     True
     """
-    learner = make(generator(seed, "initial weights"))
+    learner = EndpointField(generator(seed, "initial weights"))
     draws = generator(seed, "minibatches")
     optimiser = torch.optim.Adam(learner.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)

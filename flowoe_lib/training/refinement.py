@@ -28,10 +28,6 @@ from flowoe_lib.randomness import generator
 __all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
 
 
-Optimisers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
-"""(network, learning rate) -> the optimisers of its weights."""
-
-
 @dataclass(frozen=True)
 class RefiningPolicy:
     """A policy that trades the endpoint predicted from a corrupted version of its own action."""
@@ -83,7 +79,6 @@ def ascend(
     learning_rate: float,
     perceive: Perceive = regimes_by_signals,
     earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
-    optimisers: Optimisers = muon_and_adam,
 ) -> dict[str, Tensor]:
     """Train a network by the gradient of utility through the simulator, on new days in every iteration.
 
@@ -113,8 +108,6 @@ def ascend(
         The policy's information about the market.
     earned : callable
         The objective from an execution and its order, bps, [paths]; by default utility.
-    optimisers : callable
-        Makes the optimisers from a network and a learning rate.
 
     Returns
     -------
@@ -123,7 +116,7 @@ def ascend(
         of :func:`utility_scale`, and "gradient", the norm of the gradient before clipping.
     """
     even = torch.linspace(1, 0, n_buckets + 1, device=draws.device)
-    steppers = optimisers(network, learning_rate)
+    steppers = muon_and_adam(network, learning_rate)
     cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
     schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
     utilities, norms = [], []
@@ -158,7 +151,6 @@ def refine(
     learning_rate: float = 4e-2,
     acting: Callable[[EndpointField, Tensor], Policy] = RefiningPolicy,
     earned: Callable[[Execution, Order], Tensor] = Execution.utility_bps,
-    optimisers: Optimisers = muon_and_adam,
     device: str = "cpu",
 ) -> TrainingRun:
     """Train a flow to earn utility, on new simulated days of random conditions in every iteration.
@@ -186,8 +178,6 @@ def refine(
         Makes the executed policy from a field and corruption times [N, paths].
     earned : callable
         The objective from an execution and its order, bps, [paths]; by default utility.
-    optimisers : callable
-        Makes the optimisers from a field and a learning rate.
     device : str
         Device of simulation and training, such as "cuda"; the result is on the CPU.
 
@@ -207,8 +197,8 @@ def refine(
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
+    policy = partial(acting, field)
     curves = ascend(
-        field, partial(acting, field), conditions.draw, n_buckets, iterations, draws, paths, learning_rate,
-        earned=earned, optimisers=optimisers,
-    )  # fmt: skip
+        field, policy, conditions.draw, n_buckets, iterations, draws, paths, learning_rate, earned=earned
+    )
     return TrainingRun(field.cpu(), curves)
