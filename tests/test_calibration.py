@@ -316,7 +316,8 @@ def simulated_market(seed: int) -> tuple[Bars, pd.Series, Bars]:
     # One bar a bucket with open = close, so that its Garman-Klass variance is span^2 / 2.
     span = np.exp(np.sqrt(2 * clock.ravel() * rng.gamma(3, 1 / 3, clock.size)) * 1e-3)
     frame = intraday.frame.assign(high=100 * span)
-    return load_bars(prices.assign(volume=1.0)), vix, dataclasses.replace(intraday, frame=frame)
+    daily = load_bars(prices.assign(volume=1.0))
+    return daily, vix.set_axis(daily.index), dataclasses.replace(intraday, frame=frame)
 
 
 def test_calibrate_finds_simulated_markets_within_its_intervals() -> None:

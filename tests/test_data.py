@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(BarsError, match="no such file"):
         load_bars(tmp_path / "absent.csv")
     (tmp_path / "bars.xlsx").touch()
-    with pytest.raises(BarsError, match=r"unknown extension '.xlsx'; allowed are .csv and .parquet"):
+    with pytest.raises(
+        BarsError, match=r"unknown extension '.xlsx'; allowed are .csv, .txt, .tsv and .parquet"
+    ):
         load_bars(tmp_path / "bars.xlsx")
     (tmp_path / "empty.csv").touch()
     with pytest.raises(BarsError, match=r"empty\.csv: is empty"):
@@ -186,7 +189,10 @@ prices = st.floats(0.01, 1e6)
 def test_bars_pass_exactly_when_the_range_holds_open_and_close(rows: list[tuple[float, ...]]) -> None:
     frame = pd.DataFrame(rows, columns=["open", "high", "low", "close"]).assign(volume=1)
     frame["time"] = pd.date_range("2020-01-01", periods=len(frame))
-    if all(low <= o <= high and low <= c <= high for o, high, low, c in rows):
+    # Rounding noise of 1e-9 is no fault.
+    if all(
+        low * (1 - 1e-9) <= min(o, c, high) and max(o, c) <= high * (1 + 1e-9) for o, high, low, c in rows
+    ):
         assert len(load_bars(frame).frame) == len(rows)
     else:
         with pytest.raises(BarsError, match=r"row \d"):
@@ -296,9 +302,118 @@ def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+ODD_ROWS = {
+    "live quote": (40, "2024-02-26 15:59:59"),
+    "a second later": (40, "2024-02-26 00:00:01"),
+    "long ago": (5, "2024-01-08 12:00"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+def test_one_more_row_on_a_day_does_not_make_daily_bars_intraday(odd: str, tmp_path: Path) -> None:
+    position, time = ODD_ROWS[odd]
+    frame = sound(40).assign(time=pd.bdate_range("2024-01-02", periods=40).astype(str))
+    more = frame.iloc[[position - 1]].assign(time=time)
+    path = write(pd.concat([frame.iloc[:position], more, frame.iloc[position:]]), tmp_path, ".csv")
+    with pytest.raises(BarsError, match=f"line {position + 2}: is {time}; is a second row on its day"):
+        load_bars(path)
+
+
+ODD_TIMES = {
+    "one year out of range": (put("time", "9999-12-31"), r"line 4: is 9999-12-31; .* years 1900 to 2100"),
+    "one of another form": (put("time", "03.01.2020"), r"line 4: is 03.01.2020; must be"),
+    "one number": (put("time", "1577923200000"), "line 4: is 1577923200000; must be"),
+    "long numbers": (
+        lambda frame: frame.assign(time=10**25),
+        "line 2: is 10000000000000000000000000; must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TIMES)
+def test_a_time_unlike_the_others_is_named(odd: str, tmp_path: Path) -> None:
+    spoil, message = ODD_TIMES[odd]
+    with pytest.raises(BarsError, match=message):
+        load_bars(write(spoil(sound()), tmp_path, ".csv"))
+
+
+def test_times_less_than_a_microsecond_apart_are_the_same() -> None:
+    times = pd.to_datetime(["2020-01-01 10:00:00.000000100", "2020-01-01 10:00:00.000000900"])
+    with pytest.raises(BarsError, match=r"row 2: .* must not repeat an earlier row"):
+        load_bars(sound(2).assign(time=times))
+
+
+@pytest.mark.parametrize("source", [None, [1.0], io.StringIO("time,open")])
+def test_what_is_no_path_is_refused(source: Any) -> None:
+    with pytest.raises(BarsError, match=rf"source is a {type(source).__name__}; must be the path of a file"):
+        load_bars(source)
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    content = write(sound(), tmp_path, ".parquet").read_bytes()
+    damaged = tmp_path / "damaged.parquet"
+    rng = np.random.default_rng(1)
+    for length in rng.integers(4, len(content), 20):
+        damaged.write_bytes(content[:length])
+        with pytest.raises(BarsError, match="cannot be read as parquet"):
+            load_bars(damaged)
+
+
+def test_arrow_types_dates_and_long_integers_are_read() -> None:
+    frame = sound().assign(time=pd.date_range("2020-01-01", periods=5))
+    expected = load_bars(frame).frame
+    for time in (
+        frame["time"].astype("date32[pyarrow]"),
+        frame["time"].astype("timestamp[us][pyarrow]"),
+        frame["time"].dt.date,
+        frame["time"].dt.to_period("D"),
+    ):
+        pd.testing.assert_frame_equal(load_bars(frame.assign(time=time)).frame, expected)
+    pd.testing.assert_frame_equal(load_bars(frame.convert_dtypes(dtype_backend="pyarrow")).frame, expected)
+    long = frame.assign(volume=pd.Series([10**17] * 5, dtype=object))
+    assert (load_bars(long).frame["volume"] == 1e17).all()
+    with pytest.raises(BarsError, match=r"column 'volume', row 1 .*must be a finite number"):
+        load_bars(frame.assign(volume=pd.Series([10**30] * 5, dtype=object)))
+
+
+def test_an_index_named_time_is_the_time() -> None:
+    frame = sound()
+    for index in (frame.set_index("time"), frame.rename(columns={"time": "Date"}).set_index("Date")):
+        pd.testing.assert_frame_equal(load_bars(index).frame, load_bars(frame).frame)
+
+
+def test_a_csv_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = write(sound(), tmp_path, ".csv")
+    path.write_text(path.read_text().replace("close,volume", "close,close"))
+    with pytest.raises(BarsError, match="column 'close' is given 2 times, as close, close"):
+        load_bars(path)
+
+
+def test_rounding_noise_is_no_fault() -> None:
+    frame = sound()
+    noisy = frame.assign(high=frame["close"] * (1 - 1e-12))
+    np.testing.assert_array_equal(load_bars(noisy).frame["high"], frame["close"])
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan])
+@pytest.mark.parametrize("column", ["price", "volume"])
+def test_resampling_refuses_what_no_bar_may_hold(column: str, bad: float) -> None:
+    times = pd.date_range("2020-01-02 10:00", periods=3, freq="s", tz="UTC")
+    trades = pd.DataFrame({"price": 1.0, "volume": 1.0}, times)
+    trades.loc[times[1], column] = bad
+    with pytest.raises(BarsError, match=f"column '{column}', trade 2 "):
+        resample_trades(trades, 1)
+
+
 @pytest.mark.parametrize(
     ("zone", "day"),
-    [("America/Havana", "2024-03-10"), ("America/Santiago", "2024-09-08"), ("Asia/Beirut", "2024-03-31")],
+    [
+        ("Africa/Cairo", "2024-04-26"),
+        ("America/Havana", "2024-03-10"),
+        ("America/Santiago", "2024-09-08"),
+        ("America/Sao_Paulo", "2018-11-04"),
+        ("Asia/Beirut", "2024-03-31"),
+    ],
 )
 def test_days_whose_clock_skips_midnight_are_counted(zone: str, day: str) -> None:
     times = pd.date_range(f"{day} 00:00", periods=48, freq="h", tz="UTC")
@@ -306,3 +421,6 @@ def test_days_whose_clock_skips_midnight_are_counted(zone: str, day: str) -> Non
     assert len(load_bars(bars, timezone=zone, min_days=2).frame) == 48
     with pytest.raises(BarsError, match="at least 9 are needed"):
         load_bars(bars, timezone=zone, min_days=9)
+    # A date is its day, though midnight does not exist.
+    daily = load_bars(sound(3).assign(time=pd.date_range(day, periods=3)), timezone=zone)
+    assert daily.index[0] == times[0].tz_localize(None).tz_localize(zone, nonexistent="shift_forward")

@@ -2,6 +2,9 @@ from . import bars as bars
 from . import calibration as calibration
 from . import conditions as conditions
 from . import estimators as estimators
+from . import flags as flags
 from . import impact_fit as impact_fit
 from . import records as records
 from . import sessions as sessions
+from . import times as times
+from . import vendors as vendors

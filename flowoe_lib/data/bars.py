@@ -1,18 +1,28 @@
-"""Market bars: one loader, with one set of rules, for CSV and Parquet files, data frames and packages.
+"""Market bars: one loader, with one set of rules, for files of many vendors, data frames and packages.
 
 All bars pass through :func:`load_bars`, so code that uses them does not check them again.
 """
 
 import math
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+
+from flowoe_lib.data.flags import suspicions
+from flowoe_lib.data.times import ORDERS, Times, read_times
+from flowoe_lib.data.vendors import (
+    COLUMNS,
+    PRICES,
+    BarsError,
+    decimal_comma,
+    named_columns,
+    read_numbers,
+    read_table,
+)
 
 __all__ = ["DEFAULT_TIMEZONE", "Bars", "BarsError", "load_bars", "resample_trades"]
 
@@ -24,17 +34,21 @@ DEFAULT_TIMEZONE = "America/New_York"
 _OFFSET = "give times with an offset from UTC, or the time zone of times without one (timezone, TIMEZONE)"
 
 
-PRICES = ("open", "high", "low", "close")
+_TIME = (
+    "must be an ISO 8601 time such as 2015-01-02 14:30:00, in the years 1900 to 2100, with an offset from "
+    "UTC either in every row or in none"
+)
 
 
-COLUMNS = (*PRICES, "volume")
+NOISE = 1e-9
+"""Relative rounding error of prices that is no fault."""
 
 
-TIME_NAMES = ("time", "date", "datetime", "date_time", "timestamp")
+LARGEST = 1e18
+"""Prices and volumes are smaller."""
 
 
-class BarsError(ValueError):
-    """Bars that break a rule; the message names source, column, row and what is allowed."""
+MISSING = ("", "nan", "nat", "none", "null", "na", "n/a", "<na>", "-", "--")
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,11 @@ class Bars:
         """Times of the bars."""
         return pd.DatetimeIndex(self.frame.index)
 
+    @property
+    def interval(self) -> float | None:
+        """Length of the bars in minutes: ``minutes``, or what most of them are apart; None if they vary."""
+        return self.minutes or _usual_minutes(self.frame.index.to_series())
+
 
 def load_bars(
     source: str | Path | pd.DataFrame,
@@ -76,13 +95,15 @@ def load_bars(
     """Read and check market bars.
 
     Columns are open, high, low, close, volume, and time, which may also be called date, datetime, date_time
-    or timestamp and may be the index. Names are matched without regard to case; other columns are ignored.
-    Times are in ISO 8601: the date of a daily bar, the end of an intraday one.
+    or timestamp and may be the index. Files of many vendors are recognised by their content: other names,
+    dates and numbers, no header, newest row first, bars stamped at their start (``vendors.toml`` lists them).
+    Most rows decide what a file is; rows that differ are refused. The result says how the source was read
+    and what looks wrong.
 
     Parameters
     ----------
     source : str, Path or DataFrame
-        A .csv or .parquet file, or a data frame.
+        A text file (.csv, .txt, .tsv) or a .parquet file, or a data frame.
     name : str, optional
         Name of the bars in error messages.
     timezone : str
@@ -93,24 +114,29 @@ def load_bars(
     min_days : int
         Smallest number of days that the bars must cover.
     columns : str, optional
-        Which column is what, if the names do not say: "time=Datum, volume=Stuecke". For a file without a
+        Which column is what, if the names do not say: "time=Day, volume=Lots*100". For a file without a
         header, the columns in order: "time, open, high, low, close, volume".
     dates : str, optional
-        Order of day and month in dates, dmy, mdy or ymd.
+        Order of day and month, dmy, mdy or ymd; or the time zone in which times without an offset are
+        written, if that is not ``timezone``; or both: "dmy UTC".
     bars : {"start", "end"}, optional
-        Whether the time of an intraday bar is its start or its end.
+        Whether the time of an intraday bar is its start or its end; by default as the vendor writes it, or
+        as the hours of the bars suggest. Times of the result are ends.
     session : tuple of str, optional
-        Open and close of the market, by which bars stamped at their start are recognised.
+        Open and close of the market, as ("09:30", "16:00"); tells starts from ends in doubt.
 
     Returns
     -------
     flowoe_lib.data.bars.Bars
-        Checked bars, sorted by time; prices in the units of the source, volume in shares or contracts.
+        Checked bars, sorted by time; volume in shares or contracts. ``reading`` says in one line how the
+        source was read, ``flags`` what looks wrong: splits, units, days without trade (left out), empty rows
+        (left out), an unfinished last day, dates moved by an offset.
 
     Raises
     ------
     BarsError
-        For a file that cannot be read, a missing or repeated column, a value that is not a finite number,
+        For a file that cannot be read, a missing or repeated column, dates whose month and day could be
+        either way round, a second row on a day of daily bars, a value that is not a finite number,
         times that are unreadable, unsorted or repeated, a price that is not positive, a negative volume,
         prices outside [low, high], or fewer than ``min_days`` days. The message names source, column, row
         (the line of a CSV file, otherwise counted from 1) and what is allowed.
@@ -126,31 +152,79 @@ def load_bars(
     """
     if minutes is not None:
         _check_minutes(name or "bars", minutes)
+    if not isinstance(source, str | Path | pd.DataFrame):
+        kind = type(source).__name__
+        raise BarsError(f"{name or 'bars'}: source is a {kind}; must be the path of a file, or a data frame")
     label = name or ("data frame" if isinstance(source, pd.DataFrame) else str(source))
-    raw, word = (source, "row") if isinstance(source, pd.DataFrame) else _read(Path(source))
-    given = dict(re.findall(r"(\w+)\s*=\s*([^,]+?)\s*(?:,|$)", columns or ""))
-    raw = _named_columns(raw.rename(columns={theirs: ours for ours, theirs in given.items()}), label)
+    raw, header, mark = (source, True, "") if isinstance(source, pd.DataFrame) else read_table(Path(source))
+    raw, vendor, notes = named_columns(raw, header, columns, label)
     if raw.empty:
         raise BarsError(f"{label}: holds no bars; at least one row below the header is needed")
-    if word == "row":
+    if not mark:
         raw.index = pd.RangeIndex(1, len(raw) + 1)
-    check = _Check(label, word, raw)
-    index = _times(raw["time"], timezone, check, dates)
-    if bars == "start":
-        index += pd.Series(index).diff().mode()[0]
-    frame = pd.DataFrame({column: _numbers(raw[column], check) for column in COLUMNS})
+    check = _Check(label, "line" if mark else "row", raw)
+    words = (dates or vendor.dates or "").split()
+    order = next((word for word in words if word in ORDERS), None)
+    zone = next((word for word in words if word not in ORDERS), timezone)
+    for option, given in (("timezone", timezone), ("dates", zone)):
+        if not _is_zone(given):
+            others = f", nor one of {', '.join(ORDERS)}" if option == "dates" else ""
+            raise BarsError(f"{label}: {option} = {given!r}: unknown time zone{others}")
+    comma = decimal_comma(raw, mark)
+    notes += ["decimal comma"] if comma else []
+    frame = pd.DataFrame({column: _numbers(raw[column], comma, check) for column in COLUMNS})
+    empty = frame[[*PRICES]].isna().all(axis=1) & ~(frame["volume"] > 0)
+    flags: list[str] = []
+    if 0 < empty.sum() < len(raw):
+        places = ", ".join(f"{check.word} {k} ({raw['time'][k]})" for k in raw.index[empty][:3])
+        flags.append(f"{empty.sum()} rows without prices and volume are left out: {places}")
+        raw, frame = raw[~empty], frame[~empty]
+    stamps = read_times(raw["time"], order, label)
+    notes.append(stamps.form)
+    check.rule("time", stamps.times.notna(), _TIME)
+    index, daily = _located(stamps, zone, timezone, minutes is None, check)
+    if (index.diff() < pd.Timedelta(0)).mean() > 0.5:
+        raw, frame, index = raw[::-1], frame[::-1], index[::-1]
+        notes.append("newest row first, so the order was reversed")
+    check.rule("time", ~index.duplicated(), "must not repeat an earlier row of one instrument")
+    check.rule("time", ~(index.diff() < pd.Timedelta(0)), "must be later than the row before")
+    if daily:
+        second = index.dt.tz_localize(None).dt.normalize().duplicated()
+        check.rule("time", ~second, "is a second row on its day, and other bars are daily; remove one row")
+    for column in COLUMNS:
+        check.rule(column, frame[column].abs() < LARGEST, "must be a finite number")
+    if vendor.price_scale != 1 and (frame[[*PRICES]] % 1 == 0).all(axis=None):
+        frame[[*PRICES]] /= vendor.price_scale
+        notes.append(f"prices divided by {vendor.price_scale:g}")
+    if vendor.lot != 1:
+        frame["volume"] *= vendor.lot
+        notes.append(f"volume in lots of {vendor.lot:g}")
     for column in PRICES:
-        check.rule(column, frame[column] > 0, "must be > 0")
+        hint = " (CRSP marks the midpoint of a day without a closing trade by a minus)" * (column == "close")
+        check.rule(column, frame[column] > 0, f"must be > 0{hint}")
     check.rule("volume", frame["volume"] >= 0, "must be >= 0")
-    check.rule("high", frame["high"] >= frame["low"], "must be at least low")
+    check.rule("high", frame["high"] >= frame["low"] * (1 - NOISE), "must be at least low")
     for column in ("open", "close"):
-        inside = frame[column].between(frame["low"], frame["high"])
+        inside = frame[column].between(frame["low"] * (1 - NOISE), frame["high"] * (1 + NOISE))
         check.rule(column, inside, "must lie within [low, high]")
-    days = index.tz_localize(None).normalize().nunique()
+    frame["high"], frame["low"] = frame[[*PRICES]].max(axis=1), frame[[*PRICES]].min(axis=1)
+    if not daily:
+        length = minutes or _usual_minutes(index)
+        stamp = bars or vendor.bars or ("start" if stamps.epoch else _stamp(index, length, session))
+        if stamp == "start":
+            index = _ends(index, length, session, label)
+        notes.append(f"stamped at the {stamp} of a bar")
+    turnover = read_numbers(raw["turnover"], comma) if "turnover" in raw and vendor.lot == 1 else None
+    times = pd.DatetimeIndex(index, name="time")
+    traded, found = suspicions(frame, times, daily, turnover)
+    frame, times = frame.set_axis(times, axis=0)[traded], times[traded]
+    days = times.tz_localize(None).normalize().nunique()
     if days < min_days:
         raise BarsError(f"{label}: covers {days} days; at least {min_days} are needed")
-    reading = f"{label}: {len(frame)} bars from {index[0]} to {index[-1]}, times of {timezone}"
-    return Bars(frame.set_axis(index, axis=0), label, timezone, minutes, reading)
+    first, last = (str(t.date() if daily else t) for t in times[[0, -1]])
+    kind = f"{len(frame):,} {'daily ' if daily else ''}bars from {first} to {last}, {timezone}"
+    reading = "; ".join(filter(None, [f"{label}: {kind}", vendor.name, *notes]))
+    return Bars(frame, label, timezone, minutes, reading, (*flags, *found))
 
 
 @dataclass(frozen=True)
@@ -169,91 +243,84 @@ class _Check:
         row = self.raw.loc[bad[0]]
         place = f"{self.word} {bad[0]}" + ("" if column == "time" else f" ({row['time']})")
         more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
-        shown = "is missing" if pd.isna(row[column]) or row[column] == "" else f"is {row[column]}"
+        shown = "is missing" if str(row[column]).lower() in MISSING[:6] else f"is {row[column]}"
         raise BarsError(f"{self.source}: column '{column}', {place}: {shown}; {allowed}{more}")
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, str]:
-    """Read a file without conversion; a CSV as text, indexed by line number."""
-    if not path.is_file():
-        raise BarsError(f"{path}: no such file; give a .csv or .parquet file of bars")
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise BarsError(f"{path}: unknown extension '{path.suffix}'; allowed are .csv and .parquet")
+def _is_zone(name: str) -> bool:
     try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path), "row"
-        # Blank lines are read and dropped afterwards, so that line numbers are those of the file.
-        with warnings.catch_warnings():
-            # pandas only warns when it drops fields beyond the last column.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            text = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
-            )
-    except pd.errors.EmptyDataError:
-        raise BarsError(f"{path}: is empty; a header and at least one row are needed") from None
-    except pd.errors.ParserWarning as error:
-        raise BarsError(f"{path}: has rows with more fields than the header: {error}") from None
-    except (ValueError, OSError) as error:
-        raise BarsError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
-    text.index = pd.RangeIndex(2, len(text) + 2)
-    return text[(text.fillna("") != "").any(axis=1)], "line"
-
-
-def _named_columns(raw: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Select the six columns and give them their standard names."""
-    if isinstance(raw.index, pd.DatetimeIndex):
-        name = "time" if raw.index.name is None else str(raw.index.name)
-        if name in raw.columns:
-            raise BarsError(f"{label}: column '{name}' is given 2 times, as a column and as the index")
-        raw = raw.rename_axis(name).reset_index()
-    wanted = dict.fromkeys(TIME_NAMES, "time") | dict(zip(COLUMNS, COLUMNS, strict=True))
-    names = [wanted.get(str(column).strip().lower(), "") for column in raw.columns]
-    for column in ("time", *COLUMNS):
-        if names.count(column) > 1:
-            found = [str(c) for c, n in zip(raw.columns, names, strict=True) if n == column]
-            raise BarsError(f"{label}: column '{column}' is given {len(found)} times, as {', '.join(found)}")
-    missing = [column for column in ("time", *COLUMNS) if column not in names]
-    if missing:
-        found = [str(c) for c in raw.columns]
-        raise BarsError(f"{label}: missing column {', '.join(missing)}; found {', '.join(found) or 'none'}")
-    return raw.set_axis(names, axis=1)[["time", *COLUMNS]].copy()
-
-
-def _numbers(column: pd.Series, check: _Check) -> pd.Series:
-    """Convert a column to finite floats."""
-    name = str(column.name)
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
-        raise BarsError(f"{check.source}: column '{name}' is of type {column.dtype}; must be numbers")
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    check.rule(name, pd.Series(np.isfinite(numbers), column.index), "must be a finite number")
-    return numbers
-
-
-def _times(column: pd.Series, timezone: str, check: _Check, dates: str | None) -> pd.DatetimeIndex:
-    """Convert a column to strictly increasing times in ``timezone``."""
-    try:
-        zone = ZoneInfo(timezone)
+        return bool(ZoneInfo(name))
     except (KeyError, ValueError, OSError):
-        raise BarsError(f"{check.source}: timezone = {timezone!r}: unknown time zone") from None
-    if pd.api.types.is_datetime64_any_dtype(column):
-        times = column
+        return False
+
+
+def _numbers(column: pd.Series, comma: bool, check: _Check) -> pd.Series:
+    """Convert a column to floats, NaN for what is no number."""
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+        raise BarsError(f"{check.source}: column '{column.name}' is of type {column.dtype}; must be numbers")
+    return read_numbers(column, comma)
+
+
+def _located(stamps: Times, zone: str, timezone: str, dated: bool, check: _Check) -> tuple[pd.Series, bool]:
+    """Times by the clock of ``timezone``, and whether most rows are the only one of their day."""
+    if stamps.times.dt.tz is None:
+        local = _localised(stamps.written, zone)
+        check.rule("time", local.notna(), f"is skipped or repeated by the clock of {zone}; {_OFFSET}")
     else:
-        text = column.astype(str).str.strip()
-        offset = text.str.contains(re.compile(r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$"))
-        uniform = offset == offset.iloc[0]
-        check.rule("time", uniform, "must carry an offset from UTC either in every row or in none")
-        form: dict[str, Any] = (
-            {"format": "mixed", "dayfirst": dates == "dmy"} if dates else {"format": "ISO8601"}
-        )
-        times = pd.to_datetime(text, errors="coerce", utc=bool(offset.iloc[0]), **form)
-    check.rule("time", times.notna(), "must be an ISO 8601 time such as 2015-01-02 14:30:00")
-    if times.dt.tz is None:
-        times = times.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT")
-        check.rule("time", times.notna(), f"is skipped or repeated by the clock of {timezone}; {_OFFSET}")
-    times = times.dt.tz_convert(zone)
-    check.rule("time", ~times.duplicated(), "must not repeat an earlier row")
-    check.rule("time", ~(times.diff() < pd.Timedelta(0)), "must be later than the row before")
-    return pd.DatetimeIndex(times, name="time").as_unit("us")
+        local = stamps.times
+    local = local.dt.tz_convert(timezone)
+    naive = local.dt.tz_localize(None)
+    alone = ~naive.dt.normalize().duplicated(keep=False)
+    daily = dated and alone.mean() > 0.5
+    dated_as_written, dated_here = ((t == t.dt.normalize()).mean() for t in (stamps.written, naive))
+    # The date of a daily bar is the one written, whatever the offset.
+    return (_localised(stamps.written, timezone) if daily and dated_as_written > dated_here else local), daily
+
+
+def _localised(written: pd.Series, zone: str) -> pd.Series:
+    """Times by the clock of ``zone``; NaT where the clock skips or repeats one, except the start of a day."""
+    exact = written.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT")
+    first = np.full(len(written), True)
+    shifted = written.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+    midnight = written == written.dt.normalize()
+    exact[midnight & (midnight.mean() > 0.5)] = shifted
+    return pd.Series(exact)
+
+
+def _usual_minutes(index: pd.Series) -> float | None:
+    """Minutes that most neighbours are apart; None if there is no such number."""
+    gaps = index.diff().value_counts(normalize=True)
+    return gaps.index[0] / pd.Timedelta(minutes=1) if len(gaps) and gaps.iloc[0] > 0.5 else None
+
+
+def _stamp(index: pd.Series, length: float | None, session: tuple[str, str] | None) -> str:
+    """Whether bars are stamped at their start or end, by the session or else by its full or half hours."""
+    if length is None:
+        return "end"
+    naive = index.dt.tz_localize(None)
+    clock = (naive - naive.dt.normalize()) / pd.Timedelta(minutes=1)
+    pause = index.diff() > pd.Timedelta(minutes=max(120.0, 2 * length))
+    ends = (pause | (np.arange(len(index)) == 0), pause.shift(-1, fill_value=True))
+    (first, begun), (last, ended) = (next(clock[end].value_counts(normalize=True).items()) for end in ends)
+    if min(begun, ended) > 0.5 and session is not None:
+        opens, closes = (pd.Timedelta(f"{time}:00").seconds / 60 for time in session)
+        if (first == opens) != (last == closes):
+            return "start" if first == opens else "end"
+    starts, closed = (((first + x) % 30, (last + y) % 30) == (0, 0) for x, y in ((0, length), (-length, 0)))
+    return "start" if starts and not closed and min(begun, ended) > 0.5 else "end"
+
+
+def _ends(index: pd.Series, length: float | None, session: tuple[str, str] | None, label: str) -> pd.Series:
+    """Ends of bars stamped at their start; the last one of a session is no longer than the session."""
+    if length is None:
+        raise BarsError(f"{label}: bars = 'start': bars vary in length, so their ends are unknown")
+    ends = index + pd.Timedelta(minutes=length)
+    if session is None:
+        return ends
+    naive = index.dt.tz_localize(None)
+    closes = naive.dt.normalize() + pd.Timedelta(f"{session[1]}:00")
+    over = (naive + pd.Timedelta(minutes=length) - closes).where(naive < closes)
+    return pd.Series(ends - over.clip(lower=pd.Timedelta(0)).fillna(pd.Timedelta(0)))
 
 
 def _check_minutes(label: str, minutes: float) -> None:
@@ -273,6 +340,10 @@ def resample_trades(trades: pd.DataFrame, minutes: float, *, name: str = "trades
     _check_minutes(name, minutes)
     if missing := [column for column in ("price", "volume") if column not in trades.columns]:
         raise BarsError(f"{name}: missing column {', '.join(missing)}")
-    groups = trades.resample(pd.Timedelta(minutes=minutes), label="right", closed="left")
+    rows = trades[["price", "volume"]].assign(time=index).set_axis(pd.RangeIndex(1, len(index) + 1))
+    check = _Check(name, "trade", rows)
+    check.rule("price", rows["price"].between(0, LARGEST, inclusive="neither"), "must be finite and > 0")
+    check.rule("volume", rows["volume"].between(0, LARGEST), "must be finite and >= 0")
+    groups = trades.rename_axis("time").resample(pd.Timedelta(minutes=minutes), label="right", closed="left")
     frame = groups["price"].ohlc().assign(volume=groups["volume"].sum()).dropna(subset=["close"])
-    return load_bars(frame, name=name, timezone=str(index.tz), minutes=minutes)
+    return load_bars(frame, name=name, timezone=str(index.tz), minutes=minutes, bars="end")
