@@ -194,7 +194,10 @@ def _joined(raw: pd.DataFrame, simple: list[str], label: str) -> pd.Series:
 
 def decimal_comma(raw: pd.DataFrame, mark: str) -> bool:
     """Whether prices are written with a decimal comma, as 1.127,35; ``mark`` separates the columns."""
-    text = pd.concat([raw[column].astype(str) for column in PRICES])
+    text = pd.concat(
+        [raw[c] for c in PRICES if not pd.api.types.is_numeric_dtype(raw[c])] or [raw["time"][:0]]
+    )
+    text = text.astype(str)
     comma = text[text.str.contains(",")]
     clear = comma.str.fullmatch(r"\D*(?:[\d.]*,(?:\d{1,2}|\d{4,})|0,\d+|[\d.]+\.\d{3},\d+)")
     plain = mark == ";" and not comma.str.contains(r",.*\.").any()
@@ -209,6 +212,9 @@ def read_numbers(column: pd.Series, comma: bool) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column) and column.dtype != "float32":
         return column.astype("float64")
     # The text of a short float is the decimal number that was rounded to it.
+    plain = pd.to_numeric(column.astype(str), errors="coerce").astype("float64")
+    if not comma and plain.notna().all():
+        return plain
     text = column.astype(str).str.replace(r"[\s$€£¥'’]", "", regex=True)
     if comma:
         text = text.str.replace(".", "").str.replace(",", ".")
