@@ -36,7 +36,7 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks order test unit-tests notebook-tests lint lab explore test-lab docs benchmark clean
+.PHONY: help reproduce notebooks order work review test unit-tests notebook-tests lint lab explore test-lab docs benchmark clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +67,12 @@ notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and com
 
 order: $(INSTALLED) ## plan an order of yours: make order DATA=bars.parquet SIDE=buy SHARES=250000
 	@$(BIN)/python -m flowoe_lib.desk $(ORDER)
+
+work: $(INSTALLED) ## work a plan during its day: make work PLAN=build/order/plan.json BARS=today.csv
+	@$(BIN)/python -m flowoe_lib.desk work $(ORDER)
+
+review: $(INSTALLED) ## review a worked order: make review FILLS=fills.csv PLAN=build/order/plan.json BARS=today.csv
+	@$(BIN)/python -m flowoe_lib.desk review $(ORDER)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from .data.bars import load_bars as load_bars
 from .data.calibration import calibrate as calibrate
 from .data.conditions import heston_grid as heston_grid
 from .data.impact_fit import fit_impact as fit_impact
+from .desk.live import work as work
 from .desk.planner import plan_order as plan_order
 from .desk.ticket import Ticket as Ticket
 from .evaluation.scorecard import Evaluation as Evaluation
@@ -30,7 +31,6 @@ from .policies.flow import FlowPolicy as FlowPolicy
 from .policies.oracle import solve_oracle as solve_oracle
 from .policies.schedules import static_optimal as static_optimal
 from .policies.schedules import twap as twap
-from .policies.schedules import vwap as vwap
 from .randomness import generator as generator
 from .store import Workspace as Workspace
 from .sweep import sweep as sweep

@@ -1,7 +1,10 @@
+from . import commands as commands
 from . import explorer as explorer
 from . import explorer_page as explorer_page
 from . import figures as figures
+from . import live as live
 from . import market_estimates as market_estimates
 from . import planner as planner
 from . import report as report
+from . import review as review
 from . import ticket as ticket

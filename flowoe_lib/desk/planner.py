@@ -96,10 +96,10 @@ class Plan:
     quantiles: Array
     """Quantiles of the plan's cost over the simulated days, bps, from 0 to 100 % in steps of 1 %, [101]."""
 
-    def write(self, path: Path) -> None:
-        """Write the plan as JSON, from which :func:`read_plan` takes up the order."""
-        record = {
-            "ticket": self.ticket.model_dump(exclude_none=True),
+    def record(self) -> dict[str, Any]:
+        """The plan as plain JSON, from which :func:`read_plan` takes up the order."""
+        return {
+            "ticket": self.ticket.model_dump(mode="json", exclude_none=True),
             "bars": {"source": self.bars.source, "timezone": self.bars.timezone},
             "estimates": vars(self.estimates) | {k: vars(v) for k, v in self.estimates.figures().items()},
             "risk_aversion": self.condition.order.risk_aversion.item(),
@@ -109,22 +109,28 @@ class Plan:
             "costs": self.costs.reset_index().to_dict("list"),
             "cost_quantiles_bps": self.quantiles.tolist(),
         }
-        atomic_write(path, json.dumps(record, indent=1).encode())
+
+    def write(self, path: Path) -> None:
+        """Write :meth:`record` as JSON."""
+        atomic_write(path, json.dumps(self.record(), indent=1).encode())
 
 
-def read_plan(path: Path) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
-    """The order of a written plan, its market, both as a condition, and the whole record.
+def read_plan(
+    plan: Plan | Mapping[str, Any] | str | Path,
+) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
+    """The order of a plan, its record or its file; its market, both as a condition, and the whole record.
 
     Raises OrderError for a file that is not a plan.
     """
     try:
-        record = json.loads(path.read_bytes())
+        read = json.loads(Path(plan).read_bytes()) if isinstance(plan, str | Path) else plan
+        record = read.record() if isinstance(read, Plan) else dict(read)
         ticket = Ticket(**record["ticket"])
         known = {k: Estimated(**v) if isinstance(v, dict) else v for k, v in record["estimates"].items()}
         estimates = MarketEstimates(**known)
         condition = with_risk_aversion(condition_of(ticket, estimates), record["risk_aversion"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OrderError(f"{path}: is not a plan of `make order`: {error!r}") from None
+        raise OrderError(f"{plan}: is not a plan of `make order`: {error!r}") from None
     return ticket, estimates, condition, record
 
 
@@ -151,7 +157,7 @@ def condition_of(ticket: Ticket, known: MarketEstimates) -> Condition:
             rho=scalar(known.rho.value),
         )
         share = scalar(volume / known.adv.value)
-        impact = Impact(beta=scalar(ticket.beta))
+        impact = Impact(scalar(ticket.eta), scalar(ticket.beta), scalar(ticket.gamma))
         if ticket.shares_outstanding is not None:
             impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
         impact = impact_in_window(impact, scalar(length), share)

@@ -90,8 +90,12 @@ class Ticket(BaseModel):
     default no cap"""
     illiquidity: Positive = 1.0
     """factor of temporary impact, 1 for the published coefficients [multiple]"""
+    eta: Positive = 0.142
+    """coefficient of temporary impact [daily volatilities]"""
     beta: Fraction = 0.6
     """exponent of temporary impact"""
+    gamma: Annotated[Number, Field(ge=0)] = 0.314
+    """coefficient of permanent impact [daily volatilities]"""
     shares_outstanding: Positive | None = None
     """shares outstanding, which scale permanent impact [shares]; by default 263 times adv, a large stock"""
     session: tuple[Clock, Clock] = ("09:30", "16:00")

@@ -139,7 +139,7 @@ def vwap(obs: Observation, noise: Tensor) -> Tensor:
     >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
     >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
-    >>> done = fo.execute(fo.vwap, days, market, order, fo.generator(1, "noise"))
+    >>> done = fo.execute(fo.policies.schedules.vwap, days, market, order, fo.generator(1, "noise"))
     >>> round(done.inventory[20, 0].item(), 3)
     0.487
     """
