@@ -16,10 +16,8 @@ from flowoe_lib.execution.execution import Policy, execute
 from flowoe_lib.execution.information import (
     Errors,
     Information,
-    RegimeBelief,
     blind_to_regimes,
-    filtered_state,
-    realised_variance,
+    variance_revealed,
 )
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Heston, Liquidity, Market, Order, Regimes, scalar
@@ -197,18 +195,6 @@ def test_with_almost_constant_variance_the_value_is_attained_in_simulation(
     for rival in (mpc, twap):
         gap = ours - results(rival, paths, known, market, order)
         assert float(gap.mean()) > 5 * float(gap.std()) / math.sqrt(len(gap))
-
-
-def variance_revealed(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
-    """The true variance of the calm regime, and the regime filtered from realised over calm variance."""
-    raised = torch.where(paths.stressed, market.regimes.volatility_multiplier, 1).square()
-    calm = paths.integrated_variance / raised / paths.dt
-    steady = dataclasses.replace(market, heston=dataclasses.replace(market.heston, cv=scalar(0.02)))
-    relative = realised_variance(paths, draws) / calm * market.heston.theta
-    _, stressed = filtered_state(relative, steady, paths.dt)
-    expected = 1 + stressed * (market.regimes.volatility_multiplier.square() - 1)
-    belief = RegimeBelief(market, stressed)
-    return Information(moment_matched(market), paths.variance / raised * expected, paths.log_depth, belief)
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.3])

@@ -1,6 +1,8 @@
 """Metrics against numpy and the bootstrap, and the paired comparison against known differences."""
 
 import dataclasses
+import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from arch.bootstrap import IIDBootstrap
+from scipy.stats import t as student
 
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.evaluation.scorecard import (
     CHUNK,
     COLUMNS,
-    VALIDATION_CHUNK,
     Contender,
     Evaluation,
     PathResults,
-    best_expert,
+    Scores,
     captures,
     compare,
     evaluate,
@@ -32,7 +34,7 @@ from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.policies.oracle import solve_oracle
-from flowoe_lib.policies.replanning import replanned
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import expected_utility, twap
 
 Array = npt.NDArray[np.float64]
@@ -77,20 +79,24 @@ def test_intervals_have_their_nominal_coverage() -> None:
     assert abs(np.mean(covered) - 0.95) < 0.02
 
 
-def test_std_interval_agrees_with_the_bootstrap() -> None:
+def test_intervals_of_std_and_cvar_agree_with_the_bootstrap() -> None:
     g = torch.Generator().manual_seed(4)
     a = torch.randn(3000, generator=g).double()
     b = 1.1 * a + 0.3 * torch.randn(3000, generator=g).double()
     measured = compare(outcome(a), outcome(b))
 
-    def difference(x: Array, y: Array) -> Array:
-        return np.atleast_1d(x.std(ddof=1) - y.std(ddof=1))
+    def differences(x: Array, y: Array) -> Array:
+        tails = (np.sort(values)[: len(values) // 20].mean() for values in (x, y))
+        return np.array([x.std(ddof=1) - y.std(ddof=1), next(tails) - next(tails)])
 
-    low, high = IIDBootstrap(a.numpy(), b.numpy(), seed=5).conf_int(difference, 1000, method="basic").ravel()
-    width = high - low
-    assert measured["std"] == pytest.approx(difference(a.numpy(), b.numpy())[0])
-    assert measured["std_ci_low"] == pytest.approx(low, abs=0.15 * width)
-    assert measured["std_ci_high"] == pytest.approx(high, abs=0.15 * width)
+    ends = IIDBootstrap(a.numpy(), b.numpy(), seed=5).conf_int(differences, 1000, method="basic")
+    for name, value, low, high in zip(
+        ("std", "cvar95"), differences(a.numpy(), b.numpy()), *ends, strict=True
+    ):
+        width = high - low
+        assert measured[name] == pytest.approx(value)
+        assert measured[f"{name}_ci_low"] == pytest.approx(low, abs=0.2 * width)
+        assert measured[f"{name}_ci_high"] == pytest.approx(high, abs=0.2 * width)
 
 
 def test_compare_uses_the_paths_both_ran_on() -> None:
@@ -161,33 +167,62 @@ def test_evaluation_agrees_with_the_exact_utility() -> None:
     assert abs(runs["twap"].martingale_z) < 4
 
 
-def test_best_expert_and_scores() -> None:
-    experts = {n: make([CONDITION], 1, N_BUCKETS) for n, make in SCHEDULE_EXPERTS.items()}
-    experts["hasty"] = hasty
-    evaluation = days(3000, n_validation=2000)
-    best = best_expert(experts, CONDITION, evaluation)
-    assert best != "hasty"
-    contenders = [
-        Contender(hasty, "flow_imitation", 1, 0),
-        Contender(twap, "flow_refined", 1, 0, n_paths=500),
-    ]
-    scores, comparisons, checks = score_condition(CONDITION, experts, contenders, evaluation)
-    assert list(scores.columns) == COLUMNS
-    assert len(scores) == len(checks) == len(experts) + 3
-    by_policy = scores.set_index("policy")
-    assert by_policy["vs_best_expert_bps"][best] == 0
-    # The same policy under two names scores the same where it ran on the same paths.
+@pytest.fixture(scope="module")
+def scores() -> Scores:
+    """Every expert and a random policy, imitation and refinement of two seeds each, one of more steps."""
+    opponents = {n: make([CONDITION], 1, N_BUCKETS) for n, make in SCHEDULE_EXPERTS.items()}
+    opponents["hasty"] = hasty
+
+    def slower(seed: int) -> Policy:
+        return lambda obs, noise: mpc(obs, noise) * (0.9 + 0.02 * seed)
+
+    contenders = [Contender(hasty, "flow_imitation", 1, s) for s in (0, 1)]
+    contenders += [Contender(slower(s), "flow_refined", 1, s) for s in (0, 1)]
+    contenders += [Contender(mpc, "flow_refined", 2, 0, n_paths=200)]
+    return score_condition(CONDITION, opponents, contenders, days(1_000))
+
+
+def test_every_policy_is_scored_on_the_same_days(scores: Scores) -> None:
+    table, comparisons, checks = scores
+    assert list(table.columns) == COLUMNS
+    assert len(table) == len(checks) == len(SCHEDULE_EXPERTS) + 1 + 5 + 1
+    by_policy = table.groupby("policy").first()
+    # The same policy under two names scores the same.
     assert by_policy["utility_bps"]["flow_imitation"] == by_policy["utility_bps"]["hasty"]
-    assert by_policy["n_paths"]["flow_refined"] == 500
     assert by_policy["capture"]["twap"] == 0
     assert by_policy["capture"]["oracle"] == 1
-    assert by_policy["capture"].idxmax() == "oracle"
-    assert set(comparisons["reference"]) == {*experts, "flow_imitation"}
-    row = comparisons[(comparisons["policy"] == "flow_refined") & (comparisons["reference"] == "hasty")].iloc[
-        0
-    ]
-    assert row["utility_ci_low"] < row["utility"] < row["utility_ci_high"]
-    assert isinstance(scores["solver_steps"].dtype, pd.Int64Dtype)
+    assert table["capture"][table["n_paths"] == 1_000].max() == 1
+    assert isinstance(table["solver_steps"].dtype, pd.Int64Dtype)
+    refined = comparisons[comparisons["policy"] == "flow_refined"]
+    assert set(refined["reference"]) == {*SCHEDULE_EXPERTS, "hasty", "flow_imitation"}
+    assert "flow_imitation" not in set(comparisons["reference"][comparisons["policy"] == "flow_imitation"])
+    assert refined["n_paths"].groupby(refined["solver_steps"]).unique().to_dict() == {1: [1_000], 2: [200]}
+    assert refined["training_seeds"].groupby(refined["solver_steps"]).unique().to_dict() == {1: [2], 2: [1]}
+    alone = refined[(refined["solver_steps"] == 2) & (refined["reference"] == "mpc")].iloc[0]
+    assert (alone["utility"], alone["std_ci_low"], alone["cvar95_ci_high"]) == (0, 0, 0)
+
+
+def test_every_verdict_is_recomputed_from_the_published_tables(scores: Scores, tmp_path: Path) -> None:
+    for name, table in zip(("scorecard", "comparisons"), scores, strict=False):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    scorecard, comparisons = (pd.read_csv(tmp_path / f"{n}.csv") for n in ("scorecard", "comparisons"))
+    others = scorecard[scorecard["solver_steps"] != 2].groupby("policy")["utility_bps"].agg(list)
+    said = []
+    for row in comparisons[comparisons["solver_steps"] == 1].to_dict("records"):
+        ours, theirs = others[row["policy"]], others[row["reference"]]
+        assert row["utility"] == pytest.approx(np.mean(ours) - np.mean(theirs), abs=1e-9)
+        assert row["reference_bps"] == pytest.approx(np.mean(theirs))
+        # Of the interval's width, the spread of the training seeds is a part that this table shows alone.
+        spread = student.ppf(0.975, 1) * np.std(ours, ddof=1) / math.sqrt(2)
+        assert row["utility_ci_high"] - row["utility_ci_low"] >= 1.9 * spread
+        rivals = [np.mean(others[name]) for name in (*SCHEDULE_EXPERTS, "hasty")]
+        assert row["material_bps"] == pytest.approx(1e-3 * abs(max(rivals)))
+        assert row["is_best_opponent"] == (row["reference"] == "mpc")
+        low, high = (row[f"utility_ci_{end}"] / row["material_bps"] for end in ("low", "high"))
+        inside = "equal" if low >= -1 and high <= 1 else "open"
+        said.append("better" if low > 1 else "worse" if high < -1 else inside)
+    assert said == comparisons["verdict"][comparisons["solver_steps"] == 1].tolist()
+    assert {"better", "worse"} < set(said)
 
 
 def test_captures_are_paired_with_the_first_policy() -> None:
@@ -283,10 +318,10 @@ class Watching:
 def test_informed_policies_have_full_information_and_others_that_of_the_world() -> None:
     condition = in_two_regimes()
     expert, contender, informed, told = (Watching() for _ in range(4))
-    validated = []
+    perceived = []
 
     def perceive(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
-        validated.append(paths)
+        perceived.append(paths)
         return blind_to_regimes(paths, market, draws)
 
     def doubled(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
@@ -305,8 +340,8 @@ def test_informed_policies_have_full_information_and_others_that_of_the_world() 
             Contender(told, "told", perceive=doubled),
         ],
     )
-    # Experts are chosen by what the world shows, too: on validation paths, then on the test's.
-    assert [p.n_paths for p in validated] == [VALIDATION_CHUNK, 400]
+    # Each chunk is perceived once for all policies with the same information.
+    assert [p.n_paths for p in perceived] == [400]
     [day] = market_days(condition, days(400), "test")
     for watch in (expert, contender):
         market, variance = watch.of_last_day()
@@ -330,5 +365,13 @@ def test_informed_on_fewer_paths_are_compared_on_these() -> None:
     scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], days(300), informed=knowing)
     row = scores.set_index("policy").loc["knowing"]
     assert row["n_paths"] == 100
-    assert (row["vs_best_expert_ci_low"], row["vs_best_expert_ci_high"]) == (0, 0)
     assert row["capture"] == 0
+
+
+def test_capture_is_measured_against_the_limit_of_the_information() -> None:
+    oracle = solve_oracle(CONDITION.market, CONDITION.order, N_BUCKETS)
+    informed = [Contender(replanned, "limit"), Contender(oracle, "oracle")]
+    scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], days(300), informed=informed)
+    capture = scores.set_index("policy")["capture"]
+    assert capture["limit"] == 1
+    assert capture["oracle"] > 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.verdicts import (
     MATERIAL,
+    QUANTITIES,
     VERDICTS,
     compare_learner,
     count_verdicts,
@@ -65,6 +66,15 @@ def test_with_equal_days_the_interval_is_student_s_over_seeds(seeds: int, learne
     assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.02)
 
 
+def test_many_quantities_have_the_interval_of_each() -> None:
+    a, b = normal("a", 3, 300, 2), normal("b", 1, 300, 2)
+    together = hierarchical_interval(a, b, seed=4)
+    for i in range(2):
+        alone = hierarchical_interval(a[..., i], b[..., i], seed=4)
+        for end, single in zip(together, alone, strict=True):
+            assert end[i].item() == pytest.approx(single.item())
+
+
 def test_errors_of_both_sides_and_of_days_add_up() -> None:
     seeds, days = 40, 2_000
 
@@ -88,7 +98,7 @@ def test_the_interval_has_its_nominal_coverage() -> None:
         learner = shared + level + 0.5 * torch.randn(seeds, days, generator=draws)
         opponent = shared + torch.randn(1, days, generator=draws)
         _, low, high = hierarchical_interval(learner, opponent, seed=trial, reps=400)
-        covered += low <= 0 <= high
+        covered += int(low <= 0 <= high)
     # Within three standard errors of 95 %, and not so wide that it covers always.
     assert 0.92 < covered / trials < 0.99
 
@@ -100,7 +110,7 @@ def test_the_interval_is_determined_by_its_seed_and_antisymmetric() -> None:
     mean, low, high = hierarchical_interval(a, b, seed=1, reps=10_000)
     opposite, below, above = hierarchical_interval(b, a, seed=1, reps=10_000)
     assert mean == pytest.approx(-opposite)
-    assert (low, high) == pytest.approx((-above, -below), abs=0.02)
+    assert (low.item(), high.item()) == pytest.approx((-above.item(), -below.item()), abs=0.02)
     wide = hierarchical_interval(a, b, seed=1, level=0.99)
     assert wide[1] < low
     assert wide[2] > high
@@ -182,13 +192,20 @@ def test_counts_are_by_group_and_add_up() -> None:
 
 
 def test_the_material_size_is_that_of_the_best_opponent() -> None:
-    days = normal("days", 1, 1_000)
-    opponents = {"poor": days - 30, "best": days - 10, "learned": days - 20 + torch.tensor([[-0.1], [0.1]])}
-    table = compare_learner(days - 9 + torch.zeros(3, 1), opponents, seed=1)
+    days = normal("days", 1, 1_000, 1).expand(-1, -1, len(QUANTITIES)).clone()
+    levels = torch.tensor([-0.1, 0.1])[:, None, None]
+    opponents = {"poor": days - 30, "best": days - 10, "learned": days - 20 + levels}
+    learner = days - 9 + torch.zeros(3, 1, 1)
+    learner[..., 3] += 7
+    table = compare_learner(learner, opponents, seed=1)
     assert list(table["reference"]) == ["poor", "best", "learned"]
-    best = -(days - 10).double().mean().item()
+    best = -(days - 10)[..., 0].double().mean().item()
     np.testing.assert_allclose(table["material_bps"], MATERIAL * best, rtol=1e-6)
     np.testing.assert_allclose(table["utility"], [21, 1, 11], atol=1e-5)
-    assert list(verdicts(table)) == ["better"] * 3
+    np.testing.assert_allclose(table["cvar95"], [28, 8, 18], atol=1e-5)
+    # Only the learned opponent has an error over training seeds.
+    width = (table["std_ci_high"] - table["std_ci_low"]).to_numpy()
+    np.testing.assert_allclose(width, [0, 0, 2 * student.ppf(0.975, 1) * 0.1], rtol=0.05, atol=1e-5)
+    assert list(table["verdict"]) == ["better"] * 3
     with pytest.raises(ValueError, match="opponents: must be at least one"):
         compare_learner(days, {}, seed=1)

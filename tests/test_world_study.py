@@ -6,22 +6,24 @@ import pandas as pd
 import pytest
 import torch
 
-from flowoe_lib.evaluation.scorecard import Evaluation, evaluate, market_days
-from flowoe_lib.execution.execution import Policy, execute
-from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
-from flowoe_lib.market.model import BPS, Condition, Heston, Market, Order, Regimes, scalar
+from flowoe_lib.evaluation.contestants import contestants_digest
+from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
+from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
+from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
-from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.rl import RLExpert
-from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule
+from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule, twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies.comparison import (
+    Trained,
+    contestants_in,
     error_costs,
-    experts_in,
-    hidden_gain,
     multiple_comparison,
+    opponents_in,
     score_in_world,
     share_of_informed_gain,
     whole_range,
@@ -52,22 +54,70 @@ def rl_expert(seed: int) -> RLExpert:
     return RLExpert(layers, False)
 
 
-def test_an_rl_expert_competes_only_where_it_was_trained() -> None:
-    rl = {"plain": rl_expert(1)}
-    assert experts_in(exact, PLAIN, N, rl)["rl"] is rl["plain"]
-    assert "rl" not in experts_in(exact, replace(PLAIN, name="other"), N, rl)
-    estimated = experts_in(with_errors, PLAIN, N, rl)
-    assert "rl" not in estimated
+def test_a_trained_policy_competes_only_in_its_condition() -> None:
+    trained: Trained = {"liquidity/plain": {"rl": rl_expert(1), "specialist": twap}}
+    there = opponents_in(exact, PLAIN, N, trained)
+    assert (there["rl"], there["specialist"]) == tuple(trained["liquidity/plain"].values())
+    for elsewhere in (replace(PLAIN, name="other"), replace(PLAIN, world="realistic")):
+        assert set(there) - set(opponents_in(exact, elsewhere, N, trained)) == {"rl", "specialist"}
+    estimated = opponents_in(with_errors, replace(PLAIN, world="realistic"), N, trained)
+    assert set(estimated) == set(there) - {"rl", "specialist"}
     assert isinstance(estimated["static_optimal"], EstimatedSchedule)
 
 
+HIDDEN = Condition("hidden", "h", Market(replace(HESTON, cv=scalar(0.02)), drift_sd=scalar(60.0)), ORDER)
+REGIMES = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
+SWITCHING = Condition("switching", "s", Market(HESTON, regimes=REGIMES), ORDER)
+DEEP = Liquidity(depth_sd=scalar(0.5), depth_reversion=scalar(4.0))
+REALISTIC = Condition("realistic", "r", Market(HESTON, liquidity=DEEP), ORDER)
+
+
+@pytest.mark.parametrize(
+    ("condition", "perceive"),
+    [(PLAIN, exact), (HIDDEN, exact), (SWITCHING, blind_to_regimes), (REALISTIC, with_errors)],
+)
+def test_no_opponent_exceeds_the_limit_of_its_world(condition: Condition, perceive: Perceive) -> None:
+    scores, comparisons, checks = score_in_world(
+        perceive, condition, {0: field(0), 1: field(1)}, {}, days(3_000)
+    )
+    capture = scores[scores["n_paths"] == 3_000].groupby("policy")["capture_ci_low"].max()
+    incomplete = condition in (SWITCHING, REALISTIC)
+    assert ("limit" in capture, "oracle" in capture) == (condition is not PLAIN, condition is not HIDDEN)
+    assert (capture.drop(["oracle", "flow_informed"], errors="ignore") <= 1).all()
+    if incomplete:
+        assert capture["oracle"] > 1
+    assert capture["random"] < 0
+    assert comparisons["reference"][comparisons["is_best_opponent"]].unique().tolist() == ["mpc"]
+    # The policy with full information is a reference of another kind.
+    assert ("flow_informed" in capture) == incomplete
+    assert set(comparisons["policy"]) == {"flow_refined"}
+    assert set(comparisons["training_seeds"][comparisons["solver_steps"] == 1]) == {2}
+    flows = scores[scores["policy"] == "flow_refined"]
+    assert flows["n_paths"].groupby(flows["solver_steps"]).unique().to_dict() == {
+        1: [3_000], 2: [100], 4: [100], 8: [100],
+    }  # fmt: skip
+    assert (checks["inventory_left"] == 0).all()
+
+
+def test_contestants_are_all_policies_whose_content_gives_the_days() -> None:
+    worlds = [World("liquidity", [PLAIN], "", ""), World("hidden", [HIDDEN], "", "")]
+
+    def digest(seed: int, trained: Trained) -> str:
+        learned = {"flow": FlowPolicy(field(seed), 1)}
+        return contestants_digest(contestants_in(worlds, learned, N, trained), {"n_buckets": N})
+
+    named = set(contestants_in(worlds, {"flow": twap}, N, {}))
+    assert {"flow", "liquidity/plain/mpc", "liquidity/plain/random", "hidden/h/blind_optimum"} < named
+    trained = [{"hidden/h": {"rl": rl_expert(seed)}} for seed in (1, 2)]
+    assert digest(0, {}) == digest(0, {})
+    assert len({digest(0, {}), digest(1, {}), *(digest(0, t) for t in trained)}) == 4
+
+
 def test_experts_of_hidden_regimes_are_calibrated_to_the_average() -> None:
-    regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
-    switching = replace(PLAIN, market=replace(PLAIN.market, regimes=regimes))
-    mean = replace(PLAIN, market=moment_matched(switching.market))
+    mean = replace(PLAIN, market=moment_matched(SWITCHING.market))
     found, expected = (
-        experts_in(perceive, c, N, {})["static_optimal"]
-        for perceive, c in ((blind_to_regimes, switching), (exact, mean))
+        opponents_in(perceive, c, N, {})["static_optimal"]
+        for perceive, c in ((blind_to_regimes, SWITCHING), (exact, mean))
     )
     assert isinstance(found, Schedule)
     assert isinstance(expected, Schedule)
@@ -89,30 +139,6 @@ def test_whole_range_measures_capture_and_regret_against_the_oracle() -> None:
     assert table["regret"][1] == pytest.approx((oracle - flow) / -oracle, rel=1e-4)
 
 
-def test_share_of_hidden_gain_is_one_for_the_belief_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    heston = replace(HESTON, cv=scalar(0.02))
-    sd = 0.8 * BPS * heston.theta.sqrt()
-    condition = Condition("hidden", "h", Market(heston, drift_sd=sd), ORDER)
-    optimum: Policy = solve_belief(condition.market, ORDER, N)
-    monkeypatch.setattr("flowoe_lib.studies.comparison.FlowPolicy", lambda field, steps: optimum)
-    [row] = hidden_gain(field(), condition, days(6000)).to_dict("records")
-    assert row["share"] == pytest.approx(1, abs=1e-6)
-    assert row["worth_bps"] > 0
-    # On days that fall a sale is brought forward, on days that rise it waits: both gain, the flat pay.
-    assert row["falling"] > row["flat"]
-    assert row["rising"] > row["flat"]
-    # Thirds are equal parts of the days, so they average to the realised gain of all.
-    blind: Policy = solve_oracle(replace(condition.market, drift_sd=scalar(0.0)), ORDER, N)
-    gains = []
-    for chunk, paths in enumerate(market_days(condition, days(6000), "test")):
-        draws = generator(1, "unused", chunk)
-        pair = [execute(p, paths, condition.market, ORDER, draws) for p in [optimum, blind]]
-        earned = [e.pnl_bps - ORDER.risk_aversion * e.expected_risk for e in pair]
-        gains.append(earned[0] - earned[1])
-    mean = torch.cat(gains)[:6000].double().mean().item()
-    assert (row["falling"] + row["flat"] + row["rising"]) / 3 == pytest.approx(mean, abs=1e-3)
-
-
 def test_share_of_informed_gain_is_over_the_static_optimum() -> None:
     rows = [
         ("a", "static_optimal", pd.NA, pd.NA, -10.0),
@@ -128,29 +154,12 @@ def test_share_of_informed_gain_is_over_the_static_optimum() -> None:
     assert share_of_informed_gain(table)["a"] == pytest.approx(0.6)
 
 
-def test_informed_policies_are_scored_only_where_something_is_hidden() -> None:
-    regimes = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(4.0))
-    switching = Condition("switching", "s", Market(HESTON, regimes=regimes), ORDER)
-    fields = {0: field(0), 1: field(1)}
-    for condition, perceive in ((PLAIN, exact), (switching, blind_to_regimes)):
-        scores, comparisons, checks = score_in_world(perceive, condition, fields, {}, days(300))
-        informed = scores["policy"] == "flow_informed"
-        assert informed.any() == (perceive is blind_to_regimes)
-        assert "flow_informed" not in set(comparisons["policy"])
-        flows = scores[scores["policy"] == "flow_refined"]
-        first_seed = flows[(flows["training_seed"] == 0) & (flows["solver_steps"] == 1)]
-        assert first_seed["n_paths"].tolist() == [300]
-        assert set(flows["n_paths"]) == {300, 100}
-        assert (checks["inventory_left"] == 0).all()
-
-
 def test_model_confidence_set_holds_the_best_alone() -> None:
     world = World("liquidity", [PLAIN], "variance", "all")
     row = multiple_comparison(world, PLAIN, field(), {}, 200, days(2000)).iloc[0]
     # An untrained policy is no better than the static optimum, which is in the set.
     assert row["spa_p"] == pytest.approx(0, abs=0.01)
     assert "flow_refined" not in str(row["best_set"])
-    assert row["std_ci_low"] <= row["std"] <= row["std_ci_high"]
 
 
 def test_error_costs_are_the_utility_regained_without_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
-"""The scorecard: every policy on the same test paths, with paired confidence intervals.
+"""The scorecard: every policy on the same test paths, with intervals over training seeds and paths.
 
 Mean P&L and utility are measured with the control variate, that is without the zero-mean martingale term of
-P&L; standard deviation and CVaR are those of the full P&L. Intervals are 95 % normal intervals of means over
-independent paths.
+P&L; standard deviation and CVaR are those of the full P&L. Intervals are 95 % intervals of paired
+differences.
 """
 
 from collections import Counter
@@ -14,9 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import capture_interval, paired_interval, std_influence, tail_size
+from flowoe_lib.evaluation.intervals import (
+    capture_interval,
+    cvar95_influence,
+    paired_interval,
+    std_influence,
+)
+from flowoe_lib.evaluation.verdicts import QUANTITIES, compare_learner
 from flowoe_lib.execution.execution import Observation, Policy, execute
-from flowoe_lib.execution.information import Perceive, exact
+from flowoe_lib.execution.information import Information, Perceive, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, volume_profile
 from flowoe_lib.market.pre_trade import PreTrade
@@ -47,8 +53,7 @@ CHUNK, VALIDATION_CHUNK = 5_000, 2_500
 
 COLUMNS = [
     "world", "condition", "vol", "liq", "cv", "drift", "phi", "lam",
-    "policy", "solver_steps", "training_seed", "n_paths", "mean_bps", "std_bps", "cvar95_bps", "utility_bps",
-    "vs_best_expert_bps", "vs_best_expert_ci_low", "vs_best_expert_ci_high",
+    "policy", "solver_steps", "training_seed", "n_paths", "utility_bps", "mean_bps", "std_bps", "cvar95_bps",
     "capture", "capture_ci_low", "capture_ci_high",
 ]  # fmt: skip
 
@@ -123,9 +128,15 @@ class PathResults:
         return first
 
     @property
+    def influences(self) -> Tensor:
+        """Influence of each path on each of ``QUANTITIES``; its mean is the quantity; [paths, 4], float64."""
+        tails = std_influence(self.pnl), cvar95_influence(self.pnl)
+        return torch.stack((self.utility.double(), self.controlled_pnl.double(), *tails), 1)
+
+    @property
     def cvar95(self) -> float:
         """Average P&L over the worst 5 % of paths, bps."""
-        return self.pnl.double().sort().values[: tail_size(len(self.pnl))].mean().item()
+        return cvar95_influence(self.pnl).mean().item()
 
     @property
     def martingale_z(self) -> float:
@@ -154,7 +165,7 @@ class Scores(NamedTuple):
     scorecard: pd.DataFrame
     """One row per policy, with the columns ``COLUMNS``."""
     comparisons: pd.DataFrame
-    """One row per contender and reference: the paired differences of :func:`compare`."""
+    """One row per learner and reference: :func:`flowoe_lib.evaluation.verdicts.compare_learner`."""
     checks: pd.DataFrame
     """One row per policy: the z-score of its martingale term, and the inventory left at the close."""
 
@@ -206,20 +217,33 @@ def evaluate(
     >>> {name: round(result.utility.mean().item(), 1) for name, result in results.items()}
     {'twap': -25.5, 'static': -23.9}
     """
-    parts: dict[str, list[PathResults]] = {key: [] for key in policies}
-    seed, of = evaluation.seed, (condition.world, condition.name)
+    entries = {name: Contender(policy, name, perceive=perceive) for name, policy in policies.items()}
+    return _run(entries, condition, evaluation, stream)
+
+
+def _run(
+    entries: Mapping[str, Contender], condition: Condition, evaluation: Evaluation, stream: str
+) -> dict[str, PathResults]:
+    """Run entries on the same days, each with its own number of days and its own information."""
+    n_paths = {key: entry.n_paths or evaluation.n_paths for key, entry in entries.items()}
+    parts: dict[str, list[PathResults]] = {key: [] for key in entries}
+    seed, of, market = evaluation.seed, (condition.world, condition.name), condition.market
     with torch.no_grad():
         for chunk, paths in enumerate(market_days(condition, evaluation, stream)):
-            errors = generator(seed, stream, "perception", *of, chunk)
-            known = perceive(paths, condition.market, errors)
-            for key, policy in policies.items():
+            views: dict[Perceive, Information] = {}
+            for key, entry in entries.items():
+                if n_paths[key] <= chunk * evaluation.chunk:
+                    continue
+                if entry.perceive not in views:
+                    errors = generator(seed, stream, "perception", *of, chunk)
+                    views[entry.perceive] = entry.perceive(paths, market, errors)
                 noise = generator(seed, stream, "policy noise", *of, chunk)
-                e = execute(policy, paths, condition.market, condition.order, noise, known)
+                e = execute(entry.policy, paths, market, condition.order, noise, views[entry.perceive])
                 utility = e.utility_bps(condition.order)
                 left = e.inventory[-1].abs().max().item()
                 done = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
                 parts[key].append(done)
-    return {key: _joined(part).head(evaluation.n_paths) for key, part in parts.items()}
+    return {key: _joined(part).head(n_paths[key]) for key, part in parts.items()}
 
 
 def _joined(parts: list[PathResults]) -> PathResults:
@@ -228,60 +252,49 @@ def _joined(parts: list[PathResults]) -> PathResults:
 
 
 def compare(a: PathResults, b: PathResults) -> dict[str, float]:
-    """Paired differences a - b in utility, mean and standard deviation of P&L, bps, with 95 % intervals.
+    """Paired differences a - b in each of ``QUANTITIES``, bps, with 95 % intervals over paths.
 
-    They are taken over the paths on which both were run. The interval of the difference in standard deviation
-    follows from the delta method.
+    They are taken over the paths on which both were run. The intervals of the differences in standard
+    deviation and CVaR95 follow from the delta method.
     """
     n = min(len(a.pnl), len(b.pnl))
-    a, b = a.head(n), b.head(n)
-    differences = {
-        "utility": a.utility - b.utility,
-        "mean": a.controlled_pnl - b.controlled_pnl,
-        "std": std_influence(a.pnl) - std_influence(b.pnl),
-    }
+    difference = a.head(n).influences - b.head(n).influences
     out: dict[str, float] = {}
-    for name, difference in differences.items():
-        out[name], out[f"{name}_ci_low"], out[f"{name}_ci_high"] = paired_interval(difference)
+    for name, values in zip(QUANTITIES, difference.T, strict=True):
+        out[name], out[f"{name}_ci_low"], out[f"{name}_ci_high"] = paired_interval(values)
     return out
-
-
-def best_expert(
-    experts: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, perceive: Perceive = exact
-) -> str:
-    """Name of the expert with the highest mean utility on validation days."""
-    outcomes = evaluate(experts, condition, evaluation.validation, "validation", perceive)
-    return max(outcomes, key=lambda name: outcomes[name].utility.mean().item())
 
 
 def score_condition(
     condition: Condition,
-    experts: Mapping[str, Policy],
+    opponents: Mapping[str, Policy],
     contenders: Sequence[Contender],
     evaluation: Evaluation,
     perceive: Perceive = exact,
     informed: Sequence[Contender] = (),
 ) -> Scores:
-    """Score policies in one condition against the experts and the oracle, on the same days.
+    """Score policies in one condition against opponents and the optimum, on the same days.
 
-    In the scorecard, ``vs_best_expert`` is the paired difference in utility to the best expert, which is
-    chosen on validation days. ``capture`` is 0 for TWAP and 1 for the oracle. The references of a contender
-    are all experts and the one-step imitation of the same training seed.
+    A learner is the contenders of one name and number of solver steps; its training seeds are compared
+    together with each reference: every opponent, and the one-step imitation. ``is_best_opponent`` marks the
+    opponent with the highest mean utility on these days, the hardest to beat. ``capture`` is 0 for TWAP and 1
+    for the yardstick, which is "limit" if that is among the ``informed``, else "oracle".
 
     Parameters
     ----------
     condition : Condition
         Market and order, fields of shape [].
-    experts : mapping of str to policy
-        Experts calibrated to the condition; one of them must be "twap".
+    opponents : mapping of str to policy
+        Policies with which contenders are compared; one of them must be "twap".
     contenders : sequence of flowoe_lib.evaluation.scorecard.Contender
-        Policies to be compared with the experts.
+        Policies to be compared with the opponents.
     evaluation : Evaluation
         Number and seed of the days.
     perceive : callable
-        The information of experts and contenders about the market; by default full information.
+        The information of opponents and contenders about the market; by default full information.
     informed : sequence of flowoe_lib.evaluation.scorecard.Contender
-        References with their own information. The oracle is added unless it is among them.
+        Optima and other references with their own information. The oracle is added if neither a "limit" nor
+        an "oracle" is among them.
 
     Returns
     -------
@@ -299,17 +312,17 @@ def score_condition(
     >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
     >>> market, order = fo.Market(heston), fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
     >>> condition = fo.Condition("mine", "stressed", market, order)
-    >>> evaluation = fo.Evaluation(n_paths=1_000, n_validation=500, n_buckets=13, seed=1)
-    >>> experts = {"twap": fo.twap, "static": fo.static_optimal(market, order, 13)}
-    >>> scores = fo.score_condition(condition, experts, [], evaluation)
+    >>> evaluation = fo.Evaluation(n_paths=1_000, n_buckets=13, seed=1)
+    >>> opponents = {"twap": fo.twap, "static": fo.static_optimal(market, order, 13)}
+    >>> scores = fo.score_condition(condition, opponents, [], evaluation)
     >>> scores.scorecard.set_index("policy")["capture"].round(2).to_dict()
     {'twap': 0.0, 'static': 0.9, 'oracle': 1.0}
     """
-    if "oracle" not in {e.name for e in informed}:
+    if not {"limit", "oracle"} & {e.name for e in informed}:
         oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
         informed = [*informed, Contender(oracle, "oracle")]
     everyone = [
-        *(Contender(policy, name, perceive=perceive) for name, policy in experts.items()),
+        *(Contender(policy, name, perceive=perceive) for name, policy in opponents.items()),
         *(replace(entry, perceive=perceive) for entry in contenders),
         *informed,
     ]
@@ -317,17 +330,11 @@ def score_condition(
     if len(keyed) < len(everyone):
         [(clash, _)] = Counter(map(_key, everyone)).most_common(1)
         raise ValueError(f"two policies are named {clash} (name/solver steps/training seed): must differ")
-    best = best_expert(experts, condition, evaluation, perceive)
-    outcomes: dict[str, PathResults] = {}
-    days = {key: (entry.n_paths or evaluation.n_paths, entry.perceive) for key, entry in keyed.items()}
-    for n_paths, view in dict.fromkeys(days.values()):
-        runs = {key: keyed[key].policy for key in keyed if days[key] == (n_paths, view)}
-        outcomes |= evaluate(runs, condition, replace(evaluation, n_paths=n_paths), "test", view)
-    by_expert = {name: outcomes[f"{name}/None/None"] for name in experts}
+    outcomes = _run(keyed, condition, evaluation, "test")
+    yardstick = outcomes.get("limit/None/None") or outcomes["oracle/None/None"]
     market, order = condition.market, condition.order
-    where = {
-        "world": condition.world,
-        "condition": condition.name,
+    label = {"world": condition.world, "condition": condition.name}
+    where = label | {
         "vol": market.heston.theta.double().sqrt().item(),
         "liq": market.liquidity.illiquidity.item(),
         "cv": market.heston.cv.item(),
@@ -335,44 +342,47 @@ def score_condition(
         "phi": order.size.item(),
         "lam": order.risk_aversion.item(),
     }
-    scores, comparisons, checks = [], [], []
+    scores, checks = [], []
     for key, entry in keyed.items():
-        o = outcomes[key]
+        o, n = outcomes[key], len(outcomes[key].pnl)
         who = {
             "policy": entry.name,
             "solver_steps": entry.solver_steps,
             "training_seed": entry.training_seed,
-            "n_paths": len(o.pnl),
+            "n_paths": n,
         }
-        versus, n = compare(o, by_expert[best]), len(o.pnl)
-        yardstick = by_expert["twap"].utility[:n], outcomes["oracle/None/None"].utility[:n]
-        capture = capture_interval(o.utility, *yardstick)
-        scores.append(
-            where
-            | who
-            | {
-                "mean_bps": o.controlled_pnl.double().mean().item(),
-                "std_bps": o.pnl.double().std().item(),
-                "cvar95_bps": o.cvar95,
-                "utility_bps": o.utility.double().mean().item(),
-                "vs_best_expert_bps": versus["utility"],
-                "vs_best_expert_ci_low": versus["utility_ci_low"],
-                "vs_best_expert_ci_high": versus["utility_ci_high"],
-            }
-            | dict(zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True))
-        )
-        label = {"world": condition.world, "condition": condition.name}
+        values = dict(zip((f"{q}_bps" for q in QUANTITIES), o.influences.mean(0).tolist(), strict=True))
+        ends = outcomes["twap/None/None"].utility[:n], yardstick.utility[:n]
+        capture = capture_interval(o.utility, *ends)
+        named = zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True)
+        scores.append(where | who | values | dict(named))
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
-        if key in map(_key, contenders):
-            imitation = f"flow_imitation/1/{entry.training_seed}"
-            start = {"flow_imitation": outcomes[imitation]} if imitation in outcomes else {}
-            for name, reference in (by_expert | start).items():
-                mean, std = reference.utility.mean().item(), reference.pnl.std().item()
-                row: dict[str, object] = label | who | {"reference": name, "reference_bps": mean}
-                row |= {"reference_std_bps": std, "is_best_expert": name == best}
-                comparisons.append(row | compare(o, reference))
-    table = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
-    return Scores(table, pd.DataFrame(comparisons), pd.DataFrame(checks))
+    versus = {name: [outcomes[f"{name}/None/None"]] for name in opponents}
+    learners: dict[tuple[str, int | None], list[PathResults]] = {}
+    for entry in contenders:
+        learners.setdefault((entry.name, entry.solver_steps), []).append(outcomes[_key(entry)])
+    comparisons = [pd.DataFrame()]
+    for (name, steps), runs in learners.items():
+        imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
+        table = _versus(runs, versus | ({"flow_imitation": imitation} if imitation else {}), evaluation.seed)
+        best = table["reference_bps"].where(table["reference"].isin(opponents)).idxmax()
+        learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
+        table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
+        comparisons.append(table.assign(is_best_opponent=table.index == best))
+    scorecard = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
+    return Scores(scorecard, pd.concat(comparisons, ignore_index=True), pd.DataFrame(checks))
+
+
+def _versus(
+    runs: Sequence[PathResults], others: Mapping[str, Sequence[PathResults]], seed: int
+) -> pd.DataFrame:
+    """Compare the training seeds of a learner with those of others, on the days on which all were run."""
+    n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
+    learner, *references = (
+        torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
+    )
+    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed)
+    return table.assign(n_paths=n)
 
 
 def _key(entry: Contender) -> str:

@@ -1,4 +1,4 @@
-"""Statistics of policy comparisons: multiple testing, power, bootstrap intervals, model confidence set.
+"""Statistics of policy comparisons: multiple testing, power, block bootstrap, model confidence set.
 
 Policies run on the same paths, so comparisons are paired. The bootstrap resamples single paths where they are
 independent, as simulated ones are, and blocks of recorded orders, which overlap or follow each other.
@@ -11,17 +11,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from arch.bootstrap import MCS, SPA, IIDBootstrap, StationaryBootstrap
+from arch.bootstrap import MCS, SPA, StationaryBootstrap
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import normal_sample_size_one_tail
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import Z95, tail_size
+from flowoe_lib.evaluation.intervals import Z95
 
 __all__ = [
     "block_intervals",
-    "bootstrap_intervals",
     "holm",
     "model_confidence_set",
     "required_paths",
@@ -88,32 +87,6 @@ def required_paths(sd_bps: float, effect_bps: float, level: float = 0.05, power:
         raise ValueError(f"level = {level}, power = {power}: must be 0 < level < power < 1")
     paths = float(normal_sample_size_one_tail(effect_bps, power, level / 2, std_null=sd_bps))
     return max(2, math.ceil(paths))
-
-
-def _std_and_cvar95(pnl: Array) -> Array:
-    worst = tail_size(len(pnl))
-    return np.array([pnl.std(ddof=1), np.partition(pnl, worst - 1)[:worst].mean()])
-
-
-def bootstrap_intervals(a_pnl: Tensor, b_pnl: Tensor, reps: int, seed: int) -> dict[str, float]:
-    """Differences a - b of standard deviation and CVaR95 of P&L, bps, with paired 95 % intervals.
-
-    The arguments are P&L on the same paths, bps, [paths]; CVaR95 is defined in
-    :class:`flowoe_lib.evaluation.scorecard.PathResults`. Keys are ``std`` and ``cvar95``, each also with
-    ``_ci_low`` and ``_ci_high``, from percentiles of the bootstrap. Raises ValueError for other shapes, fewer
-    than three paths, P&L that is not finite, or fewer than 100 reps. Source: Efron & Tibshirani (1993), An
-    Introduction to the Bootstrap, chapter 13.
-    """
-    a, b = np.ascontiguousarray(_on_same_paths([a_pnl, b_pnl], reps).T)
-
-    def differences(x: Array, y: Array) -> Array:
-        return _std_and_cvar95(x) - _std_and_cvar95(y)
-
-    low, high = IIDBootstrap(a, b, seed=seed).conf_int(differences, reps, method="percentile")
-    out: dict[str, float] = {}
-    for name, *ends in zip(("std", "cvar95"), differences(a, b), low, high, strict=True):
-        out[name], out[f"{name}_ci_low"], out[f"{name}_ci_high"] = map(float, ends)
-    return out
 
 
 def block_intervals(differences: pd.DataFrame, block: int, reps: int, seed: int) -> pd.DataFrame:

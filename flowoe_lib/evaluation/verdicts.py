@@ -16,7 +16,19 @@ from torch import Tensor
 
 from flowoe_lib.randomness import generator
 
-__all__ = ["MATERIAL", "VERDICTS", "compare_learner", "count_verdicts", "hierarchical_interval", "verdicts"]
+__all__ = [
+    "MATERIAL",
+    "QUANTITIES",
+    "VERDICTS",
+    "compare_learner",
+    "count_verdicts",
+    "hierarchical_interval",
+    "verdicts",
+]
+
+
+QUANTITIES = ("utility", "mean", "std", "cvar95")
+"""The quantities that are compared; a lower "std" is better, of the others a higher value."""
 
 
 MATERIAL = 1e-3
@@ -31,19 +43,21 @@ BLOCK = 100
 
 
 def hierarchical_interval(
-    learner: Tensor, opponent: Tensor, seed: int, reps: int = 2_000, level: float = 0.95
-) -> tuple[float, float, float]:
+    learner: Tensor, opponent: Tensor, seed: int, reps: int = 1_000, level: float = 0.95
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean difference of two policies with its interval over training seeds and days.
 
-    A bootstrap of two levels. Days are resampled with replacement, the same days for both policies and for
-    all training seeds. Training seeds are too few to be resampled (with three, the variance would be a third
-    too small), so the error of their mean is drawn from its t distribution, independently for each policy.
-    A policy with one row, such as a planner, has no training seed and no such error.
+    A bootstrap of two levels. Days are resampled with replacement, the same days for both policies, for
+    all training seeds and for all quantities. Training seeds are too few to be resampled (with three, the
+    variance would be a third too small), so the error of their mean is drawn from its t distribution,
+    independently for each policy. A policy with one row, such as a planner, has no training seed and no such
+    error.
 
     Parameters
     ----------
     learner, opponent : Tensor
-        Utility, bps, [training seeds, days] or [1, days], on the same days.
+        Utility, bps, [training seeds or 1, days, ...], on the same days. Further axes hold quantities whose
+        mean over days is compared, such as influences on a standard deviation.
     seed : int
         Seed of the bootstrap.
     reps : int
@@ -53,8 +67,8 @@ def hierarchical_interval(
 
     Returns
     -------
-    tuple of float
-        Mean of ``learner`` - ``opponent`` and the ends of its percentile interval, bps.
+    tuple of Tensor
+        Mean of ``learner`` - ``opponent`` and the ends of its percentile interval, bps, [...], float64.
 
     Raises
     ------
@@ -75,7 +89,7 @@ def hierarchical_interval(
     0.50, 0.50 to 0.50
     """
     for name, values in (("learner", learner), ("opponent", opponent)):
-        if values.dim() != 2 or not len(values) or values.shape[1] < 2:
+        if values.dim() < 2 or not len(values) or values.shape[1] < 2:
             raise ValueError(f"{name} of shape {list(values.shape)}: must be [seeds, days], two days or more")
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{name}: holds NaN or infinity, must be finite on every day")
@@ -86,42 +100,43 @@ def hierarchical_interval(
     draws = generator(seed, "hierarchical bootstrap")
     difference = learner.double().mean(0) - opponent.double().mean(0)
     n_days = len(difference)
-    blocks = [min(BLOCK, reps - start) for start in range(0, reps, BLOCK)]
-    resampled = torch.cat(
-        [difference[torch.randint(n_days, (n, n_days), generator=draws)].mean(1) for n in blocks]
-    )
+    one = torch.ones((), dtype=torch.float64)
+    resampled = []
+    for n in (min(BLOCK, reps - start) for start in range(0, reps, BLOCK)):
+        picks = torch.randint(n_days, (n, n_days), generator=draws)
+        times = torch.zeros(n, n_days, dtype=torch.float64).scatter_add_(1, picks, one.expand(n, n_days))
+        resampled.append(torch.tensordot(times, difference, 1) / n_days)
+    means = torch.cat(resampled)
     for side in (learner, opponent):
         if len(side) > 1:
-            error = side.double().mean(1).std().item() / math.sqrt(len(side))
+            error = side.double().mean(1).std(0) / math.sqrt(len(side))
             # Quantiles in random order have the t distribution without sampling error.
             ranks = (torch.randperm(reps, generator=draws).double() + 0.5) / reps
-            resampled += error * torch.from_numpy(student.ppf(ranks.numpy(), len(side) - 1))
-    low, high = np.quantile(resampled.numpy(), [(1 - level) / 2, (1 + level) / 2])
-    return difference.mean().item(), float(low), float(high)
+            means += torch.tensordot(torch.from_numpy(student.ppf(ranks, len(side) - 1)), error, 0)
+    low, high = torch.from_numpy(np.quantile(means.numpy(), [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return difference.mean(0), low, high
 
 
-def compare_learner(
-    learner: Tensor, opponents: Mapping[str, Tensor], seed: int, quantity: str = "utility"
-) -> pd.DataFrame:
+def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 
     Parameters
     ----------
     learner : Tensor
-        Utility, bps, [training seeds, days].
+        Influence of each day on each of ``QUANTITIES``, bps, [training seeds, days, 4], of which utility and
+        mean P&L are their values on the day.
     opponents : mapping of str to Tensor
-        Utility of each opponent on the same days, bps, [training seeds or 1, days].
+        The same for each opponent on the same days, [training seeds or 1, days, 4].
     seed : int
         Seed of the bootstrap.
-    quantity : str
-        Name of the quantity in the tensors.
 
     Returns
     -------
     pandas.DataFrame
-        One row per opponent: ``reference``, the difference in bps with its interval (``<quantity>``,
-        ``<quantity>_ci_low``, ``<quantity>_ci_high``), and ``material_bps``, which is ``MATERIAL`` times the
-        absolute mean utility of the best opponent.
+        One row per opponent: ``reference``, its own utility and standard deviation (``reference_bps``,
+        ``reference_std_bps``), ``material_bps``, which is ``MATERIAL`` times the absolute mean utility of the
+        best opponent, for each of ``QUANTITIES`` the difference in bps with its interval
+        (``<quantity>``, ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
     Raises
     ------
@@ -130,13 +145,17 @@ def compare_learner(
     """
     if not opponents:
         raise ValueError("opponents: must be at least one")
-    best = max(values.double().mean().item() for values in opponents.values())
-    rows = [
-        (name, *hierarchical_interval(learner, values, seed), MATERIAL * abs(best))
-        for name, values in opponents.items()
-    ]
-    columns = ["reference", quantity, f"{quantity}_ci_low", f"{quantity}_ci_high", "material_bps"]
-    return pd.DataFrame(rows, columns=columns)
+    rows = max(map(len, opponents.values()))
+    # Copies of one row have no error over training seeds.
+    others = torch.stack([x.expand(rows, *x.shape[1:]) for x in opponents.values()], 2)
+    level = others.double().mean((0, 1))
+    table = pd.DataFrame({"reference": list(opponents)})
+    table[["reference_bps", "reference_std_bps"]] = level[:, [0, 2]].numpy()
+    table["material_bps"] = MATERIAL * abs(table["reference_bps"].max())
+    ends = hierarchical_interval(learner[:, :, None].expand(-1, -1, len(opponents), -1), others, seed)
+    for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
+        table[[f"{q}{suffix}" for q in QUANTITIES]] = values.numpy()
+    return table.assign(verdict=verdicts(table))
 
 
 def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:

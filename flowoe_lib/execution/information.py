@@ -28,6 +28,7 @@ __all__ = [
     "regimes_as_depth",
     "regimes_by_signals",
     "relative_depth",
+    "variance_revealed",
     "with_errors",
 ]
 
@@ -42,6 +43,10 @@ CELLS = 30
 
 DEPTH_NOISE = 0.4
 """Standard deviation of the error of displayed log depth."""
+
+
+CONSTANT_CV = 0.02
+"""Coefficient of variation of variance that counts as constant; the process needs a positive one."""
 
 
 SIGNALS = (0.2, 2.0)
@@ -115,6 +120,22 @@ def regimes_as_depth(paths: MarketPaths, market: Market, generator: torch.Genera
     believed = moment_matched(market)
     depth = paths.log_depth + relative_depth(market, believed)
     return Information(believed, paths.variance, depth, RegimeBelief(market, paths.stressed.to(depth)))
+
+
+def variance_revealed(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:
+    """Information of traders who observe the calm regime's variance, but neither regime nor depth.
+
+    The probability of stress is filtered from realised over calm variance. These traders know more than those
+    of :func:`blind_to_regimes`, and their optimum can be computed.
+    """
+    raised = torch.where(paths.stressed, market.regimes.volatility_multiplier, 1).square()
+    calm = paths.integrated_variance / raised / paths.dt
+    steady = replace(market, heston=replace(market.heston, cv=torch.tensor(CONSTANT_CV)))
+    relative = realised_variance(paths, generator) / calm * market.heston.theta
+    _, stressed = filtered_state(relative, steady, paths.dt)
+    expected = 1 + stressed * (market.regimes.volatility_multiplier.square() - 1)
+    belief = RegimeBelief(market, stressed)
+    return Information(moment_matched(market), paths.variance / raised * expected, paths.log_depth, belief)
 
 
 def regimes_by_signals(paths: MarketPaths, market: Market, generator: torch.Generator) -> Information:

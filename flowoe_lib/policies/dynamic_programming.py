@@ -31,8 +31,8 @@ JUMP = 0.25
 
 
 def policy_jump(market: Market) -> float:
-    """The jump for :func:`interpolate_table`: finite if sub-linear permanent impact allows several optima."""
-    return JUMP if float(market.impact.delta) < 1 else torch.inf
+    """The jump for :func:`interpolate_table`: below 1 where permanent impact allows several optima."""
+    return JUMP if float(market.impact.delta) < 1 else 1.0
 
 
 def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:

@@ -127,7 +127,7 @@ class FilteredRegimeOptimum:
     """Multiplier of variance in the stressed regime."""
     value_bps: float
     """Expected utility of the order under the stationary law of variance and regime, bps."""
-    jump: float = torch.inf
+    jump: float = 1.0
     """Fractions at neighbouring nodes that differ by more are not averaged."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:

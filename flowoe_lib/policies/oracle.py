@@ -64,7 +64,7 @@ class Oracle:
     """Multiplier of variance at the last node of depth; one without regimes."""
     value_bps: float
     """Expected utility of the order under the stationary law of variance, depth and regime, bps."""
-    jump: float = torch.inf
+    jump: float = 1.0
     """Fractions at neighbouring nodes that differ by more are not averaged."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:

@@ -4,92 +4,119 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
-from flowoe_lib.evaluation.scorecard import (
-    Contender,
-    Evaluation,
-    Scores,
-    evaluate,
-    market_days,
-    score_condition,
-)
-from flowoe_lib.evaluation.statistics import bootstrap_intervals, model_confidence_set, spa_pvalue
+from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, evaluate, score_condition
+from flowoe_lib.evaluation.statistics import model_confidence_set, spa_pvalue
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.execution.information import Errors, Perceive, exact, regimes_as_depth
+from flowoe_lib.execution.information import Errors, Perceive, exact, regimes_as_depth, variance_revealed
 from flowoe_lib.market.model import Condition, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
+from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
-from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.studies.worlds import World
 
 __all__ = [
+    "Trained",
+    "contestants_in",
     "error_costs",
-    "hidden_gain",
     "multiple_comparison",
     "on_frontier",
+    "opponents_in",
     "score_in_world",
     "share_of_informed_gain",
     "whole_range",
 ]
 
 
-def experts_in(
-    perceive: Perceive, condition: Condition, n_buckets: int, rl: Mapping[str, RLExpert]
+Trained = Mapping[str, Mapping[str, Policy]]
+"""Policies trained for one condition, by "world/condition" and name, such as "rl" and "specialist"."""
+
+
+def opponents_in(
+    perceive: Perceive, condition: Condition, n_buckets: int, trained: Trained
 ) -> dict[str, Policy]:
-    """The experts of a condition, calibrated to the information there, with the RL expert if it has one."""
-    if isinstance(perceive, Errors):
-        return from_estimates(condition, n_buckets)
+    """The opponents in a condition, all with the information of its world.
+
+    They are the experts calibrated to that information, a random policy, the policies trained for the
+    condition, and with a hidden drift the optimal policy of a trader unaware of it ("blind_optimum").
+    """
     market = condition.market
-    believed = moment_matched(market) if market.regimes.present else market
-    calibrated = [replace(condition, market=believed)]
-    experts = {name: make(calibrated, 1, n_buckets) for name, make in SCHEDULE_EXPERTS.items()}
-    trained = {"rl": rl[condition.name]} if condition.name in rl else {}
-    return experts | trained
+    if isinstance(perceive, Errors):
+        experts = from_estimates(condition, n_buckets)
+    else:
+        believed = moment_matched(market) if market.regimes.present else market
+        calibrated = [replace(condition, market=believed)]
+        experts = {name: make(calibrated, 1, n_buckets) for name, make in SCHEDULE_EXPERTS.items()}
+    if market.drift_sd > 0:
+        unaware = replace(market, drift_sd=scalar(0.0))
+        experts["blind_optimum"] = solve_oracle(unaware, condition.order, n_buckets)
+    return {"random": uniform_scores} | experts | dict(trained.get(f"{condition.world}/{condition.name}", {}))
 
 
-def _blind(condition: Condition, n_buckets: int) -> Policy:
-    """Optimal policy of a trader unaware of the hidden drift."""
-    return solve_oracle(replace(condition.market, drift_sd=scalar(0.0)), condition.order, n_buckets)
+def optima_in(perceive: Perceive, condition: Condition, n_buckets: int) -> list[Contender]:
+    """The optimum with the information of a world ("limit"), and with full information ("oracle").
+
+    With full information the two are the same, and a hidden drift has no oracle. Under hidden regimes the
+    limit observes the variance of the calm regime; under errors it knows the parameters and observes
+    variance. There it is an upper bound, which is exact where variance is constant.
+    """
+    problem = condition.market, condition.order, n_buckets
+    if condition.market.drift_sd > 0:
+        return [Contender(solve_belief(*problem), "limit")]
+    oracle = Contender(solve_oracle(*problem), "oracle")
+    if isinstance(perceive, Errors):
+        seen = replace(perceive, volatility=0.0, illiquidity=0.0, returns=None)
+        return [Contender(solve_filtered_depth(*problem), "limit", perceive=seen), oracle]
+    if condition.market.regimes.present:
+        bound = solve_filtered_regimes(*problem)
+        return [Contender(bound, "limit", perceive=variance_revealed), oracle]
+    return [oracle]
+
+
+def contestants_in(
+    worlds: Sequence[World], learned: Mapping[str, Policy], n_buckets: int, trained: Trained
+) -> dict[str, Policy]:
+    """The ``learned`` policies and all opponents in the worlds, by world, condition and name."""
+    opponents = {
+        f"{w.name}/{c.name}/{name}": policy
+        for w in worlds
+        for c in w.conditions
+        for name, policy in opponents_in(w.perceive, c, n_buckets, trained).items()
+    }
+    return {**learned, **opponents}
 
 
 def score_in_world(
     perceive: Perceive,
     condition: Condition,
     fields: Mapping[int, EndpointField],
-    rl: Mapping[str, RLExpert],
+    trained: Trained,
     evaluation: Evaluation,
 ) -> Scores:
-    """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy and the experts of a
-    world.
+    """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy in a world.
 
-    The first of the ``fields`` runs on all days with one solver step; its other numbers of steps and the
-    other training seeds run on the first ``n_few``. Where information is incomplete, "flow_informed" is the
-    same policy with full information. The oracle observes regimes; for a hidden drift it is the belief-state
-    optimum.
+    All training seeds run on all days with one solver step; further numbers of steps of the first seed run on
+    the first ``n_few``. Where information is incomplete, "flow_informed" is the same policy with full
+    information.
     """
     first_seed, n_buckets = min(fields), evaluation.n_buckets
     few = min(evaluation.n_few, evaluation.n_paths)
-    contenders = [
+    contenders = [Contender(FlowPolicy(field, 1), "flow_refined", 1, seed) for seed, field in fields.items()]
+    contenders += [
         Contender(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
     ]
-    contenders += [
-        Contender(FlowPolicy(field, 1), "flow_refined", 1, s, None if s == first_seed else few)
-        for s, field in fields.items()
-    ]
-    experts, informed = experts_in(perceive, condition, n_buckets, rl), []
-    if condition.market.drift_sd > 0:
-        experts["blind_optimum"] = _blind(condition, n_buckets)
-        informed.append(Contender(solve_belief(condition.market, condition.order, n_buckets), "oracle"))
+    informed = optima_in(perceive, condition, n_buckets)
     if perceive is not exact:
         knowing = FlowPolicy(fields[first_seed], 1)
         informed.append(Contender(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
-    return score_condition(condition, experts, contenders, evaluation, perceive, informed)
+    opponents = opponents_in(perceive, condition, n_buckets, trained)
+    return score_condition(condition, opponents, contenders, evaluation, perceive, informed)
 
 
 def whole_range(
@@ -113,31 +140,6 @@ def whole_range(
         rows.append((condition.name, trained, steps, *capture, regret))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def hidden_gain(field: EndpointField, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
-    """Gain from learning about a hidden drift, over the optimal policy unaware of it.
-
-    One row: the policy's share of the gain of the belief-state optimum, with its interval, and the
-    realised gain in the lowest, middle and highest third of days by their actual drift, bps.
-    """
-    policies: dict[str, Policy] = {
-        "flow": FlowPolicy(field, 1),
-        "blind": _blind(condition, evaluation.n_buckets),
-        "belief": solve_belief(condition.market, condition.order, evaluation.n_buckets),
-    }
-    out = evaluate(policies, condition, evaluation, "test")
-    utilities = [out[name].utility for name in ("flow", "blind", "belief")]
-    share = capture_interval(*utilities)
-    days = market_days(condition, evaluation, "test")
-    drift = torch.cat([paths.day_drift_bps for paths in days])[: evaluation.n_paths]
-    # Conditional on the drift the martingale term has a nonzero mean, so gains are those of P&L.
-    gain = out["flow"].martingale - out["blind"].martingale + utilities[0] - utilities[1]
-    thirds = gain[drift.argsort()].tensor_split(3)
-    worth = float((utilities[2] - utilities[1]).mean())
-    row = (condition.name, worth, *share, *(float(t.mean()) for t in thirds))
-    columns = ["condition", "worth_bps", "share", "ci_low", "ci_high", "falling", "flat", "rising"]
-    return pd.DataFrame([row], columns=columns)
 
 
 def share_of_informed_gain(scorecard: pd.DataFrame) -> pd.Series:
@@ -180,16 +182,16 @@ def multiple_comparison(
     world: World,
     condition: Condition,
     field: EndpointField,
-    rl: Mapping[str, RLExpert],
+    trained: Trained,
     reps: int,
     evaluation: Evaluation,
 ) -> pd.DataFrame:
-    """Statistical tests in one condition: model confidence set, Hansen's test, and bootstrap intervals.
+    """Statistical tests of all policies in one condition: model confidence set and Hansen's test.
 
     ``spa_p`` is the p-value of the hypothesis that no other policy is better than FlowOE; ``best_set`` names
-    the policies of the 95 % model confidence set; differences in std and CVaR95 are to the static optimum.
+    the policies of the 95 % model confidence set.
     """
-    policies = experts_in(world.perceive, condition, evaluation.n_buckets, rl)
+    policies = opponents_in(world.perceive, condition, evaluation.n_buckets, trained)
     policies["flow_refined"] = FlowPolicy(field, 1)
     out, seed = evaluate(policies, condition, evaluation, "test", world.perceive), evaluation.seed
     utilities: dict[str, Tensor] = {name: o.utility for name, o in out.items()}
@@ -197,21 +199,20 @@ def multiple_comparison(
     kept: Sequence[str] = ranked.loc[ranked["in_set"], "policy"].tolist()
     others = {name: u for name, u in utilities.items() if name != "flow_refined"}
     p = spa_pvalue(utilities["flow_refined"], others, reps, seed)
-    gaps = bootstrap_intervals(out["flow_refined"].pnl, out["static_optimal"].pnl, reps, seed)
-    row: dict[str, object] = {"world": world.name, "condition": condition.name}
-    return pd.DataFrame([row | {"best_set": ", ".join(kept), "spa_p": p} | gaps])
+    row = {"world": world.name, "condition": condition.name, "best_set": ", ".join(kept), "spa_p": p}
+    return pd.DataFrame([row])
 
 
 def on_frontier(
     condition: Condition,
     *,
     flow: Policy,
-    rl: Mapping[str, RLExpert],
+    trained: Trained,
     n_buckets: int,
     nodes: Mapping[str, int],
 ) -> dict[str, Policy]:
     """The policies of a frontier, calibrated to a condition; ``nodes`` are those of the oracle's grid."""
     names = ("almgren_chriss", "static_optimal", "replanned")
     policies = {name: SCHEDULE_EXPERTS[name]([condition], 1, n_buckets) for name in names}
-    policies |= {"rl": rl[condition.name], "flow_refined": flow}
+    policies |= {**trained.get(f"{condition.world}/{condition.name}", {}), "flow_refined": flow}
     return policies | {"oracle": solve_oracle(condition.market, condition.order, n_buckets, **nodes)}

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from flowoe_lib.data.conditions import one_digit
-from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
+from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.tested import TESTED_BUCKETS, TESTED_LIMITS
@@ -20,10 +20,6 @@ __all__ = ["World", "beyond_training", "dynamic_worlds", "liquid_day"]
 
 DRIFT = 0.3
 """Absolute drift of the day, in daily standard deviations; in the hidden world its standard deviation."""
-
-
-CONSTANT_CV = 0.02
-"""Coefficient of variation of variance that counts as constant; the process needs a positive one."""
 
 
 LEVELS = {"normal": 1.0, "lean": 2.0, "thin": 3.0}
@@ -137,16 +133,23 @@ def _hidden(condition: Condition) -> Condition:
 
 
 def _switching(normal: Sequence[Condition]) -> list[Condition]:
-    """From each volatility level to the next, with the lean market's cost on top of the volatility's."""
+    """From each volatility level to the next, with the lean market's cost on top of the volatility's.
+
+    Besides the grid's coefficients of variation there is a constant variance, at which the optimum of agents
+    who observe neither regime nor depth is known exactly.
+    """
+    grid_cvs = sorted({c.market.heston.cv.item() for c in normal})
+    levels = [c for c in normal if c.market.heston.cv.item() == grid_cvs[0]]
     out = []
-    for cv in sorted({c.market.heston.cv.item() for c in normal}):
-        levels = [c for c in normal if c.market.heston.cv.item() == cv]
+    for cv in (CONSTANT_CV, *grid_cvs):
         for calm, stressed in pairwise(levels):
             ratio = (stressed.market.heston.theta / calm.market.heston.theta).sqrt()
+            heston = replace(calm.market.heston, cv=scalar(cv))
             for pace, rate in JUMPS.items():
                 regimes = Regimes(ratio, LEVELS["lean"] * ratio, scalar(rate), scalar(rate))
                 name = f"{calm.name.split('/')[0]}-{stressed.name.split('/')[0]}/{pace}/cv{cv:g}"
-                out.append(_named(calm, "switching", name, replace(calm.market, regimes=regimes)))
+                market = replace(calm.market, heston=heston, regimes=regimes)
+                out.append(_named(calm, "switching", name, market))
     return out
 
 
