@@ -94,7 +94,9 @@ def test_other_figures_draw_every_row() -> None:
     np.testing.assert_array_equal(lines[0].get_xdata(), [1, 2, 4, 8])
     changes = pd.DataFrame({"expert": ["twap", "almgren_chriss"], "mean": [-1.0, 0.5], "std": [-0.1, -0.2]})
     assert len([a for a in charts.risk_return_figure(changes, "message").axes if a.get_visible()]) == 2
-    worlds = pd.DataFrame({"world": ["a", "a", "b"], "utility": [0.2, 0.1, -0.1], "reference_bps": -10.0})
+    worlds = pd.DataFrame(
+        {"world": ["a", "a", "b"], "utility": [0.2, 0.1, -0.1], "reference_utility_bps": -10.0}
+    )
     worlds = worlds.assign(utility_ci_low=worlds["utility"] - 0.05, utility_ci_high=worlds["utility"] + 0.05)
     panels = [axes for axes in charts.world_figure(worlds, "message").axes if axes.get_visible()]
     shares = [np.asarray(axes.lines[0].get_xdata(), float) for axes in panels]

@@ -76,7 +76,7 @@ def mean_and_error(
 def profits(market: Market, order: Order, actions: int) -> tuple[Array, Array, Array]:
     """Temporary cost, risk, and profit apart from both, of going from q to q' in a quarter of the day."""
     i, theta, dt, phi = market.impact, float(market.heston.theta), 1 / 4, float(order.size)
-    eta, beta, gamma_ = (float(x) for x in (i.eta, i.beta, i.gamma))
+    eta, beta, gamma_ = (float(x) for x in (i.eta, i.beta, i.gamma * i.turnover_days**0.25))
     q = np.arange(actions + 1) / actions
     kept, sold = q[None, :], np.maximum(q[:, None] - q, 0)
     temporary = 1e4 * eta * math.sqrt(theta) * (phi * sold / dt) ** beta * sold
@@ -256,7 +256,8 @@ def regressed(market: Market, order: Order, noise: float, actions: int, draws: i
     Depth and its displays are jointly normal: estimates are regressions on all displays so far.
     """
     theta, phi, dt = float(market.heston.theta), float(order.size), 1 / 3
-    eta, beta, gamma_ = (float(x) for x in (market.impact.eta, market.impact.beta, market.impact.gamma))
+    i = market.impact
+    eta, beta, gamma_ = (float(x) for x in (i.eta, i.beta, i.gamma * i.turnover_days**0.25))
     sd, reversion = float(market.liquidity.depth_sd), float(market.liquidity.depth_reversion)
     minute = (np.arange(30000) + 0.5) / 30000
     legendre = (6 * minute**2 - 6 * minute + 1).reshape(3, -1).mean(1)

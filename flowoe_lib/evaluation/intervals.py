@@ -4,7 +4,14 @@ import math
 
 from torch import Tensor
 
-__all__ = ["Z95", "capture_interval", "cvar95_influence", "paired_interval", "std_influence"]
+__all__ = [
+    "Z95",
+    "capture_interval",
+    "cvar95_influence",
+    "paired_interval",
+    "std_influence",
+    "tail_size",
+]
 
 
 def capture_interval(policy: Tensor, twap: Tensor, oracle: Tensor) -> tuple[float, float, float]:
@@ -43,13 +50,18 @@ def std_influence(pnl: Tensor) -> Tensor:
     return x.std() + (squares - squares.mean()) / (2 * x.std())
 
 
+def tail_size(n: int) -> int:
+    """Number of days in the worst 5 % of ``n``, at least one, over which CVaR95 is the mean."""
+    return max(1, round(0.05 * n))
+
+
 def cvar95_influence(pnl: Tensor) -> Tensor:
     """Influence of each path on CVaR95, [paths]; their mean is CVaR95.
 
-    CVaR95 is the mean P&L over the worst 5 % of paths, at least one. Source: Rockafellar, Uryasev (2000),
+    CVaR95 is the mean P&L over the :func:`tail_size` worst paths. Source: Rockafellar, Uryasev (2000),
     Journal of Risk 2, for CVaR as the mean excess over a quantile.
     """
     x = pnl.double()
-    worst = max(1, round(0.05 * len(x)))
+    worst = tail_size(len(x))
     threshold = x.kthvalue(worst).values
     return threshold + (x - threshold).clamp_max(0) * (len(x) / worst)

@@ -365,7 +365,7 @@ def score_condition(
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
         table = _versus(runs, versus | ({"flow_imitation": imitation} if imitation else {}), evaluation.seed)
-        best = table["reference_bps"].where(table["reference"].isin(opponents)).idxmax()
+        best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
         learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
         table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
         comparisons.append(table.assign(is_best_opponent=table.index == best))

@@ -123,20 +123,20 @@ def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int)
     Parameters
     ----------
     learner : Tensor
-        Influence of each day on each of ``QUANTITIES``, bps, [training seeds, days, 4], of which utility and
-        mean P&L are their values on the day.
+        Utility, bps, [training seeds, days], or the influence of each day on each of ``QUANTITIES``,
+        [training seeds, days, 4], of which utility and mean P&L are their values on the day.
     opponents : mapping of str to Tensor
-        The same for each opponent on the same days, [training seeds or 1, days, 4].
+        The same for each opponent on the same days, with its training seeds or one row.
     seed : int
         Seed of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
-        One row per opponent: ``reference``, its own utility and standard deviation (``reference_bps``,
-        ``reference_std_bps``), ``material_bps``, which is ``MATERIAL`` times the absolute mean utility of the
-        best opponent, for each of ``QUANTITIES`` the difference in bps with its interval
-        (``<quantity>``, ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
+        One row per opponent: ``reference``, its own quantities (``reference_<quantity>_bps``),
+        ``material_bps``, which is ``MATERIAL`` times the absolute mean utility of the best opponent, for each
+        quantity the difference in bps with its interval (``<quantity>``, ``<quantity>_ci_low``,
+        ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
     Raises
     ------
@@ -148,13 +148,15 @@ def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int)
     rows = max(map(len, opponents.values()))
     # Copies of one row have no error over training seeds.
     others = torch.stack([x.expand(rows, *x.shape[1:]) for x in opponents.values()], 2)
-    level = others.double().mean((0, 1))
+    copies = learner[:, :, None].expand(-1, -1, *others.shape[2:])
+    ends = [x.reshape(len(opponents), -1).numpy() for x in hierarchical_interval(copies, others, seed)]
+    level = others.double().mean((0, 1)).reshape(len(opponents), -1).numpy()
     table = pd.DataFrame({"reference": list(opponents)})
-    table[["reference_bps", "reference_std_bps"]] = level[:, [0, 2]].numpy()
-    table["material_bps"] = MATERIAL * abs(table["reference_bps"].max())
-    ends = hierarchical_interval(learner[:, :, None].expand(-1, -1, len(opponents), -1), others, seed)
-    for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
-        table[[f"{q}{suffix}" for q in QUANTITIES]] = values.numpy()
+    for i, name in enumerate(QUANTITIES[: level.shape[1]]):
+        table[f"reference_{name}_bps"] = level[:, i]
+        for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
+            table[f"{name}{suffix}"] = values[:, i]
+    table["material_bps"] = MATERIAL * abs(level[:, 0].max())
     return table.assign(verdict=verdicts(table))
 
 

@@ -44,7 +44,7 @@ def in_one_step(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
 def shares(comparisons: pd.DataFrame) -> pd.DataFrame:
     """Difference in utility with its interval, as shares of the reference's cost."""
     ends = comparisons[["utility", "utility_ci_low", "utility_ci_high"]]
-    return ends.div(comparisons["reference_bps"].abs(), axis=0)
+    return ends.div(comparisons["reference_utility_bps"].abs(), axis=0)
 
 
 def verdict(won: int, total: int) -> str:

@@ -201,7 +201,7 @@ def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int,
     for name, utility in measured["utility_bps"].items():
         row: dict[str, object] = {"policy": name.replace(" | ", ", "), "training_seeds": len(utility)}
         for quantity, values in measured.items():
-            ends = hierarchical_interval(values[name], torch.zeros_like(utility[:1]), seed)
+            ends = map(float, hierarchical_interval(values[name], torch.zeros_like(utility[:1]), seed))
             row |= dict(zip((quantity, f"{quantity}_ci_low", f"{quantity}_ci_high"), ends, strict=True))
         [row["verdict"]] = verdicts(compare_learner(utility, {"flow": flow}, seed))
         rows.append(row)

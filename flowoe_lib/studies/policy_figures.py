@@ -277,12 +277,14 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Gain over the best expert with its 95 % interval, a panel per world, a point per condition.
 
     ``rows`` are comparisons with the best expert: world, utility, utility_ci_low, utility_ci_high and
-    reference_bps.
+    reference_utility_bps.
     """
     figure, panels = panel_grid(rows["world"].nunique(), 3, height=2.2)
     for axes, (world, row) in zip(panels, rows.groupby("world", sort=False), strict=True):
         row = row.sort_values("utility")
-        shares = row[["utility", "utility_ci_low", "utility_ci_high"]].div(row["reference_bps"].abs(), axis=0)
+        shares = row[["utility", "utility_ci_low", "utility_ci_high"]].div(
+            row["reference_utility_bps"].abs(), axis=0
+        )
         _intervals(axes, shares, np.arange(len(row)), LOOKS["flow_refined"], ms=3)
         axes.axvline(0, color="black", lw=0.8)
         axes.xaxis.set_major_formatter("{x:+.1%}")
