@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.impact import variance_cost
-from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.model import Heston, Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
 from flowoe_lib.policies.dynamic_programming import (
@@ -33,7 +33,15 @@ from flowoe_lib.policies.dynamic_programming import (
     require_grid,
 )
 
-__all__ = ["LiquidityAxis", "Oracle", "look_up", "solve_belief", "solve_grid", "solve_oracle"]
+__all__ = [
+    "LiquidityAxis",
+    "Oracle",
+    "look_up",
+    "solve_belief",
+    "solve_grid",
+    "solve_oracle",
+    "variance_axis",
+]
 
 
 VARIANCE_TAIL = 1e-6
@@ -149,20 +157,11 @@ def solve_grid(
     value of the order in bps.
     """
     heston, dt = market.heston, 1 / n_buckets
-    normal, weights = normal_rule(1001)
-
-    shape = float(1 / heston.cv**2)
-    scale = float(heston.theta) / shape
-    variance_max = scale * float(gammainccinv(shape, VARIANCE_TAIL))
-    v = variance_max * torch.linspace(0, 1, variance_nodes, dtype=torch.float64).square()
-    step = VarianceStep.over(heston, dt)
-    mean, conditional_variance = (moment.repeat_interleave(len(normal)) for moment in step.moments(v))
-    next_v = qe_variance_step(mean, conditional_variance, normal.repeat(len(v))).reshape(len(v), -1)
-    first_v = scale * torch.from_numpy(gammainccinv(shape, ndtr(-normal.numpy())))
-    step_v, start_v = expectation(v, next_v, weights), expectation(v, first_v[None], weights)
+    v, step_v, start_v = variance_axis(heston, dt, variance_nodes)
 
     gain = order.side * market.drift * dt
-    risk = order.risk_aversion * 1e8 * step.integral(v)[:, None] * axis.variance
+    expected = VarianceStep.over(heston, dt).integral(v)
+    risk = order.risk_aversion * 1e8 * expected[:, None] * axis.variance
     steps = axis.step.expand(n_buckets, -1, -1)
 
     def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
@@ -173,7 +172,25 @@ def solve_grid(
     cost_multiplier = variance_cost(market, v)[:, None] * axis.cost_multiplier[:, None]
     cost_multiplier = cost_multiplier.expand(n_buckets, -1, -1)
     value, table = backward_induction(market, order, n_buckets, inventory_nodes, cost_multiplier, carry)
-    return table, variance_max, float(start_v[0] @ value @ axis.start[0])
+    return table, float(v[-1]), float(start_v[0] @ value @ axis.start[0])
+
+
+def variance_axis(heston: Heston, dt: float, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes of variance, uniform in its root, and the matrices of its expectations.
+
+    The second result maps f on the nodes to its conditional expectation ``dt`` days later, [nodes, nodes],
+    the third to its expectation at the open, [1, nodes].
+    """
+    normal, weights = normal_rule(1001)
+    shape = float(1 / heston.cv**2)
+    scale = float(heston.theta) / shape
+    variance_max = scale * float(gammainccinv(shape, VARIANCE_TAIL))
+    v = variance_max * torch.linspace(0, 1, nodes, dtype=torch.float64).square()
+    step = VarianceStep.over(heston, dt)
+    mean, conditional_variance = (moment.repeat_interleave(len(normal)) for moment in step.moments(v))
+    next_v = qe_variance_step(mean, conditional_variance, normal.repeat(len(v))).reshape(len(v), -1)
+    first_v = scale * torch.from_numpy(gammainccinv(shape, ndtr(-normal.numpy())))
+    return v, expectation(v, next_v, weights), expectation(v, first_v[None], weights)
 
 
 def solve_oracle(

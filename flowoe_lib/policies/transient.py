@@ -1,16 +1,33 @@
-"""Optimal execution when temporary impact has memory: closed form, numerical schedules, dynamic programming.
+"""Optimal execution when temporary impact has memory: closed form and dynamic programming.
 
 Source: Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limit order books with general shape
-functions", Quantitative Finance 10.
+functions", Quantitative Finance 10; Bellman (1957), Dynamic Programming.
 """
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import align
-from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.impact import impact_slope, permanent_shift, temporary_cost, variance_cost
+from flowoe_lib.market.model import Market, Order, volume_profile
+from flowoe_lib.market.simulator import VarianceStep
+from flowoe_lib.policies.dynamic_programming import expectation, one_condition, require_grid
+from flowoe_lib.policies.oracle import look_up, variance_axis
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["alfonsi_fruth_schied"]
+__all__ = ["TransientOptimum", "alfonsi_fruth_schied", "solve_transient"]
+
+
+FINER = 4
+"""Intervals of linear interpolation in each interval between nodes of a cubic spline."""
+
+
+TRIALS, HALVINGS = 25, 10
+"""Trades compared in each state, and halvings of the two intervals beside the best of them."""
 
 
 def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedule:
@@ -54,3 +71,140 @@ def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedu
     later = torch.arange(n_buckets, dtype=block.dtype).reshape(-1, *[1] * block.dim())
     left = 1 - block - later * (1 - decay) * block
     return Schedule(torch.cat((torch.ones_like(left[:1]), left[:-1], torch.zeros_like(left[:1]))))
+
+
+@dataclass(frozen=True)
+class TransientOptimum:
+    """The optimal policy of one condition under impact with memory, and its value.
+
+    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
+    the market estimates in the observation.
+    """
+
+    fraction: Tensor
+    """Fraction of the remaining inventory to trade, [N - 1, inventory, impact, variance], float64. Nodes are
+    uniform from 0 to 1 in sqrt(q), in sqrt(E / (1 - q)) and in sqrt(V / variance_max)."""
+    variance_max: float
+    """Last node of variance, per day."""
+    value_bps: float
+    """Expected utility of the order under the stationary law of variance, bps."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
+
+        Raises ValueError if the day has another number of buckets.
+        """
+        spread = (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt()
+        return look_up(self.fraction, obs, spread, (obs.variance / self.variance_max).sqrt(), jump=torch.inf)
+
+
+def solve_transient(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    *,
+    inventory_nodes: int = 41,
+    impact_nodes: int = 31,
+    variance_nodes: int = 17,
+) -> TransientOptimum:
+    """Solve for the optimal policy of one condition under impact with memory by dynamic programming.
+
+    The state is inventory q, impact state E and variance V; since impact decays, q + E is at most one. The
+    value per unit J / q is interpolated by cubic splines in sqrt(q) and in sqrt(E / (1 - q)), evaluated on a
+    finer grid, and in V. Trades are compared on a grid of their share of the inventory and refined by
+    halving. A hidden drift enters with its mean.
+
+    Parameters
+    ----------
+    market, order : Market, Order
+        Fields of shape [].
+    n_buckets : int
+        Number of buckets N of the day.
+    inventory_nodes, impact_nodes, variance_nodes : int
+        Nodes of the grid on each axis, at least four.
+
+    Returns
+    -------
+    flowoe_lib.policies.transient.TransientOptimum
+        The policy, and ``value_bps``, the expected utility of the order in bps.
+
+    Raises
+    ------
+    ValueError
+        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, random depth or
+        regimes.
+
+    References
+    ----------
+    Bellman (1957), Dynamic Programming; Alfonsi, Fruth, Schied (2010), Quantitative Finance 10.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> heston = fo.Heston(fo.scalar(4e-4), fo.scalar(4), fo.scalar(0.9), fo.scalar(-0.6))
+    >>> market = fo.Market(heston, fo.Impact(resilience=fo.scalar(4.62)))
+    >>> order = fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
+    >>> nodes = {"inventory_nodes": 17, "impact_nodes": 9, "variance_nodes": 7}
+    >>> round(fo.policies.transient.solve_transient(market, order, 6, **nodes).value_bps, 1)
+    -12.0
+    """
+    require_grid(n_buckets, inventory_nodes, impact_nodes, variance_nodes)
+    market, order = one_condition(market, order)
+    if market.liquidity.depth_sd > 0:
+        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
+    if market.regimes.present:
+        raise ValueError("Market.regimes: must be absent")
+
+    dt, beta = 1 / n_buckets, market.impact.beta
+    decay = torch.exp(-market.impact.resilience * dt)
+    v, step_v, start_v = variance_axis(market.heston, dt, variance_nodes)
+    slope = impact_slope(market, order.size / volume_profile(market.liquidity, n_buckets), n_buckets)
+    slope = (slope[:, None] * variance_cost(market, v))[..., None, None]
+    gain = order.side * market.drift * dt
+    risk = (order.risk_aversion * 1e8 * VarianceStep.over(market.heston, dt).integral(v)).reshape(-1, 1, 1)
+
+    # All tensors are [variance, inventory, impact].
+    axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in (inventory_nodes, impact_nodes)]
+    fine = [
+        expectation(
+            x, torch.linspace(0, 1, FINER * (len(x) - 1) + 1).double()[:, None], torch.ones(1).double()
+        )
+        for x in axes
+    ]
+    q = axes[0].square()[:, None].expand(len(v), -1, impact_nodes)
+    state = (1 - q) * axes[1].square()
+    limit = (1 + beta) * state**beta
+
+    def after(left: Tensor, impact: Tensor, ahead: Tensor) -> Tensor:
+        """Value per unit of holding ``left`` at the ``impact`` state after a trade."""
+        spread = (decay * impact / (1 - left).clamp_min(1e-12)).clamp_max(1).sqrt()
+        places = torch.stack((spread, left.sqrt()), -1) * 2 - 1
+        return gain - risk * left + grid_sample(ahead[:, None], places, align_corners=True)[:, 0]
+
+    def worth(k: int, root: Tensor, ahead: Tensor) -> Tensor:
+        """Value of trading the share ``root``^2 of the inventory in bucket ``k``."""
+        sold = q * root.square()
+        left, shift = q - sold, permanent_shift(market, order.size, sold, dt)
+        cost = slope[k] * temporary_cost(state, sold, beta) + shift * (left + sold / 2)
+        return left * after(left, state + sold, ahead) - cost
+
+    shares = torch.linspace(0, 1, TRIALS).double()
+    table = q.new_empty(n_buckets - 1, *q.shape)
+    value = worth(n_buckets - 1, torch.ones_like(q), torch.zeros(len(v), 2, 2).double())
+    lowest = -slope[-1] * limit
+    for k in reversed(range(n_buckets - 1)):
+        unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
+        ahead = torch.einsum("wv,vqe,fq,ge->wfg", step_v, unit, *fine)
+        best = torch.stack([worth(k, share.expand_as(q), ahead) for share in shares]).argmax(0)
+        low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(TRIALS - 1)]
+        for _ in range(HALVINGS):
+            middle, nudge = (low + high) / 2, (high - low) / 50
+            rising = worth(k, middle + nudge, ahead) > worth(k, middle - nudge, ahead)
+            low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
+        root = (low + high) / 2
+        value = worth(k, root, ahead)
+        lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
+        table[k] = root.square()
+        table[k, :, 0] = table[k, :, 1]
+    open_value = float(start_v[0] @ value[:, -1, 0])
+    return TransientOptimum(table.permute(0, 2, 3, 1), float(v[-1]), open_value)
