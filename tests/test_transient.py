@@ -13,14 +13,20 @@ from torch import Tensor
 
 from flowoe_lib.execution.environment import advance, advantage_over_twap, controlled_utility, twap_value
 from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy, execute, execute_schedule
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, feature_count, features
 from flowoe_lib.market.impact import impact_path, impact_slope, memory_weights, temporary_cost
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, static_optimal, twap
 from flowoe_lib.policies.trajectory import best_trades
-from flowoe_lib.policies.transient import alfonsi_fruth_schied
+from flowoe_lib.policies.transient import TransientOptimum, alfonsi_fruth_schied, solve_transient
 from flowoe_lib.randomness import generator
+from flowoe_lib.training.refinement import refine
 
 N = 39
 HALF_LIVES = [0.05, 0.15, 0.4]
@@ -312,3 +318,119 @@ def test_rewards_of_decisions_sum_to_the_utility_of_the_order() -> None:
 
     done = execute(replay, paths, m, o, generator(1, "n")).utility_bps(o)
     torch.testing.assert_close(total, done, rtol=1e-4, atol=1e-4)
+
+
+SHORT = 13
+NODES = {"inventory_nodes": 25, "impact_nodes": 17, "variance_nodes": 11}
+STRESSED = market(0.15, volatility=0.019, cv=1.3)
+
+
+@pytest.fixture(scope="module")
+def optimum() -> TransientOptimum:
+    return solve_transient(STRESSED, order(), SHORT, **NODES)
+
+
+def utility(policy: Policy, n: int = 4_000) -> Tensor:
+    paths = days(STRESSED, n, SHORT)
+    return execute(policy, paths, STRESSED, order(), generator(1, "n")).utility_bps(order()).double()
+
+
+def test_the_value_of_the_oracle_is_its_simulated_utility(optimum: TransientOptimum) -> None:
+    u = utility(optimum)
+    assert u.mean().item() == pytest.approx(optimum.value_bps, abs=4 * float(u.std()) / 4_000**0.5)
+
+
+def test_no_policy_beats_the_oracle(optimum: TransientOptimum) -> None:
+    best, replanned, static, even = (
+        utility(policy, 1_000) for policy in (optimum, mpc, static_optimal(STRESSED, order(), SHORT), twap)
+    )
+    # Replanning ignores that variance is random, which costs a little here.
+    assert best.mean() > replanned.mean() > static.mean() > even.mean()
+    assert (replanned - even).mean() / (best - even).mean() > 0.97
+
+
+@pytest.mark.parametrize("half_life", [0.05, 0.4])
+@pytest.mark.parametrize("drift", [0.0, 60.0])
+def test_with_constant_variance_the_oracle_is_worth_the_static_optimum(
+    half_life: float, drift: float
+) -> None:
+    m = replace(market(half_life, cv=1e-3, amplitude=0.8), drift=scalar(drift))
+    plan = static_optimal(m, order(), SHORT).inventory
+    value = solve_transient(m, order(), SHORT, variance_nodes=4).value_bps
+    assert value == pytest.approx(float(expected_utility(m, order(), plan)), rel=1e-3)
+
+
+def test_without_memory_it_is_the_oracle_without_memory() -> None:
+    m = market(1e-3, cv=1.3)
+    plain = solve_oracle(market(0.0, cv=1.3), order(), SHORT)
+    assert solve_transient(m, order(), SHORT, **NODES).value_bps == pytest.approx(plain.value_bps, rel=5e-4)
+
+
+def test_conditions_without_a_solution_are_refused() -> None:
+    moving = replace(STRESSED, liquidity=Liquidity(depth_sd=scalar(0.4)))
+    with pytest.raises(ValueError, match=r"Liquidity\.depth_sd = 0\.4: must be 0"):
+        solve_transient(moving, order(), SHORT)
+    with pytest.raises(ValueError, match=r"Impact\.resilience = 4\.62098: must be infinite"):
+        solve_oracle(STRESSED, order(), SHORT)
+
+
+def test_memory_features_are_finite_and_constant_without_memory() -> None:
+    columns = len(FEATURES) + len(MEMORY_FEATURES)
+    assert (feature_count(market(0.0)), feature_count(STRESSED)) == (len(FEATURES), columns)
+    impact, left = torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([1.0, 0.0, 0.4])
+    shown = {}
+    for half_life in (0.0, 0.15):
+        m = market(half_life)
+        obs = OrderSimulation(days(m, 3), m, order()).observe(5, left, impact)
+        shown[half_life] = features(obs, columns)
+        assert torch.equal(shown[half_life][:, : len(FEATURES)], features(obs))
+    assert torch.equal(shown[0.0][:, len(FEATURES) :], torch.zeros(3, len(MEMORY_FEATURES)))
+    assert torch.isfinite(shown[0.15]).all()
+    # The closed forms of the columns at E = .3, q = .4, half-life .15.
+    decay = 2 ** (-1 / N / 0.15)
+    expected = [0.3**0.5, (decay * 0.3) ** 0.6, math.log(0.75) / 2, decay, 2 + math.log(0.15)]
+    torch.testing.assert_close(shown[0.15][2, len(FEATURES) :], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("half_life", [0.08, 0.15, 0.4])
+@pytest.mark.parametrize("beta", [0.45, 0.75])
+def test_the_attainable_gain_is_near_that_of_the_closed_form(half_life: float, beta: float) -> None:
+    m, o = market(half_life, beta, cv=0.02), order(0.0)
+    done = execute_schedule(alfonsi_fruth_schied(m, o, N).inventory.float(), days(m, 1), m, o)
+    gain = 1 - (done.temporary_bps / m.temporary_cost_bps(o.size)).item()
+    assert 0.5 < PreTrade.of(m, o).attainable_gain.item() / gain < 2
+
+
+def test_a_range_with_memory_draws_half_lives_log_uniformly_and_changes_nothing_else() -> None:
+    plain = TrainingRange(kappa=(1.0, 5.0), rho=-0.5)
+    some = replace(plain, memory=0.6)
+    (m, o), (other, same) = (r.draw(4_000, generator(3, "range")) for r in (plain, some))
+    assert torch.equal(m.heston.theta, other.heston.theta)
+    assert torch.equal(o.size, same.size)
+    half_life = math.log(2) / other.impact.resilience
+    present = half_life > 0
+    assert present.float().mean().item() == pytest.approx(0.6, abs=0.03)
+    place = (half_life[present] / 0.04).log() / math.log(0.5 / 0.04)
+    torch.testing.assert_close(place.sort().values, torch.linspace(0, 1, len(place)), rtol=0, atol=0.04)
+    refused = [str(v) for v in plain.violations(STRESSED, order())]
+    assert any("half-life of impact = 0.15: trained on 0 to 0" in v for v in refused)
+    assert not any("half-life" in str(v) for v in some.violations(STRESSED, order()))
+
+
+def test_refinement_through_the_simulator_reaches_the_oracle(optimum: TransientOptimum) -> None:
+    one = TrainingRange(
+        kappa=(5.0, 5.0),
+        rho=-0.6,
+        volatility=(0.018, 0.02),
+        illiquidity=(1.0, 1.0),
+        cv=(1.2, 1.4),
+        size=(0.09, 0.11),
+        risk_aversion=(5e-4, 5e-4),
+        memory=1.0,
+        half_life=(0.14, 0.16),
+    )
+    start = EndpointField(generator(1, "weights"), feature_count(STRESSED))
+    field = refine(start, one, SHORT, 50, 1, paths=96).field
+    with torch.no_grad():
+        floor, learned, best = (utility(p, 1_000).mean() for p in (twap, FlowPolicy(field, 1), optimum))
+    assert (learned - floor) / (best - floor) > 0.97

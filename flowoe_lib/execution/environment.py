@@ -23,7 +23,7 @@ from flowoe_lib.execution.execution import (
     OrderSimulation,
     fraction_of_score,
 )
-from flowoe_lib.execution.features import FEATURES, features
+from flowoe_lib.execution.features import feature_count, features
 from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import impact_path, permanent_shift, temporary_cost
@@ -141,9 +141,9 @@ def advance(
     return inventory, earned
 
 
-def spaces() -> tuple[Space[Array], Space[Array]]:
-    """Spaces of observations and of actions."""
-    obs: Space[Any] = Box(-50, 50, (len(FEATURES),), np.float32)
+def spaces(market: Market) -> tuple[Space[Array], Space[Array]]:
+    """Spaces of observations in ``market`` and of actions."""
+    obs: Space[Any] = Box(-50, 50, (feature_count(market),), np.float32)
     return obs, Box(-ACTION_LIMIT, ACTION_LIMIT, (1,), np.float32)
 
 
@@ -169,7 +169,7 @@ def check_sizes(n_buckets: int, market: Market, order: Order, n_orders: int) -> 
 class ExecutionEnv(gymnasium.Env[Array, Array]):
     """One order, one day: ``gymnasium.make("flowoe_lib.execution.environment:flowoe/Execution-v0")``.
 
-    Observation: the columns of ``flowoe_lib.execution.features.FEATURES``, dimensionless, float32.
+    Observation: the columns of :func:`flowoe_lib.execution.features.features`, dimensionless, float32.
     Action: the score z of the trade, z = logit(fraction of what is left) - logit(TWAP's fraction), in +-4.
     Reward: ``reward``, in bps of the arrival price. An episode has n_buckets - 1 steps and always terminates;
     its last observation is that of the last bucket with nothing left.
@@ -190,7 +190,7 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         self.order = Order(size=scalar(0.1), risk_aversion=scalar(5e-4)) if order is None else order
         check_sizes(n_buckets, self.market, self.order, 1)
         self.n_buckets, self.reward = n_buckets, reward
-        self.observation_space, self.action_space = spaces()
+        self.observation_space, self.action_space = spaces(self.market)
         self.k = n_buckets
 
     def reset(
@@ -227,7 +227,8 @@ class ExecutionEnv(gymnasium.Env[Array, Array]):
         return self._observe(), earned.item(), self.k == self.n_buckets - 1, False, {}
 
     def _observe(self) -> Array:
-        observed: Array = features(self.simulation.observe(self.k, self.inventory, self.impact))[0].numpy()
+        obs = self.simulation.observe(self.k, self.inventory, self.impact)
+        observed: Array = features(obs, feature_count(self.market))[0].numpy()
         return observed
 
 

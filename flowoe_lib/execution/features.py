@@ -5,13 +5,24 @@ The optimal schedule depends on volatility, illiquidity, size and risk aversion 
 the expected cost. Past prices matter only for the estimate of a hidden drift.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
+from flowoe_lib.market.model import Market
 from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
 
-__all__ = ["FEATURES", "action_of_fraction", "action_unit", "features", "fraction_of_action"]
+__all__ = [
+    "FEATURES",
+    "MEMORY_FEATURES",
+    "action_of_fraction",
+    "action_unit",
+    "feature_count",
+    "features",
+    "fraction_of_action",
+]
 
 
 FEATURES = (
@@ -39,8 +50,23 @@ FEATURES = (
 )
 
 
-def features(obs: Observation) -> Tensor:
-    """The columns named in ``FEATURES``, [paths, features]."""
+MEMORY_FEATURES = (
+    "root of the impact state",
+    "impact before the next trade",
+    "log impact state over inventory",
+    "share of the impact state one bucket later",
+    "log half-life of impact, where it has memory",
+)
+"""Further features under impact with memory; without memory they are constant."""
+
+
+def feature_count(market: Market) -> int:
+    """Number of features of policies that are trained in ``market``."""
+    return len(FEATURES) + len(MEMORY_FEATURES) * market.impact.has_memory
+
+
+def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
+    """The first ``count`` columns named in ``FEATURES`` and ``MEMORY_FEATURES``, [paths, count]."""
     market = obs.market
     left = obs.inventory.new_tensor((obs.n_buckets - obs.k) / obs.n_buckets)
     log_left = left.log()
@@ -74,8 +100,24 @@ def features(obs: Observation) -> Tensor:
         log_rest.exp().log1p() / unit,
         pace.clamp_min(1e-2).log() / unit,
     )
+    if count > len(FEATURES):
+        columns += _memory_features(obs)
     # Stacking rows and transposing is ten times as fast as stacking columns.
-    return torch.stack([c.expand(obs.inventory.shape) for c in columns]).T
+    return torch.stack([c.expand(obs.inventory.shape) for c in columns[:count]]).T
+
+
+def _memory_features(obs: Observation) -> tuple[Tensor, ...]:
+    impact, resilience = obs.market.impact, obs.market.impact.resilience
+    decay, remembers = torch.exp(-resilience / obs.n_buckets), torch.isfinite(resilience)
+    # The derivatives of roots and logarithms are infinite at the open, where the impact state is zero.
+    state = obs.impact.clamp_min(1e-4)
+    return (
+        remembers * state.sqrt(),
+        remembers * (decay * state) ** impact.beta,
+        remembers * (state / obs.inventory.clamp_min(1e-4)).log() / 2,
+        decay,
+        remembers * (2 - (resilience.clamp_max(1e3) / math.log(2)).log()),
+    )
 
 
 def _pace(root: Tensor, drift: Tensor) -> Tensor:

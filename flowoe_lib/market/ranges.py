@@ -56,6 +56,10 @@ class TrainingRange:
     regimes: float = 0.0
     """Share of paths with a stressed regime, of up to three times the volatility and seven times the cost."""
     beta: tuple[float, float] = (0.6, 0.6)
+    memory: float = 0.0
+    """Share of paths whose temporary impact has memory."""
+    half_life: tuple[float, float] = (0.04, 0.5)
+    """Half-life of that impact, in days, log-uniform."""
     window: float = 1.0
     """Length of the shortest window of an order, as a part of the day."""
 
@@ -116,6 +120,9 @@ class TrainingRange:
             # Training draws hidden drift only without known drift and with the lowest cv.
             placed["cv beside a hidden drift"] = (heston.cv, (self.cv[0], self.cv[0]))
             placed["drift beside a hidden one"] = (drift, (0.0, 0.0))
+        half_life = math.log(2) / market.impact.resilience
+        if half_life > 0:
+            placed["half-life of impact"] = (half_life, self.half_life if self.memory > 0 else (0.0, 0.0))
         # The tolerance covers float32 rounding of the bounds, which are inside the range.
         return [
             RangeViolation(name, float(value), low, high)
@@ -137,7 +144,14 @@ class TrainingRange:
         # The drift filter is exact only for constant variance.
         cv = torch.where(drift_sd > 0, self.cv[0], market.heston.cv)
         market = replace(market, heston=replace(market.heston, cv=cv), drift=drift, drift_sd=drift_sd)
-        return self._with_regimes(market, torch.rand(5, n, generator=generator, device=device)), order
+        market = self._with_regimes(market, torch.rand(5, n, generator=generator, device=device))
+        if self.memory > 0:
+            kind, place = torch.rand(2, n, generator=generator, device=device)
+            shortest, longest = self.half_life
+            half_life = torch.where(kind < self.memory, shortest * (longest / shortest) ** place, 0)
+            impact = replace(market.impact, resilience=math.log(2) / half_life)
+            market = replace(market, impact=impact)
+        return market, order
 
     def _with_regimes(self, market: Market, points: Tensor) -> Market:
         """Add regimes on some paths by ``points`` [5, n] in [0, 1), and keep mean variance and mean cost."""

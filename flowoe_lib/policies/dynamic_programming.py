@@ -140,8 +140,11 @@ def backward_induction(
     unit of inventory before the price move of bucket k, if q [inventory, 1, 1] is held through it and
     ``ahead`` is the value per unit after it; both values are [inventory, state, state]. Returns the value of
     the whole order, bps, [state, state], and the fraction of the remaining inventory to trade,
-    [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Source: Bellman (1957).
+    [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Raises ValueError for impact with memory,
+    whose state has a solver of its own. Source: Bellman (1957).
     """
+    if market.impact.has_memory:
+        raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
     slope = impact_slope(market, pace, n_buckets)

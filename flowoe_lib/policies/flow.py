@@ -129,7 +129,9 @@ class FlowPolicy:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        action = sample(self.field, self.field.encode(features(obs)), noise, self.steps)
+        action = sample(
+            self.field, self.field.encode(features(obs, self.field.observe.in_features)), noise, self.steps
+        )
         return fraction_of_action(obs, action)
 
 

@@ -51,7 +51,7 @@ class RLExpert:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
-        x = features(obs).unflatten(0, (len(self.layers[0][0]), -1))
+        x = features(obs, self.layers[0][0].shape[-1]).unflatten(0, (len(self.layers[0][0]), -1))
         for weight, bias in self.layers[:-1]:
             x = torch.tanh(x @ weight.mT + bias)
         weight, bias = self.layers[-1]

@@ -28,10 +28,10 @@ class Specialist:
     layers: Layers
 
     @staticmethod
-    def drawn(generator: torch.Generator, width: int = 32) -> "Specialist":
+    def drawn(generator: torch.Generator, n_features: int = len(FEATURES), width: int = 32) -> "Specialist":
         """An untrained specialist of one condition; weights are drawn as in LeCun et al., biases are zero."""
         layers = []
-        for inputs, outputs in pairwise((len(FEATURES), width, width, 1)):
+        for inputs, outputs in pairwise((n_features, width, width, 1)):
             bound = inputs**-0.5
             weight = torch.empty(1, outputs, inputs).uniform_(-bound, bound, generator=generator)
             layers.append((weight, torch.zeros(1, 1, outputs)))
@@ -39,7 +39,7 @@ class Specialist:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the weights, [paths]."""
-        x = features(obs).unflatten(0, (len(self.layers[0][0]), -1))
+        x = features(obs, self.layers[0][0].shape[-1]).unflatten(0, (len(self.layers[0][0]), -1))
         for weight, bias in self.layers[:-1]:
             x = torch.nn.functional.silu(torch.baddbmm(bias, x, weight.mT))
         weight, bias = self.layers[-1]

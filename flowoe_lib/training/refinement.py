@@ -38,7 +38,7 @@ class RefiningPolicy:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the field's weights, [paths]."""
-        encoded = self.field.encode(features(obs))
+        encoded = self.field.encode(features(obs, self.field.observe.in_features))
         t = self.times[obs.k]
         with torch.no_grad():
             own = self.field(noise, torch.zeros_like(t), encoded)

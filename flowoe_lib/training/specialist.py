@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowoe_lib.execution.features import feature_count
 from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition
@@ -70,7 +71,8 @@ def train_specialists(
     n = len(conditions)
     streams = [generator(seed, "specialist", c.world, c.name) for c in conditions]
     unused = generator(seed, "specialist", "unused")
-    drawn = Specialist.beside([Specialist.drawn(draws) for draws in streams])
+    observed = max(feature_count(c.market) for c in conditions)
+    drawn = Specialist.beside([Specialist.drawn(draws, observed) for draws in streams])
     # Muon takes matrices, so the hidden layers of each network are weights of their own.
     hidden = [[w.clone().requires_grad_() for w in weight] for weight, _ in drawn.layers[:-1]]
     rest = [bias.requires_grad_() for _, bias in drawn.layers] + [drawn.layers[-1][0].requires_grad_()]

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
 from flowoe_lib.execution.environment import Array, Reward, advance, advantage_over_twap, check_sizes, spaces
 from flowoe_lib.execution.execution import OrderSimulation
-from flowoe_lib.execution.features import features
+from flowoe_lib.execution.features import feature_count, features
 from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import simulate
@@ -46,7 +46,7 @@ class ExecutionVecEnv(VecEnv):
         self.market, self.order, self.n_buckets = market, order, n_buckets
         self.reward, self.unit_bps, self.perceive = reward, unit_bps, perceive
         self.generator = generator(seed, "market")
-        super().__init__(n_orders, *spaces())
+        super().__init__(n_orders, *spaces(market))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Restart the random stream of days."""
@@ -81,7 +81,8 @@ class ExecutionVecEnv(VecEnv):
         return observed, rewards, np.full(self.num_envs, done), infos
 
     def _observe(self) -> Array:
-        observed: Array = features(self.simulation.observe(self.k, self.inventory, self.impact)).numpy()
+        obs = self.simulation.observe(self.k, self.inventory, self.impact)
+        observed: Array = features(obs, feature_count(self.market)).numpy()
         return observed
 
     def close(self) -> None:
