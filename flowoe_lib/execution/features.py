@@ -77,7 +77,7 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     log_rest = log_urgency + log_variance + 2 * log_left
     drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets) / cost
     pace = _pace((log_rest / 2).exp(), drift * left.square() / obs.inventory.clamp_min(1e-2))
-    columns = (
+    columns: tuple[Tensor, ...] = (
         2 * left - 1,
         log_left / 2 + 1,
         log_variance / 2,
