@@ -33,7 +33,7 @@ RUN_BEFORE = {"07_dynamic_markets": "05"}
 """Notebooks that run right before another: the result tables include the worlds."""
 
 
-USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay")
+USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay", "10_robustness")
 """Notebooks that use the pretrained policy; they run last, after all training."""
 
 

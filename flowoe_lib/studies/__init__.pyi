@@ -6,6 +6,7 @@ from . import comparison as comparison
 from . import policy_figures as policy_figures
 from . import replay as replay
 from . import rl_experts as rl_experts
+from . import robustness as robustness
 from . import side_by_side as side_by_side
 from . import training_runs as training_runs
 from . import worlds as worlds

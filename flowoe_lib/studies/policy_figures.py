@@ -30,6 +30,7 @@ __all__ = [
     "replay_figure",
     "risk_return_figure",
     "rl_figure",
+    "robustness_figure",
     "selection_figure",
     "solver_figure",
     "world_figure",
@@ -342,3 +343,22 @@ def paired_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.minorticks_off()
         axes.set(title=str(measure), xlabel="FlowOE's gain, bps (logarithmic)")
     return titled(figure, message, panels[0], ncols=2)
+
+
+def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
+    """Heat map of regret, percent of cost: a panel a policy, settings by rows, tests by columns."""
+    names = table["policy"].unique()
+    with style():
+        size = 3.6 * len(names), 4.2
+        figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained")
+        for ax, name in zip(axes, names, strict=True):
+            rows = table[table["policy"] == name].assign(percent=100 * table["regret"])
+            cells = rows.pivot(index="setting", columns="tested_in", values="percent")
+            order = table["tested_in"].unique()
+            look = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 8}, "cmap": "Greys", "cbar": False}
+            sns.heatmap(cells.reindex(index=order, columns=order), vmin=0, vmax=5, ax=ax, **look)
+            ax.set(title=name, xlabel="B, tested in", ylabel="")
+            ax.grid(visible=False)
+        axes[0].set_ylabel("A, trained or planned in")
+        figure.suptitle(f"{message}, % of cost")
+    return figure
