@@ -65,7 +65,7 @@ notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and com
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=1200 \
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
-order: $(INSTALLED) ## plan an order of yours: make order DATA=bars.parquet SIDE=buy SHARES=250000
+order: $(INSTALLED) ## plan an order: make order DATA=docs/sample_bars.csv SIDE=buy SHARES=250000
 	@$(BIN)/python -m flowoe_lib.desk $(ORDER)
 
 work: $(INSTALLED) ## work a plan during its day: make work PLAN=build/order/plan.json BARS=today.csv

@@ -341,6 +341,25 @@ def pairs(found: Calibration, truths: dict[str, float]) -> list[tuple[Estimate, 
     return [(getattr(found, name), truth) for name, truth in truths.items()]
 
 
+def test_calibrate_takes_the_session_and_few_levels_on_few_days() -> None:
+    daily, vix, intraday = simulated_market(3)
+    few = dataclasses.replace(daily, frame=daily.frame.iloc[-120:])
+    later = intraday.frame.set_axis(intraday.index + pd.Timedelta(hours=1), axis=0)
+    usual = calibrate(few, vix, intraday, reps=20, seed=1, levels=2)
+    shifted = dataclasses.replace(intraday, frame=later)
+    moved = calibrate(few, vix, shifted, reps=20, seed=1, session=("09:30", "16:00"), levels=2)
+    assert calibration_table(usual).equals(calibration_table(moved))
+    assert np.isnan(usual.crisis.value)
+    assert usual.calm.ci_low <= usual.calm.value < usual.stressed.value
+    clear = dataclasses.replace(usual, stressed=Estimate(0.03, 0.02, 0.04), cv_years=Estimate(1.3, 1, 2))
+    names = [c.name.split("/")[0] for c in heston_grid(clear)]
+    assert names == ["calm"] * 4 + ["stressed"] * 4
+    with pytest.raises(ValueError, match="levels = 4: must be from 1 to 3"):
+        calibrate(few, vix, intraday, reps=20, seed=1, levels=4)
+    with pytest.raises(ValueError, match="vix: shares 0 days with"):
+        calibrate(few, vix.iloc[:-200], intraday, reps=20, seed=1)
+
+
 def test_calibrate_is_determined_by_its_seed() -> None:
     market = simulated_market(12)
     first, again, other = (calibrate(*market, reps=20, seed=s) for s in (1, 1, 2))

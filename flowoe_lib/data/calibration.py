@@ -94,7 +94,16 @@ class Calibration:
     """Coefficient of variation of intraday variance, from twenty years of daily ranges over their levels."""
 
 
-def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: int) -> Calibration:
+def calibrate(
+    daily: Bars,
+    vix: pd.Series,
+    intraday: Bars,
+    *,
+    reps: int,
+    seed: int,
+    session: tuple[str, str] = ("08:30", "15:00"),
+    levels: int = 3,
+) -> Calibration:
     """Estimate the market's parameters, with intervals from the stationary bootstrap.
 
     Blocks are a year for the quantiles of the volatility level, a month for the other daily estimates and
@@ -104,15 +113,20 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     Parameters
     ----------
     daily : flowoe_lib.data.bars.Bars
-        Daily bars over years, for the volatility levels.
+        Daily bars, for the volatility levels; years of them, or a hundred days with fewer ``levels``.
     vix : Series
         Daily close of the VIX by date, annualised percent.
     intraday : flowoe_lib.data.bars.Bars
-        Intraday bars with sessions from 08:30 to 15:00 in their time zone, for the intraday process.
+        Intraday bars that cover the session, for the intraday process.
     reps : int
         Number of bootstrap replicates.
     seed : int
         Seed of the bootstrap.
+    session : tuple of str
+        Open and close of the market in the time zone of ``intraday``.
+    levels : int
+        Number of volatility levels, from 1 (calm) to 3; the others are NaN. A level that is exceeded on one
+        day in a thousand takes years of bars.
 
     Returns
     -------
@@ -123,6 +137,8 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     ------
     BarsError
         If no session is covered by ``intraday``.
+    ValueError
+        For another number of levels, or fewer than two days that ``daily`` and ``vix`` share.
 
     References
     ----------
@@ -145,6 +161,8 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     >>> round(calibration.stressed.value, 3), round(calibration.rho.value, 1)
     (0.019, -0.8)
     """
+    if levels not in range(1, len(QUANTILES) + 1):
+        raise ValueError(f"levels = {levels!r}: must be from 1 to {len(QUANTILES)}")
     variance = garman_klass(daily.frame)
     level = volatility_level(variance)
     surprises = (variance.loc[level.index] / level).to_numpy()
@@ -152,10 +170,19 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     # The level is a forecast of the evening before, so it is compared with the VIX of that evening.
     implied = (vix / 100 / np.sqrt(252)).shift()
     joint = pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner").dropna()
+    if len(joint) < 2:
+        raise ValueError(f"vix: shares {len(joint)} days with {daily.source}; must share at least 2")
     amounts = (garman_klass(intraday.frame), intraday.frame["volume"])
-    clocks = np.stack([session_clock(intraday, x, BUCKETS).to_numpy() for x in amounts], axis=1)
+    clocks = np.stack(
+        [
+            session_clock(intraday, x, BUCKETS, opens=session[0], closes=session[1]).to_numpy()
+            for x in amounts
+        ],
+        axis=1,
+    )
 
-    levels, level_draws = _bootstrap(_levels, level.to_numpy(), 252, reps, seed)
+    usual, level_draws = _bootstrap(_levels, level.to_numpy(), min(252, len(level) // 4), reps, seed)
+    usual[levels:] = level_draws[:, levels:] = np.nan
     against, against_draws = _bootstrap(_against_vix, joint.to_numpy(), 21, reps, seed + 1)
     within, within_draws = _bootstrap(within_day, clocks, 3, reps, seed + 2)
     dispersion, dispersion_draws = _bootstrap(_cv_of_day_means, surprises, 21, reps, seed + 3)
@@ -163,7 +190,7 @@ def calibrate(daily: Bars, vix: pd.Series, intraday: Bars, *, reps: int, seed: i
     years = dispersion[0] / np.sqrt(day_mean_share(within[0]))
     years_draws = dispersion_draws[:, 0] / np.sqrt(day_mean_share(within_draws[:, 0]))
 
-    values = np.r_[levels, against, within, years]
+    values = np.r_[usual, against, within, years]
     draws = np.column_stack([level_draws, against_draws, within_draws, years_draws])
     return Calibration(*(Estimate.of(v, d) for v, d in zip(values, draws.T, strict=True)))
 

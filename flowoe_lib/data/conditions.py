@@ -52,7 +52,7 @@ def heston_grid(
     risk_aversion: float = 5e-4,
     beta: float = 0.6,
 ) -> list[Condition]:
-    """Make the grid of twelve conditions: three levels of volatility, two of illiquidity, two of cv.
+    """Make the grid of conditions: up to three levels of volatility, two of illiquidity, two of cv.
 
     Volatilities and kappa are estimates rounded to one significant digit. The two values of cv, ``cv_month``
     and ``cv_years``, and rho are rounded to one decimal. Kappa is clipped to [2, 12] and cv to [.4, 1.8].
@@ -89,9 +89,10 @@ def heston_grid(
     ['calm/normal/cv0.5', 'calm/normal/cv1.3']
     """
     c = calibration
-    volatilities = {name: one_digit(getattr(c, name).value) for name in ("calm", "stressed", "crisis")}
+    levels = {name: getattr(c, name).value for name in ("calm", "stressed", "crisis")}
+    volatilities = {name: one_digit(value) for name, value in levels.items() if not math.isnan(value)}
     cvs = [_within(round(e.value, 1), CV_RANGE) for e in (c.cv_month, c.cv_years)]
-    if len({*volatilities.values()}) < 3 or len({*cvs}) < 2:
+    if len({*volatilities.values()}) < len(volatilities) or len({*cvs}) < 2:
         raise ValueError(f"volatilities {volatilities} and cv {cvs}: levels must differ")
     kappa = scalar(_within(one_digit(c.kappa.value), KAPPA_RANGE))
     rho, impact = scalar(round(c.rho.value, 1)), Impact(beta=scalar(beta))

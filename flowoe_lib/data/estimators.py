@@ -140,11 +140,14 @@ def fit_decay(deviations: Array, first_lag: int, last_lag: int) -> tuple[float, 
 
 
 def profile_amplitude(volume: Array) -> float:
-    """Fit the amplitude A of u(t) = 1 + A P2(2t - 1) to mean volume by bucket, by least squares."""
-    shares = volume.mean(axis=0) / volume.mean()
-    n = len(shares)
-    shape = np.diff(traded_by(1.0, np.linspace(0, 1, n + 1))) * n - 1
-    return float(shape @ (shares - 1) / (shape @ shape))
+    """Fit the amplitude A of u(t) = 1 + A P2(2t - 1) to mean volume by bucket, by least squares.
+
+    Buckets in which nothing is ever traded, those of a lunch break, do not count.
+    """
+    usual = volume.mean(axis=0)
+    shape = np.diff(traded_by(1.0, np.linspace(0, 1, len(usual) + 1))) * len(usual) - 1
+    slope, level = np.polyfit(shape[usual > 0], usual[usual > 0], 1)
+    return float(slope / level)
 
 
 def within_day(clocks: Array) -> Array:

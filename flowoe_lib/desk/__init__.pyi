@@ -4,6 +4,7 @@ from . import explorer_page as explorer_page
 from . import figures as figures
 from . import live as live
 from . import market_estimates as market_estimates
+from . import page as page
 from . import planner as planner
 from . import report as report
 from . import review as review

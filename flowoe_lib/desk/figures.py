@@ -12,9 +12,6 @@ from flowoe_lib.plotting import LOOKS, line, style
 __all__ = ["day_figure", "order_frontier_figure", "schedule_figure"]
 
 
-FLOW = LOOKS["flow_refined"]
-
-
 def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
     """Label about seven buckets with their time of day."""
     step = max(1, len(starts) // 6)
@@ -22,17 +19,17 @@ def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
     axes.set_xticks(places, [str(start)[:5] for start in starts[::step]])
 
 
-def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
-    """Shares left, with FlowOE's 80 % band and the benchmarks, and FlowOE's participation below.
+def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_refined") -> Figure:
+    """Shares left, with the 80 % band of ``policy`` and the benchmarks, and its participation below.
 
     ``schedule`` is that of :class:`flowoe_lib.desk.planner.Plan`.
     """
     with style():
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 4.6), sharex=True, height_ratios=(2.2, 1))
-        edges = np.arange(len(schedule) + 1)
+        edges, look = np.arange(len(schedule) + 1), LOOKS[policy]
         low, high = (np.r_[shares, schedule[c]] for c in ("low", "high"))
-        upper.fill_between(edges, low, high, color=FLOW.colour, alpha=0.2, label="FlowOE, 80 % of days")
-        line(upper, edges, np.r_[shares, schedule["median"]], "flow_refined")
+        upper.fill_between(edges, low, high, color=look.colour, alpha=0.2, label=f"{look.name}, 80 % of days")
+        line(upper, edges, np.r_[shares, schedule["median"]], policy)
         for name in schedule.columns.intersection(list(LOOKS)):
             line(upper, edges, np.r_[shares, schedule[name]], name)
         upper.set(ylabel="shares left", ylim=(0, None), title="What is left of the order")
@@ -40,7 +37,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float) -> Figure:
         upper.legend(ncols=2)
         percent = 100 * schedule[["participation", "participation_high"]]
         for column, dash, label in zip(percent, ("-", "--"), ("median day", "one day in ten"), strict=True):
-            lower.step(edges[:-1], percent[column], dash, where="post", color=FLOW.colour, label=label)
+            lower.step(edges[:-1], percent[column], dash, where="post", color=look.colour, label=label)
         lower.set(ylabel="of volume, %", xlabel="time of day", ylim=(0, None))
         lower.legend(ncols=2)
         _clock_ticks(lower, schedule.index)
@@ -54,12 +51,12 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
     """
     with style():
         figure, axes = plt.subplots(figsize=(5.4, 3.4))
-        for name, rows in frontier.groupby("policy", sort=False):
-            if rows["std_bps"].nunique() > 1:
-                line(axes, rows["std_bps"], rows["cost_bps"], str(name))
+        curves = frontier.groupby("policy", sort=False).filter(lambda rows: rows["std_bps"].nunique() > 1)
+        for name, rows in curves.groupby("policy", sort=False):
+            line(axes, rows["std_bps"], rows["cost_bps"], str(name))
         for name, std, cost in zip(costs.index, costs["std_bps"], costs["cost_bps"], strict=True):
             look = LOOKS[name]
-            alone = None if name in ("flow_refined", "almgren_chriss", "static_optimal") else look.name
+            alone = None if name in set(curves["policy"]) else look.name
             axes.plot(std, cost, look.marker, color=look.colour, label=alone)
         axes.set(xlabel="standard deviation of cost, bps", ylabel="expected cost, bps")
         axes.set_title("What less risk costs; marked: the risk aversion in use")
@@ -67,7 +64,7 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
     return figure
 
 
-def day_figure(day: pd.DataFrame) -> Figure:
+def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
     """One simulated day: volatility and depth above, trades below.
 
     ``day`` is that of :class:`flowoe_lib.desk.planner.Plan`.
@@ -80,7 +77,7 @@ def day_figure(day: pd.DataFrame) -> Figure:
         upper.axhline(1, color="black", linewidth=0.6)
         upper.set(ylabel="over the usual", title="One day: what the market does, and what is traded")
         upper.legend(ncols=2)
-        flow, static = LOOKS["flow_refined"], LOOKS["static_optimal"]
+        flow, static = LOOKS[policy], LOOKS["static_optimal"]
         for column, look in (("traded", flow), ("static_traded", static)):
             lower.stairs(
                 day[column], edges, baseline=None, color=look.colour, linestyle=look.line, label=look.name

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from flowoe_lib.data.bars import Bars, BarsError
 from flowoe_lib.data.estimators import BUCKETS, garman_klass, profile_amplitude, within_day
-from flowoe_lib.data.sessions import session_clock
-from flowoe_lib.desk.ticket import OrderError, Ticket
+from flowoe_lib.data.sessions import breaks, session_clock
+from flowoe_lib.desk.ticket import OrderError, Ticket, minutes_of
 from flowoe_lib.market.volume import traded_by
 
 __all__ = ["Estimated", "MarketEstimates", "estimate", "expected_volume", "prepared"]
@@ -36,6 +36,9 @@ RECENT = 21
 
 SESSIONS = 5
 """Smallest number of whole sessions of intraday bars."""
+
+
+Breaks = tuple[tuple[int, int], ...]
 
 
 WITHIN = ("kappa", "cv", "profile_amplitude", "depth_sd", "depth_reversion")
@@ -62,6 +65,8 @@ class MarketEstimates:
     depth_sd: Estimated
     depth_reversion: Estimated
     profile_amplitude: Estimated
+    breaks: Breaks = ()
+    """Start and end of each part of the session in which nothing is ever traded, minutes since midnight."""
 
     def figures(self) -> dict[str, Estimated]:
         """The estimates by name."""
@@ -89,6 +94,7 @@ def estimate(
     for bars longer than a day.
     """
     minutes = (pd.Timedelta(f"{session[1]}:00") - pd.Timedelta(f"{session[0]}:00")) / pd.Timedelta(minutes=1)
+    closed: Breaks = ()
     found = _of_suite(suite, minutes)
     days = bars.index.tz_localize(None).normalize()
     if days.is_unique:
@@ -109,6 +115,7 @@ def estimate(
                 f"{bars.source}: covers {len(clocks[0])} whole sessions from {session[0]} to {session[1]} "
                 f"{bars.timezone}; at least {SESSIONS} are needed"
             )
+        closed = tuple((minutes_of(a), minutes_of(b)) for a, b in breaks(bars, *session))
         short = bars.minutes is not None and bars.minutes <= 2 * minutes / BUCKETS
         found |= _within_day(np.stack([c.to_numpy() for c in clocks], axis=1), within, label, short)
     if not variance.mean() > 0:
@@ -121,14 +128,27 @@ def estimate(
         price=Estimated(float(bars.frame["close"].iloc[-1]), "last close"),
         adv=Estimated(float(volume.mean()), label) if adv is None else Estimated(adv, "ticket"),
         volatility=Estimated(float(np.sqrt(variance.mean())), label),
+        breaks=closed,
         **found,
     )
 
 
 def expected_volume(ticket: Ticket, known: MarketEstimates) -> Array:
-    """Volume expected in each bucket of the order's window, shares, [N]."""
-    edges = np.linspace(*ticket.part, ticket.n_buckets + 1)
-    return np.asarray(known.adv.value * np.diff(traded_by(known.profile_amplitude.value, edges)))
+    """Volume expected in each bucket of the order's window, shares, [N]; none in a break of the market."""
+    opening, closing = map(minutes_of, ticket.session)
+
+    def traded(minutes: Array) -> Array:
+        """Volume by ``minutes`` since midnight, but for a factor."""
+
+        def smooth(at: Array | int) -> Array:
+            share = traded_by(known.profile_amplitude.value, (at - opening) / (closing - opening))
+            return np.asarray(share)
+
+        return smooth(minutes) - sum(smooth(np.clip(minutes, a, b)) - smooth(a) for a, b in known.breaks)
+
+    edges = np.linspace(*ticket.window, ticket.n_buckets + 1)
+    volume = known.adv.value * np.diff(traded(edges)) / traded(np.array(float(closing)))
+    return np.where(volume > 1e-9 * known.adv.value, volume, 0.0)
 
 
 def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticket, MarketEstimates]:

@@ -6,7 +6,7 @@ reversion are scaled by its length, and order size is measured against the expec
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars
+from flowoe_lib.data.sessions import session_flags
 from flowoe_lib.desk.market_estimates import Estimated, MarketEstimates, expected_volume, prepared
 from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
 from flowoe_lib.evaluation.frontier import with_risk_aversion
@@ -101,7 +102,8 @@ class Plan:
         return {
             "ticket": self.ticket.model_dump(mode="json", exclude_none=True),
             "bars": {"source": self.bars.source, "timezone": self.bars.timezone},
-            "estimates": vars(self.estimates) | {k: vars(v) for k, v in self.estimates.figures().items()},
+            "estimates": {k: vars(v) for k, v in self.estimates.figures().items()},
+            "breaks": self.estimates.breaks,
             "risk_aversion": self.condition.order.risk_aversion.item(),
             "policy": self.policy,
             "flags": self.flags,
@@ -126,8 +128,8 @@ def read_plan(
         read = json.loads(Path(plan).read_bytes()) if isinstance(plan, str | Path) else plan
         record = read.record() if isinstance(read, Plan) else dict(read)
         ticket = Ticket(**record["ticket"])
-        known = {k: Estimated(**v) if isinstance(v, dict) else v for k, v in record["estimates"].items()}
-        estimates = MarketEstimates(**known)
+        known = {k: Estimated(**v) for k, v in record["estimates"].items()}
+        estimates = MarketEstimates(**known, breaks=tuple(map(tuple, record["breaks"])))
         condition = with_risk_aversion(condition_of(ticket, estimates), record["risk_aversion"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OrderError(f"{plan}: is not a plan of `make order`: {error!r}") from None
@@ -218,6 +220,7 @@ def plan_order(
     trained: PretrainedPolicy | None = None,
     n_paths: int = 10_000,
     seed: int = 2025,
+    progress: Callable[[str], object] = lambda stage: None,
 ) -> Plan:
     """Plan an order with the pretrained policy, in the market estimated from bars.
 
@@ -234,6 +237,8 @@ def plan_order(
         found on other days.
     seed : int
         Seed of the simulated days.
+    progress : callable
+        Called with a few words as each stage begins.
 
     Returns
     -------
@@ -244,7 +249,7 @@ def plan_order(
     Raises
     ------
     OrderError
-        If the order cannot be worked in this market, or lies outside the tested limits of the policy.
+        If the order exceeds the volume of its market or its own cap or limit of cost.
     BarsError
         If the bars are too few to estimate the market.
 
@@ -264,6 +269,7 @@ def plan_order(
     name, flags = planning_policy(condition, trained)
     days = simulate(condition.market, n_paths, ticket.n_buckets, generator(seed, "order"))
     desk = _Desk(ticket, known, trained, name, seed)
+    progress("simulating days")
     if ticket.cost_limit_bps is not None:
         others = simulate(
             condition.market, max(n_paths // 2, 100), ticket.n_buckets, generator(seed, "order", "limit")
@@ -281,6 +287,7 @@ def plan_order(
         )
     own = _points(condition, done)
     aversions = [x for x in AVERSIONS[::2] if not math.isclose(x, own["risk_aversion"][0], rel_tol=1e-6)]
+    progress("frontier")
     curve = desk.frontier(condition, days, [name, "almgren_chriss", "static_optimal"], aversions)
     return Plan(
         ticket=ticket,
@@ -288,7 +295,7 @@ def plan_order(
         estimates=known,
         condition=condition,
         policy=name,
-        flags=[*bars.flags, *flags],
+        flags=[*bars.flags, *session_flags(bars, *ticket.session), *flags],
         schedule=desk.schedule(done),
         costs=_costs(done, condition.order, ticket.shares * known.price.value),
         frontier=pd.concat([own, curve]).sort_values("risk_aversion", kind="stable", ignore_index=True),

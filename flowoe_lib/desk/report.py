@@ -1,86 +1,44 @@
-"""The report of ``make order``: notebook 08 run on a user's order, as HTML and CSV."""
+"""The command line of ``make order``.
+
+It refuses an invalid order before anything heavy is loaded: torch and matplotlib are imported once the order
+can be planned.
+"""
 
 import argparse
 import fcntl
-import os
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import papermill
-from nbconvert import HTMLExporter
-from papermill.exceptions import PapermillExecutionError
-
-from flowoe_lib.data.bars import DEFAULT_TIMEZONE, BarsError, load_bars
-from flowoe_lib.data.records import sp500_daily
+from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, BarsError, load_bars
 from flowoe_lib.desk.market_estimates import prepared
 from flowoe_lib.desk.ticket import OrderError, Ticket, described_options, read_options, refuse_unknown
-from flowoe_lib.store import Workspace, atomic_write
+from flowoe_lib.store import Workspace
 from flowoe_lib.training.card import TrainedPolicyError, read_card
 
 __all__ = ["main"]
 
 
-NOTEBOOK = "08_your_order.ipynb"
+N_PATHS, SEED = 10_000, 2025
+"""Simulated days of a plan, and their seed."""
 
 
 ASSIGNMENT = re.compile(r"^([A-Za-z]\w*)=")
 
 
 BARS_OPTIONS = {
-    "data": "file of bars, .csv or .parquet; by default the S&P 500 index, 1999 to 2018",
+    "data": "file of bars; by default the S&P 500 index, 1999 to 2018",
     "timezone": f"time zone of the session, and of times without an offset from UTC ({DEFAULT_TIMEZONE})",
+    "columns": 'which column is what, if the names do not say: "time=Datum, volume=Stuecke"',
+    "dates": "order of day and month in dates: dmy, mdy or ymd",
+    "bars": "whether the time of an intraday bar is its start or its end",
 }
 """Options of the command line besides those of the ticket."""
-
-
-OWN_ERRORS = ("BarsError", "OrderError", "TrainedPolicyError")
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def write_report(parameters: dict[str, Any], workspace: Workspace, folder: Path) -> Path:
-    """Run notebook 08 with ``parameters`` and write report.html and the CSV tables into ``folder``.
-
-    Raises OrderError with the library's message if the notebook refuses the order, the bars or the policy.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / NOTEBOOK
-    try:
-        # The kernel inherits the folder of figures and tables.
-        with _environment(FLOWOE_FIGURES=str(folder), JUPYTER_PATH=str(Path(sys.prefix, "share", "jupyter"))):
-            papermill.execute_notebook(
-                workspace.root / "notebooks" / NOTEBOOK,
-                executed,
-                parameters,
-                kernel_name="python3",
-                cwd=workspace.root / "notebooks",
-                progress_bar={"desc": "order", "leave": False, "disable": None},
-            )
-    except PapermillExecutionError as error:
-        if error.ename in OWN_ERRORS:
-            raise OrderError(error.evalue) from None
-        if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt from None
-        raise
-    body, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
-    report = folder / "report.html"
-    atomic_write(report, body.encode())
-    return report
 
 
 def _given(words: Sequence[str] | None) -> dict[str, str]:
@@ -115,29 +73,55 @@ def _put_in_place(made: Path, place: Path) -> None:
         made.rename(place)
 
 
+def _bars(given: dict[str, str], ticket: Ticket) -> Bars:
+    """The bars that the options name; those used are taken out of ``given``."""
+    options: dict[str, Any] = {name: given.pop(name) for name in BARS_OPTIONS if name in given}
+    if "data" in options:
+        return load_bars(options.pop("data"), session=ticket.session, **options)
+    # The package of the index takes seconds to load.
+    from flowoe_lib.data.records import sp500_daily
+
+    return sp500_daily()
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 if the report was written, 1 if the order or the bars are refused."""
+    # An orderly end, which removes the folder of the unfinished report.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        given = {"timezone": DEFAULT_TIMEZONE} | _given(words)
-        timezone, data = given.pop("timezone"), given.pop("data", None)
-        path = None if data is None else Path(data).resolve()
-        # Refuse invalid input before the notebook starts.
-        options = read_options(given)
-        ticket = Ticket(**options)
-        bars = sp500_daily() if path is None else load_bars(path, timezone=timezone)
+        given = _given(words)
+        ticket = Ticket(**read_options({k: v for k, v in given.items() if k not in BARS_OPTIONS}))
+        bars = _bars(given, ticket)
         prepared(bars, ticket, read_card()[0])
         workspace = Workspace.open("full")
-        parameters = {"ORDER": options, "DATA": None if path is None else str(path), "TIMEZONE": timezone}
         place = workspace.root / "build" / "order"
         place.parent.mkdir(exist_ok=True)
         with TemporaryDirectory(prefix=".order-", dir=place.parent) as folder:
-            report = write_report(parameters, workspace, Path(folder, "made"))
-            _put_in_place(report.parent, place)
+            lines = _report(bars, ticket, Path(folder, "made"))
+            _put_in_place(Path(folder, "made"), place)
     except (BarsError, OrderError, TrainedPolicyError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    written = place.relative_to(workspace.root) / report.name
-    sys.stdout.write(f"written: {written}, and its tables beside it\n")
-    if path is not None:
-        sys.stdout.write(f"times without an offset from UTC were read as those of {timezone} (TIMEZONE)\n")
+    lines |= {"bars": bars.reading, "report": f"{place.relative_to(workspace.root)}/report.html"}
+    sys.stdout.write("".join(f"{name:8}{text}\n" for name, text in lines.items()))
     return 0
+
+
+def _report(bars: Bars, ticket: Ticket, folder: Path) -> dict[str, str]:
+    """Plan the order and write its page into ``folder``, with a bar of progress; returns the summary."""
+    from tqdm import tqdm
+
+    with tqdm(total=5, leave=False, disable=None, bar_format="{desc:24}|{bar}| {elapsed}") as bar:
+
+        def begin(stage: str) -> None:
+            bar.set_description_str(stage)
+            bar.update()
+
+        begin("loading the policy")
+        from flowoe_lib.desk.page import summary, write_page
+        from flowoe_lib.desk.planner import plan_order
+
+        plan = plan_order(bars, ticket, n_paths=N_PATHS, seed=SEED, progress=begin)
+        begin("drawing")
+        write_page(plan, folder, N_PATHS)
+    return summary(plan)

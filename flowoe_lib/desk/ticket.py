@@ -13,7 +13,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from flowoe_lib.market.tested import TESTED_BUCKETS
 
-__all__ = ["USUAL_AVERSION", "OrderError", "Ticket", "described_options", "read_options", "refuse_unknown"]
+__all__ = [
+    "USUAL_AVERSION",
+    "OrderError",
+    "Ticket",
+    "described_options",
+    "minutes_of",
+    "read_options",
+    "refuse_unknown",
+]
 
 
 USUAL_AVERSION = 5e-4
@@ -47,7 +55,8 @@ class OrderError(ValueError):
     """An invalid order; the message names the field, its value and what is allowed."""
 
 
-def _minutes(clock: str) -> int:
+def minutes_of(clock: str) -> int:
+    """Minutes since midnight of a time such as 09:30."""
     hours, minutes = clock.split(":")
     return 60 * int(hours) + int(minutes)
 
@@ -116,7 +125,7 @@ class Ticket(BaseModel):
         if bool(self.shares) == bool(self.notional):
             raise OrderError("shares and notional: one of them must be given, and only one")
         session = f"session = {' to '.join(self.session)}"
-        opening, closing = map(_minutes, self.session)
+        opening, closing = map(minutes_of, self.session)
         if opening >= closing:
             raise OrderError(f"{session}: must close after it opens; 3:00 of the next day is 27:00")
         if closing - opening > DAY_MINUTES:
@@ -129,7 +138,7 @@ class Ticket(BaseModel):
     @property
     def window(self) -> tuple[int, int]:
         """Start and end of execution, minutes since midnight."""
-        return _minutes(self.start or self.session[0]), _minutes(self.end or self.session[1])
+        return minutes_of(self.start or self.session[0]), minutes_of(self.end or self.session[1])
 
     def sized(self, price: float) -> "Ticket":
         """The order in shares at ``price``, with its lot. Raises OrderError for less than a lot."""
@@ -149,7 +158,7 @@ class Ticket(BaseModel):
     @property
     def part(self) -> tuple[float, float]:
         """Start and end of execution as fractions of the session."""
-        opening, closing = map(_minutes, self.session)
+        opening, closing = map(minutes_of, self.session)
         start, end = ((t - opening) / (closing - opening) for t in self.window)
         return start, end
 

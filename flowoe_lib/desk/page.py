@@ -1,0 +1,145 @@
+"""The page of a plan: a summary in five lines, then pictures and tables with units; HTML, CSV and JSON."""
+
+import base64
+import html
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pandas as pd
+
+from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
+from flowoe_lib.desk.planner import Plan
+from flowoe_lib.market.model import BPS
+from flowoe_lib.plotting import LOOKS, save, save_table
+from flowoe_lib.store import atomic_write
+
+__all__ = ["summary", "tables", "write_page"]
+
+
+COSTS = {
+    "cost_bps": ("expected cost, bps", "{:,.2f}"),
+    "cost_currency": ("expected cost, currency", "{:,.0f}"),
+    "std_bps": ("standard deviation, bps", "{:,.1f}"),
+    "cost95_bps": ("95 % quantile, bps", "{:,.1f}"),
+    "cvar95_bps": ("CVaR95, bps", "{:,.1f}"),
+    "gain_bps": ("lead of the plan, bps", "{:+,.2f}"),
+    "gain_ci_low": ("from", "{:+,.2f}"),
+    "gain_ci_high": ("to", "{:+,.2f}"),
+}
+"""Columns of the table of costs: heading and format."""
+
+
+SCHEDULE = {
+    "traded": ("shares to trade", "{:,.10g}"),
+    "median": ("shares left", "{:,.10g}"),
+    "low": ("left, low (10 %)", "{:,.6g}"),
+    "high": ("left, high (90 %)", "{:,.6g}"),
+    "participation": ("of volume", "{:.1%}"),
+    "participation_high": ("of volume, one day in ten", "{:.1%}"),
+    "participation_max": ("of volume, at most", "{:.1%}"),
+}
+
+
+FRONTIER = {
+    "cost_bps": ("expected cost, bps", "{:,.2f}"),
+    "std_bps": ("standard deviation, bps", "{:,.1f}"),
+    "cost95_bps": ("95 % quantile, bps", "{:,.1f}"),
+}
+
+
+MARKET = {
+    "price": ("last close", "{:,.2f}"),
+    "adv": ("average daily volume, shares", "{:,.7g}"),
+    "volatility": ("volatility, per square root of a day", "{:.2%}"),
+    "kappa": ("mean reversion of variance, per day", "{:.2f}"),
+    "cv": ("volatility of volatility (cv)", "{:.2f}"),
+    "rho": ("correlation of price and variance", "{:.2f}"),
+    "depth_sd": ("variability of depth, sd of log", "{:.2f}"),
+    "depth_reversion": ("mean reversion of depth, per day", "{:.2f}"),
+    "profile_amplitude": ("amplitude of the volume profile", "{:.2f}"),
+}
+
+
+def _money(bps: float, plan: Plan) -> str:
+    return f"{bps / BPS * plan.ticket.shares * plan.estimates.price.value:,.0f}"
+
+
+def summary(plan: Plan) -> dict[str, str]:
+    """Order, market, recommendation, cost with risk, and flags, each in a line of text.
+
+    Money is in the currency of the bars.
+    """
+    ticket, schedule = plan.ticket, plan.schedule
+    price, adv, volatility = plan.estimates.price, plan.estimates.adv, plan.estimates.volatility
+    cost, worst = (float(plan.costs[name].iloc[0]) for name in ("cost_bps", "cost95_bps"))
+    window = f"{ticket.start or ticket.session[0]} to {ticket.end or ticket.session[1]}"
+    ends = [*schedule.index[1:], ticket.end or ticket.session[1]]
+    half = str(ends[int(np.argmax(schedule["median"] <= ticket.shares / 2))])[:5]
+    leads = plan.costs[["gain_bps", "gain_ci_low", "gain_ci_high"]].iloc[1:]
+    ahead = [f"{LOOKS[k].name} {m:+.2f} ({low:+.2f} to {up:+.2f})" for k, m, low, up in leads.itertuples()]
+    return {
+        "order": f"{ticket.side} {ticket.shares:,.10g} shares from {window}, worth {_money(BPS, plan)} at "
+        f"{price.value:,.10g}: {plan.condition.order.size:.2%} of the volume expected then",
+        "market": f"{adv.value:,.0f} shares a day ({adv.source}), volatility {volatility.value:.2%} a day "
+        f"({volatility.source})",
+        "plan": f"{LOOKS[plan.policy].name} in {len(schedule)} buckets; on the median day half is done by "
+        f"{half}, and no bucket takes more than {schedule['participation'].max():.1%} of its volume",
+        "cost": f"{cost:.2f} bps expected ({_money(cost, plan)}), below {worst:.1f} bps "
+        f"({_money(worst, plan)}) on 95 days of 100; lead in utility, bps with 95 % interval: "
+        f"{', '.join(ahead)}",
+        "flags": "; ".join(plan.flags) or "none",
+    }
+
+
+def _shown(table: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    shown = {
+        head: table[name].map(form.format, na_action="ignore")
+        for name, (head, form) in columns.items()
+        if name in table
+    }
+    return pd.DataFrame(shown).fillna("")
+
+
+def tables(plan: Plan) -> dict[str, pd.DataFrame]:
+    """Schedule, costs, frontier and market as a reader sees them: headings with units, formatted numbers."""
+    costs = plan.costs.copy()
+    costs.iloc[0, -3:] = np.nan
+    own = plan.frontier[plan.frontier["policy"] == plan.policy].set_index("risk_aversion")
+    market = {
+        heading: (form.format(plan.estimates.figures()[name].value), plan.estimates.figures()[name].source)
+        for name, (heading, form) in MARKET.items()
+    }
+    schedule = (
+        plan.schedule.set_axis(plan.schedule.index.str[:5]) if len(plan.schedule) <= 39 else plan.schedule
+    )
+    return {
+        "schedule": _shown(schedule.rename_axis(None), SCHEDULE),
+        "costs": _shown(costs.rename(index=lambda name: LOOKS[name].name).rename_axis(None), COSTS),
+        "frontier": _shown(own.rename(index="{:.1e} per bps".format).rename_axis(None), FRONTIER),
+        "market": pd.DataFrame(market.values(), list(market), ["estimate", "source"]),
+    }
+
+
+def write_page(plan: Plan, folder: Path, n_paths: int) -> Path:
+    """Write report.html, plan.json, and every table and figure of the plan into ``folder``."""
+    for name in ("schedule", "costs", "frontier", "day"):
+        save_table(getattr(plan, name), folder, f"order_{name}")
+    drawn = {
+        "schedule": schedule_figure(plan.schedule, plan.ticket.shares, plan.policy),
+        "frontier": order_frontier_figure(plan.frontier, plan.costs),
+        "day": day_figure(plan.day, plan.policy),
+    }
+    filled = {name: table.to_html(classes="figures", border=0) for name, table in tables(plan).items()}
+    for name, figure in drawn.items():
+        save(figure, folder, f"order_{name}")
+        png = base64.b64encode((folder / f"order_{name}.png").read_bytes()).decode()
+        filled[f"{name}_figure"] = f"data:image/png;base64,{png}"
+    lines = [f"<tr><th>{k}</th><td>{html.escape(v, quote=False)}</td></tr>" for k, v in summary(plan).items()]
+    title = f"Plan to {plan.ticket.side} {plan.ticket.shares:,.10g} shares"
+    filled |= {"title": title, "days": f"{n_paths:,}", "reading": html.escape(plan.bars.reading)}
+    filled["summary"] = f'<table class="summary">{"".join(lines)}</table>'
+    template = Template(Path(__file__).with_suffix(".html").with_stem("report").read_text(encoding="utf-8"))
+    atomic_write(folder / "report.html", template.substitute(filled).encode())
+    plan.write(folder / "plan.json")
+    return folder / "report.html"
