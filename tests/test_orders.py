@@ -662,7 +662,7 @@ def test_options_reach_the_plan_as_they_were_given(
     assert [path.name for path in (tmp_path / "build" / "order").iterdir()] == ["buy.csv"]
     shown = capsys.readouterr().out.splitlines()
     assert shown[-1] == "report  build/order/report.html"
-    assert "times of Europe/Paris" in shown[-2]
+    assert "Europe/Paris" in shown[-2]
 
 
 def test_a_small_order_is_reported_in_the_terminal(

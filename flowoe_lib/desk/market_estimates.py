@@ -7,7 +7,7 @@ loading torch.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def estimate(
         if len(frame) < RECENT:
             raise BarsError(f"{bars.source}: covers {len(frame)} days; at least {RECENT} are needed")
     else:
-        bars = _clocked(bars)
+        bars = replace(bars, minutes=bars.interval)
         amounts = (garman_klass(bars.frame), bars.frame["volume"])
         clocks = [session_clock(bars, x, BUCKETS, opens=session[0], closes=session[1]) for x in amounts]
         variance, volume = (clock.sum(axis=1).iloc[-RECENT:] for clock in clocks)
@@ -184,16 +184,6 @@ def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated
     values |= {name: suite[name] * longer for name in ("kappa", "depth_reversion")}
     values["cv"] = suite["cv_years"]
     return {name: Estimated(value, "suite") for name, value in values.items()}
-
-
-def _clocked(bars: Bars) -> Bars:
-    """Set the length of bars that mostly follow each other at one interval."""
-    if bars.minutes is not None:
-        return bars
-    gaps = bars.index.to_series().diff().dropna()
-    usual = gaps.mode().iloc[0]
-    minutes = usual / pd.Timedelta(minutes=1) if (gaps == usual).mean() > 0.5 else None
-    return Bars(bars.frame, bars.source, bars.timezone, minutes)
 
 
 def _within_day(clocks: Array, within: Mapping[str, Any], label: str, short: bool) -> dict[str, Estimated]:

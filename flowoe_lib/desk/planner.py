@@ -129,7 +129,7 @@ def read_plan(
         record = read.record() if isinstance(read, Plan) else dict(read)
         ticket = Ticket(**record["ticket"])
         known = {k: Estimated(**v) for k, v in record["estimates"].items()}
-        estimates = MarketEstimates(**known, breaks=tuple(map(tuple, record["breaks"])))
+        estimates = MarketEstimates(**known, breaks=tuple(map(tuple, record.get("breaks", ()))))
         condition = with_risk_aversion(condition_of(ticket, estimates), record["risk_aversion"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OrderError(f"{plan}: is not a plan of `make order`: {error!r}") from None
