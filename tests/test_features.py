@@ -83,6 +83,7 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
         weight = 50**2 / (50**2 * elapsed + 200**2)
         believed = -12 * side + weight * (price + 12 * side * elapsed)
         rest = urgent * max(ratio, 1e-3) * left**2
+        marginal = believed / cost * left / max(inventory, 0.01) ** 0.6
         expected = {
             "time left": 2 * left - 1,
             "log time left": math.log(left) / 2 + 1,
@@ -107,6 +108,9 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
             "log pace of Almgren and Chriss's schedule, in units of actions": math.log(
                 max(first_pace(rest, believed / cost * left**2 / max(inventory, 0.01)), 0.01)
             )
+            / unit,
+            "drift over the marginal cost of the rest, in units of actions": marginal
+            / (1 + abs(marginal))
             / unit,
         }
         assert set(expected) == set(FEATURES)
@@ -217,7 +221,11 @@ def test_price_enters_the_features_only_through_the_posterior_drift(k: int) -> N
         moved = dataclasses.replace(obs, return_bps=obs.return_bps + 37)
         before, after = columns(obs), columns(moved)
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
-        drifts = {"drift over cost", "log pace of Almgren and Chriss's schedule, in units of actions"}
+        drifts = {
+            "drift over cost",
+            "log pace of Almgren and Chriss's schedule, in units of actions",
+            "drift over the marginal cost of the rest, in units of actions",
+        }
         assert changed == (drifts if told else set())
     # The return is measured in the order's favour, so a rise always favours waiting.
     assert (after["drift over cost"] > before["drift over cost"]).all()

@@ -119,14 +119,17 @@ def base_condition(grid: Sequence[Condition]) -> Condition:
 
 
 def conditions_to_records(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
-    """Convert conditions, fields of shape [], to flat records of strings and floats."""
+    """Convert conditions, fields of shape [], to flat records of strings and floats.
+
+    JSON has no infinity, so infinite resilience, of impact without memory, is None.
+    """
     records = []
     for c in conditions:
         record: dict[str, Any] = {"world": c.world, "name": c.name}
         m = c.market
         for part in (m.heston, m.impact, m.liquidity, m.regimes, m, c.order):
             record |= {name: getattr(part, name).item() for name in _FIELDS[type(part)]}
-        records.append(record)
+        records.append(record | ({} if m.impact.has_memory else {"resilience": None}))
     return records
 
 
@@ -144,7 +147,9 @@ def _condition(record: Mapping[str, Any]) -> Condition:
     odd = set(record) ^ {"world", "name", *numbers}
     if odd:
         raise ValueError(f"{label}: fields {', '.join(sorted(odd))} are missing or unknown")
-    for name in numbers:
+    if record["resilience"] is None:
+        record = {**record, "resilience": math.inf}
+    for name in set(numbers) - {"resilience"}:
         value = record[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{label}: {name} = {value!r}: must be a finite number")

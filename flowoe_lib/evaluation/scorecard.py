@@ -364,7 +364,8 @@ def score_condition(
     comparisons = [pd.DataFrame()]
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
-        table = _versus(runs, versus | ({"flow_imitation": imitation} if imitation else {}), evaluation.seed)
+        others = versus | ({"flow_imitation": imitation} if imitation else {})
+        table = _versus(runs, others, evaluation.seed, PreTrade.of(market, order).cost_bps.item())
         best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
         learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
         table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
@@ -374,14 +375,14 @@ def score_condition(
 
 
 def _versus(
-    runs: Sequence[PathResults], others: Mapping[str, Sequence[PathResults]], seed: int
+    runs: Sequence[PathResults], others: Mapping[str, Sequence[PathResults]], seed: int, cost_bps: float
 ) -> pd.DataFrame:
     """Compare the training seeds of a learner with those of others, on the days on which all were run."""
     n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
     learner, *references = (
         torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
     )
-    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed)
+    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, cost_bps)
     return table.assign(n_paths=n)
 
 

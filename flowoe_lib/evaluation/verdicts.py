@@ -117,7 +117,9 @@ def hierarchical_interval(
     return difference.mean(0), low, high
 
 
-def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int) -> pd.DataFrame:
+def compare_learner(
+    learner: Tensor, opponents: Mapping[str, Tensor], seed: int, cost_bps: float = 0.0
+) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 
     Parameters
@@ -129,12 +131,16 @@ def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int)
         The same for each opponent on the same days, with its training seeds or one row.
     seed : int
         Seed of the bootstrap.
+    cost_bps : float
+        Expected temporary cost of an even schedule. Without drift every policy's cost is higher; the gain
+        from a drift can bring utility near zero, which would make any difference material.
 
     Returns
     -------
     pandas.DataFrame
         One row per opponent: ``reference``, its own quantities (``reference_<quantity>_bps``),
-        ``material_bps``, which is ``MATERIAL`` times the absolute mean utility of the best opponent, for each
+        ``material_bps``, which is ``MATERIAL`` times the larger of ``cost_bps`` and the absolute mean
+        utility of the best opponent, for each
         quantity the difference in bps with its interval (``<quantity>``, ``<quantity>_ci_low``,
         ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
@@ -156,7 +162,7 @@ def compare_learner(learner: Tensor, opponents: Mapping[str, Tensor], seed: int)
         table[f"reference_{name}_bps"] = level[:, i]
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
             table[f"{name}{suffix}"] = values[:, i]
-    table["material_bps"] = MATERIAL * abs(level[:, 0].max())
+    table["material_bps"] = MATERIAL * max(cost_bps, abs(level[:, 0].max()))
     return table.assign(verdict=verdicts(table))
 
 

@@ -47,6 +47,7 @@ FEATURES = (
     "log depth, in units of actions",
     "log urgency of the rest plus one, in units of actions",
     "log pace of Almgren and Chriss's schedule, in units of actions",
+    "drift over the marginal cost of the rest, in units of actions",
 )
 
 
@@ -76,7 +77,9 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     volume, last = (obs.volume[[obs.k, -1]] / obs.volume[obs.k :].mean(0)).log()
     log_rest = log_urgency + log_variance + 2 * log_left
     drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets) / cost
-    pace = _pace((log_rest / 2).exp(), drift * left.square() / obs.inventory.clamp_min(1e-2))
+    rest = obs.inventory.clamp_min(1e-2)
+    marginal = drift * left / rest.pow(market.impact.beta)
+    pace = _pace((log_rest / 2).exp(), drift * left.square() / rest)
     columns: tuple[Tensor, ...] = (
         2 * left - 1,
         log_left / 2 + 1,
@@ -99,6 +102,7 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         obs.log_depth / unit,
         log_rest.exp().log1p() / unit,
         pace.clamp_min(1e-2).log() / unit,
+        marginal / (1 + marginal.abs()) / unit,
     )
     if count > len(FEATURES):
         columns += _memory_features(obs)

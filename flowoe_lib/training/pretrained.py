@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from flowoe_lib.data.calibration import Calibration
-from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES
 from flowoe_lib.market.model import Heston, Liquidity, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
@@ -23,6 +23,10 @@ from flowoe_lib.store import Store, atomic_write, sha256
 from flowoe_lib.training.card import CARD, SHIPPED, WEIGHTS, TrainedPolicyError, read_card, sealed
 
 __all__ = ["PretrainedPolicy", "load_pretrained", "max_weight_difference", "ship_from"]
+
+
+OBSERVED = [*FEATURES, *MEMORY_FEATURES]
+"""What a network can observe; each observes the first of them, as many as it has inputs."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def ship(
         "file": WEIGHTS,
         "sha256": sha256(content),
         "shapes": {name: list(value.shape) for name, value in tensors.items()},
-        "observes": list(FEATURES),
+        "observes": OBSERVED[: field.observe.in_features],
         "range": dataclasses.asdict(conditions),
         "n_buckets": n_buckets,
         "calibration": dict(calibration),
@@ -125,9 +129,9 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     """
     card, content = read_card(folder)
     place = folder / CARD
-    if card["observes"] != list(FEATURES):
-        observed = card["observes"] if isinstance(card["observes"], list) else []
-        odd = sorted({*map(str, observed)} ^ set(FEATURES)) or ["their order"]
+    observed = card["observes"] if isinstance(card["observes"], list) else []
+    if not observed or observed != OBSERVED[: len(observed)]:
+        odd = sorted({*map(str, observed)} - set(OBSERVED)) or ["their order"]
         raise TrainedPolicyError(f"{place}: observes what this library does not show: {', '.join(odd)}")
     try:
         tensors = safetensors.torch.load(content)

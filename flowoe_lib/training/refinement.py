@@ -28,6 +28,10 @@ from flowoe_lib.randomness import generator
 __all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
 
 
+LARGE_GAIN = 0.3
+"""Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
+
+
 @dataclass(frozen=True)
 class RefiningPolicy:
     """A policy that trades the endpoint predicted from a corrupted version of its own action."""
@@ -47,12 +51,14 @@ class RefiningPolicy:
 
 
 def utility_scale(market: Market, order: Order) -> Tensor:
-    """Scale of the loss in each condition, bps: the approximate gain of a good policy over TWAP.
+    """Scale of the loss in each condition, bps: the approximate gain of a good policy over TWAP, damped.
 
-    Scaled losses weigh conditions of small and of large gains alike.
+    Scaled losses weigh conditions of small gains alike. The damping bounds the scale by ``LARGE_GAIN`` of
+    cost, because where gains are large, a small share of them is a large share of cost.
     """
     plan = PreTrade.of(market, order)
-    return plan.cost_bps * plan.attainable_gain.clamp_min(1e-6)
+    gain = plan.attainable_gain.clamp_min(1e-6)
+    return plan.cost_bps * gain / (1 + gain / LARGE_GAIN)
 
 
 def muon_and_adam(network: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
