@@ -29,8 +29,8 @@ from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write,
 __all__ = ["Record", "main", "plan", "reproduce", "run"]
 
 
-RUN_BEFORE = {"07_dynamic_markets": "05"}
-"""Notebooks that run right before another: the result tables include the worlds."""
+RUN_BEFORE = {"06_ablations": "05", "07_dynamic_markets": "05"}
+"""Notebooks that run right before another: the result tables include the ablations and the worlds."""
 
 
 USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay", "10_robustness")
