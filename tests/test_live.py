@@ -249,6 +249,7 @@ RECORD = {
     "ticket": {"side": "buy", "shares": 400_000, "lot": 1} | WINDOW,
     "bars": {"source": "bars", "timezone": BARS.timezone},
     "estimates": {name: {"value": value, "source": "test"} for name, value in FIGURES.items()},
+    "breaks": [],
     "risk_aversion": 5e-4,
     "policy": "flow_refined",
 }
@@ -312,8 +313,8 @@ def test_make_work_follows_a_growing_file(tmp_path: Path, capsys: pytest.Capture
         day.iloc[:rows].to_csv(bars)
         assert commands.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("2024-01-03 10:50:00-05:00: filled ")
-    assert lines[-1] == "2024-01-03 14:00:00-05:00: filled 400,000 of 400,000; now buy 0"
+    assert lines[4].endswith(" of 400,000 shares at 2024-01-03 10:50:00-05:00")
+    assert lines[-2:] == ["filled  400,000 of 400,000 shares at 2024-01-03 14:00:00-05:00", "now     buy 0"]
     whole = work(PLAN, tmp_path / "whole.json")
     follow(whole, load_bars(bars, timezone=BARS.timezone))
     assert whole.state == work(PLAN, state).state

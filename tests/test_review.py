@@ -27,6 +27,7 @@ def record(request: pytest.FixtureRequest) -> dict[str, Any]:
         "ticket": {"side": request.param, "shares": SIZE, "start": "10:00", "end": "15:00", "lot": 1},
         "bars": {"source": "bars", "timezone": ZONE},
         "estimates": {name: {"value": value, "source": "test"} for name, value in figures.items()},
+        "breaks": [],
         "risk_aversion": 5e-4,
         "policy": "flow_refined",
         "cost_quantiles_bps": list(range(101)),
@@ -163,13 +164,15 @@ def test_the_commands_work_an_order_and_review_it(
     assert commands.main(["work", *words]) == 0
     total = int(done["shares"].sum())
     assert 0 < total < SIZE
-    assert f"filled {total:,} of 60,000; now {record['ticket']['side']} 0\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"filled  {total:,} of 60,000 shares at 2024-02-14 15:00")
+    assert said.endswith(f"now     {record['ticket']['side']} 0\n")
     assert (
         commands.main(["review", "PLAN=plan.json", "BARS=today.csv", "FILLS=fills.csv", "SPREAD_BPS=2"]) == 0
     )
-    assert f"{total:,} of 60,000 shares filled" in capsys.readouterr().out
-    page = Path("build/review.html").read_text()
-    assert page.count("<table") == 2
+    assert f"60,000 shares, of which {total:,} (" in capsys.readouterr().out
+    page = Path("build/review/review.html").read_text()
+    assert page.count("<table") == 3
     assert "opportunity" in page
     assert commands.main(["review", "PLAN=plan.json", "BAR=today.csv"]) == 1
     assert "bar = 'today.csv': no such option; the nearest is bars" in capsys.readouterr().err

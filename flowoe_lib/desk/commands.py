@@ -7,9 +7,8 @@ from pathlib import Path
 from flowoe_lib.data.bars import load_bars
 from flowoe_lib.desk.live import follow, read_fills, work
 from flowoe_lib.desk.planner import read_plan
-from flowoe_lib.desk.review import review, review_page
+from flowoe_lib.desk.review import review, write_review
 from flowoe_lib.desk.ticket import OrderError, refuse_unknown
-from flowoe_lib.store import atomic_write
 
 __all__ = ["main"]
 
@@ -41,15 +40,13 @@ def main(words: Sequence[str]) -> int:
         if command == "work":
             order = work(given["plan"], given.get("state", "build/live.json"))
             follow(order, bars, read_fills(given["fills"], zone) if "fills" in given else None)
-            lines = [order.summary()]
+            lines = order.summary()
         else:
             numbers = {name: float(given[name]) for name in ("spread_bps", "shares") if name in given}
             result = review(given["plan"], read_fills(given["fills"], zone), bars, **numbers)
-            place = Path("build", "review.html")
-            atomic_write(place, review_page(result).encode())
-            lines = [*result.summary(), f"written: {place}"]
+            lines = result.summary() | {"report": str(write_review(result, Path("build", "review")))}
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{name:8}{text}\n" for name, text in lines.items()))
     return 0

@@ -4,6 +4,7 @@ Variance and depth are estimated as in the market replay of notebook 9, by expon
 past buckets; the return since arrival is the signal of a hidden drift. All that is known is one JSON file.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,6 @@ from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.market.impact import permanent_shift
 from flowoe_lib.market.model import BPS, Condition, volume_profile
 from flowoe_lib.market.pre_trade import PreTrade
-from flowoe_lib.market.volume import traded_by
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import load_pretrained
@@ -117,12 +117,12 @@ class LiveOrder:
         """The child order that is to be at work now."""
         return Child(self.state.bucket, min(self.state.sent, self.state.left), self.plan.ticket.limit)
 
-    def summary(self) -> str:
-        """What is filled and what to send now, in one sentence."""
+    def summary(self) -> dict[str, str]:
+        """What is filled and what to send now."""
         s, child, side = self.state, self.child, self.plan.ticket.side
         limit = "" if child.limit is None else f" at {child.limit:,.10g} or better"
-        done = f"{s.time}: filled {s.filled:,.10g} of {s.shares:,.10g}"
-        return f"{done}; now {side} {child.shares:,.10g}{limit}"
+        done = f"{s.filled:,.10g} of {s.shares:,.10g} shares at {s.time}"
+        return {"filled": done, "now": f"{side} {child.shares:,.10g}{limit}"}
 
     def next(self, bar: Mapping[str, Any] | pd.DataFrame, filled: float = 0.0) -> Child:
         """The child order for the bucket that begins at the end of ``bar``.
@@ -288,10 +288,10 @@ def work(plan: Plan | Mapping[str, Any] | str | Path, state: str | Path = "live.
     ticket, market, condition, record = read_plan(plan)
     policy = mpc if record["policy"] == CONTROL else load_pretrained().policy()
     start, end = ticket.part
-    length = (end - start) / ticket.n_buckets
-    edges = start + length * np.arange(-math.floor(start / length + 1e-9), 1)
-    before = market.adv.value * np.diff(traded_by(market.profile_amplitude.value, edges.clip(0)))
-    volume, path = np.append(before, expected_volume(ticket, market)), Path(state)
+    before = math.floor(start / (end - start) * ticket.n_buckets + 1e-9)
+    volume, path = expected_volume(ticket, market, before), Path(state)
+    # As it is read back: JSON has no tuples.
+    record = json.loads(json.dumps(record))
     known = State(plan=record, shares=ticket.shares)
     if path.exists():
         try:

@@ -133,8 +133,11 @@ def estimate(
     )
 
 
-def expected_volume(ticket: Ticket, known: MarketEstimates) -> Array:
-    """Volume expected in each bucket of the order's window, shares, [N]; none in a break of the market."""
+def expected_volume(ticket: Ticket, known: MarketEstimates, before: int = 0) -> Array:
+    """Volume expected in each bucket of the order's window, shares, [N]; none in a break of the market.
+
+    ``before`` buckets of the same length come first, [before + N].
+    """
     opening, closing = map(minutes_of, ticket.session)
 
     def traded(minutes: Array) -> Array:
@@ -146,7 +149,9 @@ def expected_volume(ticket: Ticket, known: MarketEstimates) -> Array:
 
         return smooth(minutes) - sum(smooth(np.clip(minutes, a, b)) - smooth(a) for a, b in known.breaks)
 
-    edges = np.linspace(*ticket.window, ticket.n_buckets + 1)
+    start, end = ticket.window
+    length = (end - start) / ticket.n_buckets
+    edges = np.linspace(start - before * length, end, before + ticket.n_buckets + 1)
     volume = known.adv.value * np.diff(traded(edges)) / traded(np.array(float(closing)))
     return np.where(volume > 1e-9 * known.adv.value, volume, 0.0)
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -14,7 +15,7 @@ from flowoe_lib.market.model import BPS
 from flowoe_lib.plotting import LOOKS, save, save_table
 from flowoe_lib.store import atomic_write
 
-__all__ = ["summary", "tables", "write_page"]
+__all__ = ["embedded", "filled_page", "summary", "tables", "write_page"]
 
 
 COSTS = {
@@ -130,16 +131,27 @@ def write_page(plan: Plan, folder: Path, n_paths: int) -> Path:
         "frontier": order_frontier_figure(plan.frontier, plan.costs),
         "day": day_figure(plan.day, plan.policy),
     }
-    filled = {name: table.to_html(classes="figures", border=0) for name, table in tables(plan).items()}
     for name, figure in drawn.items():
         save(figure, folder, f"order_{name}")
-        png = base64.b64encode((folder / f"order_{name}.png").read_bytes()).decode()
-        filled[f"{name}_figure"] = f"data:image/png;base64,{png}"
-    lines = [f"<tr><th>{k}</th><td>{html.escape(v, quote=False)}</td></tr>" for k, v in summary(plan).items()]
+    filled = {f"{name}_figure": embedded(folder / f"order_{name}.png") for name in drawn}
+    filled |= {name: table.to_html(classes="figures", border=0) for name, table in tables(plan).items()}
+    filled |= {"days": f"{n_paths:,}", "reading": html.escape(plan.bars.reading)}
     title = f"Plan to {plan.ticket.side} {plan.ticket.shares:,.10g} shares"
-    filled |= {"title": title, "days": f"{n_paths:,}", "reading": html.escape(plan.bars.reading)}
-    filled["summary"] = f'<table class="summary">{"".join(lines)}</table>'
-    template = Template(Path(__file__).with_suffix(".html").with_stem("report").read_text(encoding="utf-8"))
-    atomic_write(folder / "report.html", template.substitute(filled).encode())
+    atomic_write(folder / "report.html", filled_page("report", title, summary(plan), filled))
     plan.write(folder / "plan.json")
     return folder / "report.html"
+
+
+def embedded(picture: Path) -> str:
+    """A PNG as an address that needs no file."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def filled_page(name: str, title: str, lines: Mapping[str, str], filled: Mapping[str, str]) -> bytes:
+    """The page ``name``: a title, a summary of ``lines``, and the body of its template with ``filled``."""
+    frame, body = (
+        Template(Path(__file__).with_name(f"{x}.html").read_text(encoding="utf-8")) for x in ("page", name)
+    )
+    rows = [f"<tr><th>{k}</th><td>{html.escape(v, quote=False)}</td></tr>" for k, v in lines.items()]
+    table = f'<table class="summary">{"".join(rows)}</table>'
+    return frame.substitute(title=title, summary=table, body=body.substitute(filled)).encode()

@@ -1,7 +1,5 @@
 """A worked order reviewed: what it cost, why, against which benchmark, and against its plan's forecast."""
 
-import html
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,14 @@ from matplotlib.figure import Figure
 
 from flowoe_lib.data.bars import Bars
 from flowoe_lib.desk.live import window_of
+from flowoe_lib.desk.page import embedded, filled_page
 from flowoe_lib.desk.planner import Plan, read_plan
 from flowoe_lib.desk.ticket import OrderError, Ticket
 from flowoe_lib.market.model import BPS
-from flowoe_lib.plotting import LOOKS, style
+from flowoe_lib.plotting import LOOKS, save, style
+from flowoe_lib.store import atomic_write
 
-__all__ = ["Review", "review", "review_page"]
+__all__ = ["Review", "review", "review_figure", "write_review"]
 
 
 Array = npt.NDArray[np.float64]
@@ -47,20 +47,21 @@ class Review:
         """Share of the plan's simulated days that cost less, %."""
         return float(np.interp(self.cost_bps, self.forecast_bps, np.arange(101)))
 
-    def summary(self) -> list[str]:
-        """The result in four sentences."""
+    def summary(self) -> dict[str, str]:
+        """Order, cost, its largest part and the forecast, each in a line of text."""
         total, done = self.parts.sum(numeric_only=True), self.filled / self.shares
         vwap = self.benchmarks["bps"].loc["vwap"]
         largest = self.parts["bps"].abs().to_numpy().argmax()
         middle, high = self.forecast_bps[[50, 95]]
-        return [
-            f"{self.ticket.side}: {self.filled:,.10g} of {self.shares:,.10g} shares filled ({done:.1%})",
-            f"implementation shortfall {total['currency']:,.0f}, {total['bps']:.1f} bps; against the arrival "
-            f"price {self.cost_bps:.1f} bps, against VWAP {vwap:.1f} bps",
-            f"largest part: {list(MEANING)[largest]}, {self.parts['bps'].iloc[largest]:.1f} bps",
-            f"{self.percentile:.0f} of 100 simulated days cost less; their median is {middle:.1f} bps; 95 "
-            f"of 100 cost less than {high:.1f} bps",
-        ]
+        return {
+            "order": f"{self.ticket.side} {self.shares:,.10g} shares, of which {self.filled:,.10g} "
+            f"({done:.2%}) are filled",
+            "cost": f"{total['bps']:.1f} bps ({total['currency']:,.0f}) against the price of the plan; "
+            f"{self.cost_bps:.1f} bps against the arrival price, {vwap:.1f} bps against VWAP",
+            "mostly": f"{list(MEANING)[largest]}, {self.parts['bps'].iloc[largest]:.1f} bps",
+            "plan": f"{self.percentile:.0f} of 100 simulated days cost less against the arrival price; "
+            f"their median is {middle:.1f} bps, and 95 of 100 cost less than {high:.1f} bps",
+        }
 
 
 MEANING = {
@@ -179,25 +180,16 @@ def review_figure(result: Review) -> Figure:
     return figure
 
 
-PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Review of an order</title>
-<style>body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto }}
-td, th {{ padding: .2em 1em; text-align: right }} td:last-child {{ text-align: left }}</style>
-<h1>Review of an order</h1><ul>{summary}</ul>{figure}
-<h2>Implementation shortfall and its parts</h2>{parts}<h2>Against benchmarks</h2>{benchmarks}</html>
-"""
-
-
-def review_page(result: Review) -> str:
-    """The review as one page of HTML."""
-    picture, figure = io.StringIO(), review_figure(result)
-    with style():
-        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+def write_review(result: Review, folder: Path) -> Path:
+    """Write review.html and its figure into ``folder``."""
+    save(review_figure(result), folder, "review")
     total = result.parts.sum(numeric_only=True)
-    table = result.parts.copy()
-    table.loc["total"] = [*total, "implementation shortfall against the price of the plan"]
-    digits = {"currency": "{:,.0f}".format, "bps": "{:.1f}".format, "price": "{:,.6g}".format}
-    parts, benchmarks = (x.to_html(formatters=digits, border=0) for x in (table, result.benchmarks))
-    summary = "".join(f"<li>{html.escape(line)}</li>" for line in result.summary())
-    svg = picture.getvalue().partition("<svg")[2]
-    return PAGE.format(summary=summary, figure=f"<svg{svg}", parts=parts, benchmarks=benchmarks)
+    parts = result.parts.copy()
+    parts.loc["total"] = [*total, "implementation shortfall"]
+    digits = {"currency": "{:,.0f}".format, "bps": "{:,.1f}".format, "price": "{:,.6g}".format}
+    tables = {"parts": parts, "benchmarks": result.benchmarks}
+    filled = {k: t.to_html(formatters=digits, classes="figures", border=0) for k, t in tables.items()}
+    filled["review_figure"] = embedded(folder / "review.png")
+    title = f"Review of an order to {result.ticket.side} {result.shares:,.10g} shares"
+    atomic_write(folder / "review.html", filled_page("review", title, result.summary(), filled))
+    return folder / "review.html"
