@@ -30,7 +30,7 @@ def row(
 ) -> dict[str, object]:
     """Utility and mean are better by ``gain``, standard deviation by 1, CVaR95 by ``tail``; cost is 100."""
     out: dict[str, object] = {"world": world, "condition": condition, "reference": reference}
-    out |= {"policy": policy, "solver_steps": 1, "material_bps": 0.1, "reference_utility_bps": -100.0}
+    out |= {"policy": policy, "solver_steps": 1, "material_bps": 0.1}
     out |= {"is_best_opponent": reference == "mpc"}
     for name, value in {"utility": gain, "mean": gain, "std": -1.0, "cvar95": tail}.items():
         out |= {name: value, f"{name}_ci_low": value - 0.01, f"{name}_ci_high": value + 0.01}

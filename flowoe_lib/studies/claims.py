@@ -42,9 +42,9 @@ def in_one_step(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
 
 
 def shares(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Difference in utility with its interval, as shares of the reference's cost."""
+    """Difference in utility with its interval, as shares of the cost that defines a material difference."""
     ends = comparisons[["utility", "utility_ci_low", "utility_ci_high"]]
-    return ends.div(comparisons["reference_utility_bps"].abs(), axis=0)
+    return ends.div(comparisons["material_bps"] / MATERIAL, axis=0)
 
 
 def verdict(won: int, total: int) -> str:
@@ -198,7 +198,7 @@ def in_short(comparisons: pd.DataFrame, scorecard: pd.DataFrame) -> str:
 
 
 def _extremes(rows: pd.DataFrame, digits: int) -> list[str]:
-    """Least and most favourable difference in utility with its interval, % of the reference's cost."""
+    """Least and most favourable difference in utility with its interval, % of cost."""
     percent = 100 * shares(rows)
 
     def told(i: int) -> str:
