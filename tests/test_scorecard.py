@@ -216,7 +216,10 @@ def test_every_verdict_is_recomputed_from_the_published_tables(scores: Scores, t
         spread = student.ppf(0.975, 1) * np.std(ours, ddof=1) / math.sqrt(2)
         assert row["utility_ci_high"] - row["utility_ci_low"] >= 1.9 * spread
         rivals = [np.mean(others[name]) for name in (*SCHEDULE_EXPERTS, "hasty")]
-        assert row["material_bps"] == pytest.approx(1e-3 * abs(max(rivals)))
+        # Linear permanent impact costs every policy half of its price move.
+        vol, phi = scorecard.loc[0, ["vol", "phi"]]
+        sunk = 1e4 * 0.314 * 263**0.25 * vol * phi / 2
+        assert row["material_bps"] == pytest.approx(1e-3 * (-max(rivals) - sunk))
         assert row["is_best_opponent"] == (row["reference"] == "mpc")
         low, high = (row[f"utility_ci_{end}"] / row["material_bps"] for end in ("low", "high"))
         inside = "equal" if low >= -1 and high <= 1 else "open"

@@ -365,7 +365,7 @@ def score_condition(
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
         others = versus | ({"flow_imitation": imitation} if imitation else {})
-        table = _versus(runs, others, evaluation.seed, PreTrade.of(market, order).cost_bps.item())
+        table = _versus(runs, others, condition, evaluation.seed)
         best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
         learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
         table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
@@ -375,14 +375,21 @@ def score_condition(
 
 
 def _versus(
-    runs: Sequence[PathResults], others: Mapping[str, Sequence[PathResults]], seed: int, cost_bps: float
+    runs: Sequence[PathResults],
+    others: Mapping[str, Sequence[PathResults]],
+    condition: Condition,
+    seed: int,
 ) -> pd.DataFrame:
     """Compare the training seeds of a learner with those of others, on the days on which all were run."""
     n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
     learner, *references = (
         torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
     )
-    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, cost_bps)
+    market, order = condition.market, condition.order
+    least = PreTrade.of(market, order).cost_bps.item()
+    # Half of the permanent price move is paid, whatever the schedule.
+    sunk = market.permanent_cost_bps(order.size).item() / 2
+    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, least, sunk)
     return table.assign(n_paths=n)
 
 

@@ -118,7 +118,11 @@ def hierarchical_interval(
 
 
 def compare_learner(
-    learner: Tensor, opponents: Mapping[str, Tensor], seed: int, cost_bps: float = 0.0
+    learner: Tensor,
+    opponents: Mapping[str, Tensor],
+    seed: int,
+    cost_bps: float = 0.0,
+    sunk_bps: float = 0.0,
 ) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 
@@ -132,17 +136,18 @@ def compare_learner(
     seed : int
         Seed of the bootstrap.
     cost_bps : float
-        Expected temporary cost of an even schedule. Without drift every policy's cost is higher; the gain
-        from a drift can bring utility near zero, which would make any difference material.
+        Expected temporary cost of an even schedule, the least cost of the best opponent. The gain from a
+        drift can bring utility near zero, which would make any difference material.
+    sunk_bps : float
+        Cost that is the same for all policies, such as that of linear permanent impact.
 
     Returns
     -------
     pandas.DataFrame
         One row per opponent: ``reference``, its own quantities (``reference_<quantity>_bps``),
-        ``material_bps``, which is ``MATERIAL`` times the larger of ``cost_bps`` and the absolute mean
-        utility of the best opponent, for each
-        quantity the difference in bps with its interval (``<quantity>``, ``<quantity>_ci_low``,
-        ``<quantity>_ci_high``), and the ``verdict`` on utility.
+        ``material_bps``, which is ``MATERIAL`` times the cost of the best opponent (its mean disutility less
+        ``sunk_bps``, at least ``cost_bps``), for each quantity the difference in bps with its interval
+        (``<quantity>``, ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
     Raises
     ------
@@ -162,7 +167,7 @@ def compare_learner(
         table[f"reference_{name}_bps"] = level[:, i]
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
             table[f"{name}{suffix}"] = values[:, i]
-    table["material_bps"] = MATERIAL * max(cost_bps, abs(level[:, 0].max()))
+    table["material_bps"] = MATERIAL * max(cost_bps, -level[:, 0].max() - sunk_bps)
     return table.assign(verdict=verdicts(table))
 
 

@@ -258,7 +258,9 @@ def _utilities(
 ) -> dict[str, Tensor]:
     oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
     runs = evaluate({"twap": twap, "oracle": oracle, **policies}, condition, evaluation, "test")
-    return {name: run.utility for name, run in runs.items()}
+    # Linear permanent impact costs every policy half of its price move.
+    sunk = condition.market.permanent_cost_bps(condition.order.size) / 2
+    return {name: run.utility + sunk for name, run in runs.items()}
 
 
 def measure(
