@@ -37,8 +37,17 @@ class MissingArtifact(LookupError):
     """An entry that an earlier notebook makes is missing or damaged."""
 
 
+def _check_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise FileExistsError(f"{path}: is a folder in the place of a file; remove it")
+
+
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically: after a crash the file has the new or the old content."""
+    """Write ``content`` to ``path`` atomically: after a crash the file has the new or the old content.
+
+    Raises FileExistsError for a folder in its place.
+    """
+    _check_no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -135,6 +144,8 @@ class Store:
             If :func:`flowoe_lib.recipes.recipe` has no recipe for the task and its arguments.
         RuntimeError
             If a module of the recipe changed on disk since it was imported.
+        FileExistsError
+            If a folder is in the place of a stored file; nothing is computed then.
         """
         made_by = recipe(task, *args, **kwargs)
         kind: Any = inspect.signature(task).return_annotation
@@ -144,6 +155,8 @@ class Store:
             current.copy(names, self)
         else:
             check_unchanged(made_by["sources"])
+            for place in (place for each in names for place in self.root.glob(f"{each}.*")):
+                _check_no_folder(place)
             made = task(*args, **kwargs)
             check_unchanged(made_by["sources"])
             parts = cast("tuple[Any, ...]", made) if hasattr(kind, "_fields") else (made,)

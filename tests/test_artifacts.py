@@ -229,6 +229,9 @@ def test_a_card_or_content_that_is_a_folder_is_a_damaged_entry(store: Store) -> 
         (store.root / file).mkdir()
         with pytest.raises(MissingArtifact, match="'value' is damaged"):
             store.read_json("value")
+        for attempt in (lambda: store.made("value", refuse), lambda: store.write("value", 2)):
+            with pytest.raises(FileExistsError, match=r"value\..*json: is a folder in the place of a file"):
+                attempt()
 
 
 def test_swapped_entries_are_damaged_ones(store: Store) -> None:

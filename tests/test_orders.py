@@ -145,6 +145,17 @@ def test_nothing_is_planned_in_a_lunch_break(start: str, end: str) -> None:
     assert made.estimates.profile_amplitude.value == pytest.approx(0.6, abs=0.25)
 
 
+def test_what_looks_wrong_in_the_bars_is_told_with_the_plan_and_with_a_refusal() -> None:
+    frame = daily().frame.reset_index()
+    split = frame.assign(**{c: frame[c].where(frame.index < 30, frame[c] / 4) for c in ("open", "close")})
+    split = split.assign(high=split["open"] * 1.01, low=split["open"] * 0.99)
+    bars = load_bars(split)
+    [told] = bars.flags
+    assert told in plan_order(bars, Ticket("buy", 1e5), TRAINED, n_paths=50).flags
+    with pytest.raises(OrderError, match=re.escape(told)):
+        plan_order(bars, Ticket("buy", 1e9), TRAINED, n_paths=50)
+
+
 def test_a_session_that_is_not_covered_is_refused_with_the_hours_that_are() -> None:
     early = minutes(6).assign(time=lambda f: f["time"] - pd.Timedelta(hours=1))
     with pytest.raises(BarsError, match=r"from 09:30 to 16:00 .* the bars cover 08:30 to 15:00 \(6 days\)"):
@@ -341,7 +352,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "beta": ({"beta": 0.0}, r"beta = 0\.0: Input should be greater than 0"),
     "drift": ({"drift_bps": math.inf}, "drift_bps = inf: Input should be a finite number"),
     "spread": ({"drift_sd_bps": -1.0}, "drift_sd_bps = -1.0: Input should be greater than or equal to 0"),
-    "clock": ({"start": "ten"}, "start = 'ten': .*time of day when execution starts, HH:MM"),
+    "clock": (
+        {"start": "ten"},
+        "start = 'ten': must be a time such as 15:30 .*HH:MM",
+    ),
     "minutes": ({"end": "09:75"}, "end = '09:75': .*time of day when execution ends, HH:MM"),
     "overnight": (
         {"session": ("18:00", "17:00")},

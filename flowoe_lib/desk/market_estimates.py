@@ -141,19 +141,17 @@ def expected_volume(ticket: Ticket, known: MarketEstimates, before: int = 0) -> 
     opening, closing = map(minutes_of, ticket.session)
 
     def traded(minutes: Array) -> Array:
-        """Volume by ``minutes`` since midnight, but for a factor."""
-
-        def smooth(at: Array | int) -> Array:
-            share = traded_by(known.profile_amplitude.value, (at - opening) / (closing - opening))
-            return np.asarray(share)
-
-        return smooth(minutes) - sum(smooth(np.clip(minutes, a, b)) - smooth(a) for a, b in known.breaks)
+        share = traded_by(known.profile_amplitude.value, (minutes - opening) / (closing - opening))
+        return np.asarray(share)
 
     start, end = ticket.window
     length = (end - start) / ticket.n_buckets
-    edges = np.linspace(start - before * length, end, before + ticket.n_buckets + 1)
-    volume = known.adv.value * np.diff(traded(edges)) / traded(np.array(float(closing)))
-    return np.where(volume > 1e-9 * known.adv.value, volume, 0.0)
+    bounds = np.linspace(start - before * length, end, before + ticket.n_buckets + 1)
+    # Breaks begin and end on whole minutes.
+    edges = np.unique(np.r_[opening : closing + 1, bounds])
+    open_now = ~np.any([(edges[:-1] >= a) & (edges[:-1] < b) for a, b in known.breaks or [(0, 0)]], axis=0)
+    total = np.r_[0.0, np.cumsum(np.diff(traded(edges)) * open_now)]
+    return np.asarray(known.adv.value * np.diff(np.interp(bounds, edges, total)) / total[-1])
 
 
 def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticket, MarketEstimates]:
@@ -170,6 +168,7 @@ def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticke
         raise OrderError(
             f"shares = {ticket.shares:,.10g}: must be at most {volume.sum():,.0f}, the volume expected from "
             f"{window} with an average daily volume of {known.adv.value:,.0f} (adv, ADV: {known.adv.source})"
+            + "".join(f"; {flag}" for flag in bars.flags)
         )
     room = volume * (cap or 1.0)
     most = room.sum() if lot is None else lot * np.floor(room / lot).sum()

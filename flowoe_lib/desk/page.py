@@ -2,6 +2,7 @@
 
 import base64
 import html
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -18,48 +19,8 @@ from flowoe_lib.store import atomic_write
 __all__ = ["embedded", "filled_page", "summary", "tables", "write_page"]
 
 
-COSTS = {
-    "cost_bps": ("expected cost, bps", "{:,.2f}"),
-    "cost_currency": ("expected cost, currency", "{:,.0f}"),
-    "std_bps": ("standard deviation, bps", "{:,.1f}"),
-    "cost95_bps": ("95 % quantile, bps", "{:,.1f}"),
-    "cvar95_bps": ("CVaR95, bps", "{:,.1f}"),
-    "gain_bps": ("lead of the plan, bps", "{:+,.2f}"),
-    "gain_ci_low": ("from", "{:+,.2f}"),
-    "gain_ci_high": ("to", "{:+,.2f}"),
-}
-"""Columns of the table of costs: heading and format."""
-
-
-SCHEDULE = {
-    "traded": ("shares to trade", "{:,.10g}"),
-    "median": ("shares left", "{:,.10g}"),
-    "low": ("left, low (10 %)", "{:,.6g}"),
-    "high": ("left, high (90 %)", "{:,.6g}"),
-    "participation": ("of volume", "{:.1%}"),
-    "participation_high": ("of volume, one day in ten", "{:.1%}"),
-    "participation_max": ("of volume, at most", "{:.1%}"),
-}
-
-
-FRONTIER = {
-    "cost_bps": ("expected cost, bps", "{:,.2f}"),
-    "std_bps": ("standard deviation, bps", "{:,.1f}"),
-    "cost95_bps": ("95 % quantile, bps", "{:,.1f}"),
-}
-
-
-MARKET = {
-    "price": ("last close", "{:,.2f}"),
-    "adv": ("average daily volume, shares", "{:,.7g}"),
-    "volatility": ("volatility, per square root of a day", "{:.2%}"),
-    "kappa": ("mean reversion of variance, per day", "{:.2f}"),
-    "cv": ("volatility of volatility (cv)", "{:.2f}"),
-    "rho": ("correlation of price and variance", "{:.2f}"),
-    "depth_sd": ("variability of depth, sd of log", "{:.2f}"),
-    "depth_reversion": ("mean reversion of depth, per day", "{:.2f}"),
-    "profile_amplitude": ("amplitude of the volume profile", "{:.2f}"),
-}
+HEADINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+"""Heading and format of the columns of each table."""
 
 
 def _money(bps: float, plan: Plan) -> str:
@@ -93,7 +54,7 @@ def summary(plan: Plan) -> dict[str, str]:
     }
 
 
-def _shown(table: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, columns: Mapping[str, list[str]]) -> pd.DataFrame:
     shown = {
         head: table[name].map(form.format, na_action="ignore")
         for name, (head, form) in columns.items()
@@ -104,20 +65,20 @@ def _shown(table: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataF
 
 def tables(plan: Plan) -> dict[str, pd.DataFrame]:
     """Schedule, costs, frontier and market as a reader sees them: headings with units, formatted numbers."""
-    costs = plan.costs.copy()
+    costs = plan.costs.rename(index=lambda name: LOOKS[name].name)
     costs.iloc[0, -3:] = np.nan
     own = plan.frontier[plan.frontier["policy"] == plan.policy].set_index("risk_aversion")
     market = {
         heading: (form.format(plan.estimates.figures()[name].value), plan.estimates.figures()[name].source)
-        for name, (heading, form) in MARKET.items()
+        for name, (heading, form) in HEADINGS["market"].items()
     }
     schedule = (
         plan.schedule.set_axis(plan.schedule.index.str[:5]) if len(plan.schedule) <= 39 else plan.schedule
     )
     return {
-        "schedule": _shown(schedule.rename_axis(None), SCHEDULE),
-        "costs": _shown(costs.rename(index=lambda name: LOOKS[name].name).rename_axis(None), COSTS),
-        "frontier": _shown(own.rename(index="{:.1e} per bps".format).rename_axis(None), FRONTIER),
+        "schedule": _shown(schedule.rename_axis(None), HEADINGS["schedule"]),
+        "costs": _shown(costs.rename_axis(None), HEADINGS["costs"]),
+        "frontier": _shown(own.rename(index="{:.1e} per bps".format).rename_axis(None), HEADINGS["frontier"]),
         "market": pd.DataFrame(market.values(), list(market), ["estimate", "source"]),
     }
 

@@ -297,7 +297,7 @@ def plan_order(
         policy=name,
         flags=[*bars.flags, *session_flags(bars, *ticket.session), *flags],
         schedule=desk.schedule(done),
-        costs=_costs(done, condition.order, ticket.shares * known.price.value),
+        costs=_costs(own, done, condition.order, ticket.shares * known.price.value),
         frontier=pd.concat([own, curve]).sort_values("risk_aversion", kind="stable", ignore_index=True),
         day=desk.day(condition),
         quantiles=np.quantile(cost.double().numpy(), np.linspace(0, 1, 101)),
@@ -416,33 +416,26 @@ class _Desk:
 
 
 def _points(c: Condition, done: Mapping[str, Execution]) -> pd.DataFrame:
-    rows = [
-        {
-            "policy": name,
-            "risk_aversion": c.order.risk_aversion.item(),
-            "std_bps": e.pnl_bps.double().std().item(),
-            "cost95_bps": -e.pnl_bps.quantile(0.05).item(),
-            "cost_bps": -e.controlled_pnl_bps.double().mean().item(),
-        }
-        for name, e in done.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _costs(done: Mapping[str, Execution], order: Order, notional: float) -> pd.DataFrame:
-    plan, *_ = (e.utility_bps(order) for e in done.values())
-    rows = {}
+    """Mean, standard deviation and 95 % quantile of the cost of each policy, bps."""
+    rows = []
     for name, e in done.items():
-        cost, pnl = -e.controlled_pnl_bps.double().mean().item(), e.pnl_bps.double()
-        better = paired_interval(plan - e.utility_bps(order))
-        rows[name] = {
-            "cost_bps": cost,
-            "std_bps": pnl.std().item(),
-            "cvar95_bps": -pnl.sort().values[: tail_size(len(pnl))].mean().item(),
-            "cost95_bps": -pnl.quantile(0.05).item(),
-            "cost_currency": cost / BPS * notional,
-        } | dict(zip(("gain_bps", "gain_ci_low", "gain_ci_high"), better, strict=True))
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+        pnl, mean = e.pnl_bps.double(), e.controlled_pnl_bps.double().mean().item()
+        aversion = c.order.risk_aversion.item()
+        rows.append((name, aversion, -mean, pnl.std().item(), -pnl.quantile(0.05).item()))
+    return pd.DataFrame(rows, columns=["policy", "risk_aversion", "cost_bps", "std_bps", "cost95_bps"])
+
+
+def _costs(
+    points: pd.DataFrame, done: Mapping[str, Execution], order: Order, notional: float
+) -> pd.DataFrame:
+    """The table ``costs`` of a plan; ``points`` are those of the same days."""
+    costs = points.set_index("policy").drop(columns="risk_aversion")
+    worst = [e.pnl_bps.double().sort().values[: tail_size(len(e.pnl_bps))] for e in done.values()]
+    plan, *_ = utilities = [e.utility_bps(order) for e in done.values()]
+    costs["cvar95_bps"] = [-x.mean().item() for x in worst]
+    costs["cost_currency"] = costs["cost_bps"] / BPS * notional
+    costs[["gain_bps", "gain_ci_low", "gain_ci_high"]] = [paired_interval(plan - x) for x in utilities]
+    return costs
 
 
 def _by_bucket(columns: Mapping[str, Array], ticket: Ticket) -> pd.DataFrame:

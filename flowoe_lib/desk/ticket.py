@@ -118,8 +118,9 @@ class Ticket(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
+            fault = "must be a time such as 15:30" if "pattern" in first["type"] else first["msg"]
             meaning = ", ".join(filter(None, described_options()[name][:2]))
-            raise OrderError(f"{name} = {options[name]!r}: {first['msg']} ({meaning})") from None
+            raise OrderError(f"{name} = {options[name]!r}: {fault} ({meaning})") from None
         if self.risk_aversion is not None and self.cost_limit_bps is not None:
             raise OrderError("risk_aversion and cost_limit_bps: only one of them may be given")
         if bool(self.shares) == bool(self.notional):

@@ -24,7 +24,7 @@ class RangeViolation:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.quantity} = {self.value:.4g}: trained on {self.low:g} to {self.high:g}"
+        return f"{self.quantity} = {self.value:.4g}: trained on {self.low:.3g} to {self.high:.3g}"
 
 
 @dataclass(frozen=True)
