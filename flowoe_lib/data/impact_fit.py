@@ -27,7 +27,7 @@ FEWEST = 30
 
 
 PRECISION = 0.2
-"""Half-width of an interval, as a share of its estimate, for which ``orders_needed`` is computed."""
+"""Half-width of an interval, as a share of the published value, for which ``orders_needed`` is computed."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ImpactFit:
     """Number of orders."""
     table: pd.DataFrame
     """Rows eta, beta, gamma and drift (that of the market over the orders, bps per day); columns estimate,
-    ci_low, ci_high (95 %), published, and orders_needed, about how many orders bring the interval to within
-    20 % of the estimate."""
+    ci_low, ci_high (95 %), published, and orders_needed, about how many orders make the interval as narrow as
+    20 % of the published value on either side."""
 
     @property
     def options(self) -> dict[str, float]:
@@ -109,7 +109,7 @@ def fit_impact(orders: pd.DataFrame, reps: int = 200, seed: int = 2025) -> Impac
     columns = {"estimate": estimate, "ci_low": low, "ci_high": high, "published": start}
     table = pd.DataFrame(columns, index=pd.Index(["eta", "beta", "gamma", "drift"], name="coefficient"))
     half_width = (table["ci_high"] - table["ci_low"]) / 2
-    needed = len(design) * (half_width / (PRECISION * table["estimate"])) ** 2
+    needed = len(design) * (half_width / (PRECISION * table["published"])) ** 2
     return ImpactFit(len(design), table.assign(orders_needed=needed.drop("drift")))
 
 
