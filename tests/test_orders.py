@@ -78,6 +78,10 @@ def minutes(days: int, gap: bool = False) -> pd.DataFrame:
     return frame.drop(index=range(30, 60)) if gap else frame
 
 
+def sources_of(found: Any) -> pd.Series:
+    return pd.Series({name: figure.source for name, figure in found.figures().items()})
+
+
 def known(bars: Bars) -> Any:
     return estimate(bars, TRAINED.calibration, TRAINED.card["range"], SESSION)
 
@@ -88,7 +92,7 @@ def test_daily_bars_give_volatility_and_volume_and_the_calibration_the_rest() ->
     assert (found.adv.value, found.price.value) == (ADV, 50.0)
     assert found.kappa.value == TRAINED.calibration["kappa"]
     assert found.cv.value == TRAINED.calibration["cv_years"]
-    sources = found.table()["source"]
+    sources = sources_of(found)
     assert sources["volatility"] == "daily bars"
     rest = ["kappa", "cv", "rho", "depth_sd", "depth_reversion", "profile_amplitude"]
     assert set(sources[rest]) == {"suite"}
@@ -114,9 +118,9 @@ def test_intraday_bars_are_added_up_to_sessions() -> None:
 
 
 def test_a_few_sessions_give_the_volume_profile_but_no_dynamics() -> None:
-    table = known(load_bars(minutes(6), timezone="America/New_York")).table()
-    assert table["source"]["profile_amplitude"].startswith("6 sessions")
-    assert table["source"]["kappa"] == "suite"
+    sources = sources_of(known(load_bars(minutes(6), timezone="America/New_York")))
+    assert sources["profile_amplitude"].startswith("6 sessions")
+    assert sources["kappa"] == "suite"
 
 
 def with_break(days: int, closes: str, start: str, end: str) -> pd.DataFrame:
@@ -194,7 +198,7 @@ def test_long_bars_give_no_dynamics_within_the_day() -> None:
     frame = minutes(25).set_index("time")
     rules = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}
     half_hours: pd.DataFrame = frame.resample("30min", label="right", closed="right").agg(rules).dropna()
-    sources = known(load_bars(half_hours, timezone="America/New_York")).table()["source"]
+    sources = sources_of(known(load_bars(half_hours, timezone="America/New_York")))
     assert str(sources["profile_amplitude"]).startswith("25 sessions")
     assert sources["kappa"] == sources["depth_sd"] == "suite"
 

@@ -72,11 +72,6 @@ class MarketEstimates:
         """The estimates by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Estimated)}
 
-    def table(self) -> pd.DataFrame:
-        """One row per estimate: value and source."""
-        rows = {name: vars(found) for name, found in self.figures().items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
-
 
 def estimate(
     bars: Bars,
