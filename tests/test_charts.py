@@ -65,10 +65,10 @@ def test_quantities_carry_their_intervals() -> None:
 def test_a_method_below_the_frame_is_labelled_so() -> None:
     rows = pd.DataFrame(
         {
-            "run": ["PPO", "SAC"],
+            "opponent": ["PPO", "SAC"],
             "condition": "calm",
             "seed": 0,
-            "steps": 9,
+            "decisions": 9,
             "seconds": 1.0,
             "capture": [0.9, -3.0],
         }

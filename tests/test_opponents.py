@@ -12,7 +12,6 @@ from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.ensemble import rl_experts
-from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies import opponents
 from flowoe_lib.studies.opponents import Opponents, spanning, train_opponents, unpack
@@ -39,7 +38,7 @@ def trained() -> Opponents:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
-        return train_opponents(worlds, [3, 4], N, 200, 1, spanned=2, rl=rl, specialist=specialist)
+        return train_opponents(worlds, [3, 4], N, 200, 1, rl=rl, specialist=specialist, spanned=2)
 
 
 def test_every_condition_has_a_specialist_and_those_that_span_a_world_an_rl_expert(
@@ -69,6 +68,28 @@ def test_the_table_has_every_round_of_every_seed_and_marks_the_best(trained: Opp
     assert (table.loc[table["opponent"] == "specialist", "decisions"] % (4 * 32 * (N - 1)) == 0).all()
 
 
+def test_a_run_is_summed_up_by_its_end_and_its_best_capture(trained: Opponents) -> None:
+    table = opponents.runs(trained.training)
+    assert len(table) == 4 * 2 + 5
+    for row in table.to_dict("records"):
+        rounds = trained.training
+        for key in ("world", "condition", "opponent", "seed"):
+            rounds = rounds[rounds[key] == row[key]]
+        assert row["decisions"] == rounds["decisions"].max()
+        assert row["seconds"] == rounds["seconds"].max()
+        assert row["capture"] == rounds["capture"].max()
+        assert row["chosen"] == rounds["chosen"].any()
+
+
+def test_methods_are_compared_by_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
+    few = {"patience": 1, "tolerance": 10.0, "days": 1, "n_orders": 32}
+    table = opponents.compare_methods(GRID[0], 0, N, 100, 1, few)
+    names = ["PPO, utility as reward", "PPO, realised P&L and risk as reward", "SAC"]
+    assert table["opponent"].tolist() == [name for name in names for _ in range(2)]
+    assert table["capture"].nunique() > 4
+
+
 def test_spanning_conditions_run_from_the_first_to_the_last() -> None:
     many = [dataclasses.replace(GRID[0], name=str(i)) for i in range(8)]
     assert [c.name for c in spanning(many, 4)] == ["0", "2", "5", "7"]
@@ -77,18 +98,15 @@ def test_spanning_conditions_run_from_the_first_to_the_last() -> None:
 
 def test_rl_experts_side_by_side_trade_as_each_alone(trained: Opponents) -> None:
     found = unpack(trained.policies)
-    experts = {name: found[f"heston/{name}"]["rl"] for name in ("calm", "crisis")}
-    assert all(isinstance(expert, RLExpert) for expert in experts.values())
     conditions = [GRID[0], GRID[2]]
-    together = rl_experts(experts)(conditions, 3, N)  # type: ignore[arg-type]
+    experts = [found[f"heston/{c.name}"]["rl"] for c in conditions]
+    together = rl_experts(found)(conditions, 3, N)
     market, order = batch(conditions, 3)
     days = simulate(market, 6, N, generator(1, "days"))
     obs = OrderSimulation(days, market, order).observe(2, torch.rand(6))
     fractions = together(obs, torch.zeros(6))
-    for i, expert in enumerate(experts.values()):
-        torch.testing.assert_close(
-            fractions[3 * i : 3 * i + 3], expert(obs, torch.zeros(6))[3 * i : 3 * i + 3]
-        )
+    for mine, expert in zip((slice(0, 3), slice(3, 6)), experts, strict=True):
+        torch.testing.assert_close(fractions[mine], expert(obs, torch.zeros(6))[mine])
 
 
 def test_a_condition_without_an_expert_is_named() -> None:

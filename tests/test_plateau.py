@@ -61,8 +61,8 @@ def test_training_ends_after_patience_rounds_in_a_row_without_improvement() -> N
     assert [round(r.score.item(), 6) for r in rounds] == [0, 1, 1, 2, 1, 2.05]
     assert [r.decisions for r in rounds] == [7, 14, 21, 28, 35, 42]
     assert [r.seconds for r in rounds] == sorted(r.seconds for r in rounds)
-    # The rate halves after each round without improvement.
-    assert shares == [1, 1, 1, 1 / 2, 1 / 2, 1 / 4]
+    # The rate falls with each round without improvement, and an improvement restores it.
+    assert shares == [1, 1, 1, 1 / 2, 1, 1 / 2]
 
 
 def test_slow_improvement_counts_once_it_exceeds_the_tolerance() -> None:

@@ -32,14 +32,8 @@ from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training import reinforcement as rl_training
-from flowoe_lib.training.plateau import best_round, validation_captures
-from flowoe_lib.training.reinforcement import (
-    Snapshot,
-    reward_unit,
-    train_ppo,
-    train_ppo_to_plateau,
-    train_sac,
-)
+from flowoe_lib.training.plateau import Round, Score, best_round, validation_captures
+from flowoe_lib.training.reinforcement import reward_unit, train_ppo, train_sac
 
 N, ORDERS = 8, 128
 DAY = ORDERS * (N - 1)
@@ -52,13 +46,20 @@ DEEP = Condition(
 
 
 @dataclass(frozen=True)
-class PretrainedPolicy:
-    snapshots: list[Snapshot]
+class Trained:
+    rounds: list[Round[RLExpert]]
     model: BaseAlgorithm
 
 
-def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: int = 0) -> PretrainedPolicy:
-    """Train, and keep the model that the library drops."""
+def constant(policy: Policy) -> Tensor:
+    """A score that makes training end after two rounds, the first of which counts as an improvement."""
+    return torch.zeros(1)
+
+
+def train(
+    algorithm: str, condition: Condition, days: int, orders: int, seed: int = 0, score: Score = constant
+) -> Trained:
+    """Train in rounds of ``days``, and keep the model that the library drops."""
     models: list[BaseAlgorithm] = []
     learner = {"PPO": PPO, "SAC": SAC}[algorithm]
 
@@ -69,19 +70,20 @@ def train(algorithm: str, condition: Condition, steps: int, orders: int, seed: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl_training, algorithm, kept)
         run = {"PPO": train_ppo, "SAC": train_sac}[algorithm]
-        return PretrainedPolicy(run(condition, N, steps, seed, n_orders=orders, snapshots=4), models[0])
+        rounds = run(condition, N, seed, score, patience=1, days=days, n_orders=orders)
+    return Trained(rounds, models[0])
 
 
 @pytest.fixture(scope="module")
-def ppo() -> PretrainedPolicy:
+def ppo() -> Trained:
     torch.set_num_threads(1)
-    return train("PPO", DEEP, 40 * DAY, ORDERS)
+    return train("PPO", DEEP, 8, ORDERS)
 
 
 @pytest.fixture(scope="module")
-def sac() -> PretrainedPolicy:
+def sac() -> Trained:
     torch.set_num_threads(1)
-    return train("SAC", DEEP, 300, 16)
+    return train("SAC", DEEP, 2, 16)
 
 
 def utility(policy: Policy, condition: Condition = DEEP, n: int = 4_000) -> Tensor:
@@ -97,33 +99,49 @@ def met(condition: Condition, k: int) -> Observation:
     return OrderSimulation(paths, condition.market, condition.order).observe(k, inventory)
 
 
-def test_training_improves_utility(ppo: PretrainedPolicy) -> None:
-    start, end = ppo.snapshots[0], ppo.snapshots[-1]
-    after = utility(end.expert)
-    for before in (utility(start.expert), utility(twap)):
-        low = paired_interval(after - before)[1]
-        assert low > 0
-
-
-def test_snapshots_count_steps_and_seconds(ppo: PretrainedPolicy) -> None:
-    steps, seconds = zip(*((s.steps, s.seconds) for s in ppo.snapshots), strict=True)
-    assert len(steps) == 4
-    assert list(steps) == sorted(set(steps))
-    assert list(seconds) == sorted(set(seconds))
-    assert steps[-1] == 40 * DAY
+def test_training_improves_utility(ppo: Trained) -> None:
+    first, last = (r.policy for r in ppo.rounds)
+    for before in (utility(twap), utility(first)):
+        assert paired_interval(utility(last) - before)[1] > 0
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 @pytest.mark.parametrize("k", [0, 3, N - 2])
-def test_expert_trades_what_the_trained_model_predicts(
+def test_expert_trades_what_the_average_of_the_trained_actors_predicts(
     algorithm: str, k: int, request: pytest.FixtureRequest
 ) -> None:
-    trained: PretrainedPolicy = request.getfixturevalue(algorithm)
-    obs = met(DEEP, k)
-    scores, _ = trained.model.predict(features(obs).numpy(), deterministic=True)
+    """With the actor frozen, the average of actors is the actor, which the model evaluates itself."""
+    trained: Trained = request.getfixturevalue(algorithm)
+    model, obs = trained.model, met(DEEP, k)
+    layers = rl_training.PPO_LAYERS if algorithm == "ppo" else rl_training.SAC_LAYERS
+    own = model.policy.state_dict()
+    expert = trained.rounds[-1].policy
+    changed = dict(own)
+    for name, (weight, bias) in zip(layers, expert.layers, strict=True):
+        changed |= {f"{name}.weight": weight[0], f"{name}.bias": bias[0, 0]}
+    model.policy.load_state_dict(changed)
+    scores, _ = model.predict(features(obs).numpy(), deterministic=True)
+    model.policy.load_state_dict(own)
     expected = fraction_of_score(torch.from_numpy(scores[:, 0]), N - k)
-    actual = trained.snapshots[-1].expert(obs, torch.randn(200))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(expert(obs, torch.randn(200)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_expert_is_a_moving_average_of_the_actors() -> None:
+    actors: list[Tensor] = []
+
+    class Watched(PPO):
+        def learn(self, *args: Any, **kwargs: Any) -> "Watched":
+            super().learn(*args, **kwargs)
+            actors.append(self.policy.state_dict()["action_net.weight"].clone())
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl_training, "PPO", Watched)
+        [first, _] = train_ppo(FLAT, N, 0, constant, patience=1, days=3, n_orders=64)
+    average = actors[0]
+    for actor in actors[1:3]:
+        average = 0.7 * average + 0.3 * actor
+    torch.testing.assert_close(first.policy.layers[2][0][0], average)
 
 
 @pytest.mark.parametrize("squashed", [False, True], ids=["clamped", "squashed"])
@@ -136,7 +154,7 @@ def test_scores_of_an_expert_stay_within_the_limit(squashed: bool) -> None:
         torch.testing.assert_close(traded, fraction_of_score(torch.full((200,), ACTION_LIMIT * sign), N - 3))
 
 
-def test_value_at_the_close_is_the_reward_alone(ppo: PretrainedPolicy) -> None:
+def test_value_at_the_close_is_the_reward_alone(ppo: Trained) -> None:
     assert isinstance(ppo.model, OnPolicyAlgorithm)
     obs = ppo.model.rollout_buffer
     # One rollout is one day of every order, so its last row holds the last decisions. Sampling has laid
@@ -151,26 +169,15 @@ def test_value_at_the_close_is_the_reward_alone(ppo: PretrainedPolicy) -> None:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_expert_survives_the_store(algorithm: str, request: pytest.FixtureRequest) -> None:
-    expert = request.getfixturevalue(algorithm).snapshots[-1].expert
+    expert = request.getfixturevalue(algorithm).rounds[-1].policy
     again = RLExpert.of(load(save(expert.to_tensors())))
     obs = met(DEEP, 2)
     assert torch.equal(again(obs, torch.zeros(200)), expert(obs, torch.zeros(200)))
     assert again.squashed == expert.squashed == (algorithm == "sac")
 
 
-def test_experts_of_several_conditions_are_selected_by_name(ppo: PretrainedPolicy) -> None:
-    first, last = ppo.snapshots[0].expert, ppo.snapshots[-1].expert
-    packed = {f"a/b:{k}": v for k, v in first.to_tensors().items()}
-    packed |= {f"c:{k}": v for k, v in last.to_tensors().items()}
-    found = RLExpert.unpack(packed)
-    obs = met(DEEP, 2)
-    assert set(found) == {"a/b", "c"}
-    for name, expert in {"a/b": first, "c": last}.items():
-        assert torch.equal(found[name](obs, torch.zeros(200)), expert(obs, torch.zeros(200)))
-
-
-def test_experts_side_by_side_trade_as_each_alone(ppo: PretrainedPolicy) -> None:
-    experts = [ppo.snapshots[i].expert for i in (0, -1)]
+def test_experts_side_by_side_trade_as_each_alone(ppo: Trained) -> None:
+    experts = [r.policy for r in ppo.rounds]
     market, order = batch([FLAT, DEEP], 100)
     paths = simulate(market, 200, N, generator(2, "seen"))
     obs = OrderSimulation(paths, market, order).observe(3, torch.rand(200))
@@ -181,9 +188,7 @@ def test_experts_side_by_side_trade_as_each_alone(ppo: PretrainedPolicy) -> None
 
 
 def test_the_same_seed_gives_the_same_expert() -> None:
-    first, again, other = (
-        train("PPO", FLAT, 2 * DAY, ORDERS, seed).snapshots[-1].expert for seed in (1, 1, 2)
-    )
+    first, again, other = (train("PPO", FLAT, 1, ORDERS, seed).rounds[-1].policy for seed in (1, 1, 2))
     same, different = (
         [torch.equal(a, b) for (a, _), (b, _) in zip(first.layers, e.layers, strict=True)]
         for e in (again, other)
@@ -209,10 +214,10 @@ def test_training_to_a_plateau_continues_across_rounds_with_a_falling_rate(
         return torch.tensor([next(scores)])
 
     monkeypatch.setattr(rl_training, "PPO", Kept)
-    rounds = train_ppo_to_plateau(FLAT, N, 1, score, patience=2, tolerance=0.1, days=2, n_orders=ORDERS)
+    rounds = train_ppo(FLAT, N, 1, score, patience=2, tolerance=0.1, days=2, n_orders=ORDERS)
     assert [r.decisions for r in rounds] == [2 * DAY, 4 * DAY, 6 * DAY, 8 * DAY]
     assert models[0].num_timesteps == 8 * DAY
-    np.testing.assert_allclose(np.divide(rates, rates[0]), [1, 1, 1, 0.5])
+    np.testing.assert_allclose(np.divide(rates, rates[0]), [1, 1, 1, 1 / 2])
     weights = [r.policy.layers[0][0] for r in rounds]
     assert not any(torch.equal(a, b) for a, b in pairwise(weights))
     # Later training does not change the policy of an earlier round.
@@ -223,7 +228,7 @@ def test_an_expert_learns_under_the_information_of_its_world() -> None:
     regimes = Regimes(scalar(2.5), scalar(4.0), scalar(4.0), scalar(4.0))
     switching = Condition("switching", "fast", Market(HESTON, regimes=regimes), ORDER)
     score = validation_captures([switching], 2_000, N, 3, blind_to_regimes)
-    rounds = train_ppo_to_plateau(
+    rounds = train_ppo(
         switching, N, 0, score, patience=1, tolerance=0.2, days=15, n_orders=ORDERS, perceive=blind_to_regimes
     )
     assert best_round(rounds).score > 0.2
@@ -235,13 +240,10 @@ def test_unit_of_reward_is_a_fiftieth_of_the_cost_of_almgren_and_chriss() -> Non
     assert reward_unit(FLAT) == pytest.approx(0.02 * flat_cost * kappa / math.tanh(kappa), rel=1e-5)
 
 
-def test_bad_arguments_are_named(ppo: PretrainedPolicy, sac: PretrainedPolicy) -> None:
-    for run in (train_ppo, train_sac):
-        with pytest.raises(ValueError, match=f"total_steps = {DAY - 1}: must be at least {DAY}"):
-            run(FLAT, N, DAY - 1, 0, n_orders=ORDERS)
+def test_bad_arguments_are_named(ppo: Trained, sac: Trained) -> None:
     with pytest.raises(ValueError, match="all squashed or all clamped"):
-        RLExpert.beside([ppo.snapshots[-1].expert, sac.snapshots[-1].expert])
-    tensors = ppo.snapshots[-1].expert.to_tensors()
+        RLExpert.beside([ppo.rounds[-1].policy, sac.rounds[-1].policy])
+    tensors = ppo.rounds[-1].policy.to_tensors()
     del tensors["1.bias"]
     with pytest.raises(KeyError, match=r"1\.bias"):
         RLExpert.of(tensors)

@@ -1,6 +1,7 @@
 """The ensemble of experts, by name, each calibrated to the conditions in which it trades."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.market.batching import batch
@@ -64,13 +65,13 @@ def from_estimates(condition: Condition, n_buckets: int) -> dict[str, Policy]:
     }
 
 
-def rl_experts(by_condition: Mapping[str, RLExpert]) -> Calibrate:
-    """Calibrate by looking up the reinforcement-learning expert that was trained in each condition.
+def rl_experts(trained: Mapping[str, Mapping[str, Any]]) -> Calibrate:
+    """Calibrate by looking up ``trained["world/condition"]["rl"]``, the expert of each condition.
 
     Calibration raises KeyError for a condition without an expert.
     """
 
     def calibrate(conditions: Sequence[Condition], paths_each: int, n_buckets: int) -> RLExpert:
-        return RLExpert.beside([by_condition[c.name] for c in conditions])
+        return RLExpert.beside([trained[f"{c.world}/{c.name}"]["rl"] for c in conditions])
 
     return calibrate

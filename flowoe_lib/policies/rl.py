@@ -67,15 +67,6 @@ class RLExpert:
             raise ValueError("experts: must be all squashed or all clamped")
         return RLExpert(beside([e.layers for e in experts]), experts[0].squashed)
 
-    @staticmethod
-    def unpack(tensors: Mapping[str, Tensor]) -> "dict[str, RLExpert]":
-        """Rebuild experts by name from tensors named ``expert:tensor``."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            name, _, part = key.rpartition(":")
-            parts.setdefault(name, {})[part] = value
-        return {name: RLExpert.of(part) for name, part in parts.items()}
-
     def to_tensors(self) -> dict[str, Tensor]:
         """Flatten into a dictionary of tensors for the artifact store."""
         return {"squashed": torch.tensor(self.squashed)} | pack_layers(self.layers)

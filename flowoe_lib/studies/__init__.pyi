@@ -3,9 +3,9 @@ from . import calibration_figures as calibration_figures
 from . import claims as claims
 from . import clips as clips
 from . import comparison as comparison
+from . import opponents as opponents
 from . import policy_figures as policy_figures
 from . import replay as replay
-from . import rl_experts as rl_experts
 from . import robustness as robustness
 from . import side_by_side as side_by_side
 from . import training_runs as training_runs

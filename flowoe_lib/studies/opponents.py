@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from flowoe_lib.execution.environment import controlled_utility, realised_utility
 from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.information import Perceive
 from flowoe_lib.market.model import Condition
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.rl import RLExpert
@@ -20,10 +22,10 @@ from flowoe_lib.policies.specialist import Specialist
 from flowoe_lib.studies.worlds import World
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.plateau import Round, Score, best_round, validation_captures
-from flowoe_lib.training.reinforcement import train_ppo_to_plateau
+from flowoe_lib.training.reinforcement import train_ppo, train_sac
 from flowoe_lib.training.specialist import train_specialists
 
-__all__ = ["Opponents", "spanning", "train_opponents", "unpack"]
+__all__ = ["Opponents", "compare_methods", "runs", "spanning", "train_opponents", "unpack"]
 
 
 KINDS: dict[str, Callable[[Mapping[str, Tensor]], Policy]] = {"rl": RLExpert.of, "specialist": Specialist.of}
@@ -45,10 +47,11 @@ def train_opponents(
     seeds: Sequence[int],
     n_buckets: int,
     n_validation: int,
-    seed: int,
+    validation_seed: int,
+    *,
+    rl: Mapping[str, Any],
+    specialist: Mapping[str, Any],
     spanned: int | None = None,
-    rl: Mapping[str, Any] | None = None,
-    specialist: Mapping[str, Any] | None = None,
 ) -> Opponents:
     """Train the opponents of every world in parallel.
 
@@ -57,30 +60,28 @@ def train_opponents(
     worlds : sequence of World
         The worlds, whose information the opponents have in training and on validation days.
     seeds : sequence of int
-        Training seeds of each RL expert, of which the best on validation days enters; specialists take the
+        Training seeds of each RL expert, of which the best on validation days enters. Specialists take the
         first.
     n_buckets : int
         Number of buckets N of a day.
     n_validation : int
         Number of validation days in each condition.
-    seed : int
+    validation_seed : int
         Seed of the validation days.
+    rl, specialist : mapping
+        Options of :func:`flowoe_lib.training.reinforcement.train_ppo` and of
+        :func:`flowoe_lib.training.specialist.train_specialists`, such as their patience and tolerance.
     spanned : int, optional
         Number of conditions of each world with an RL expert (see :func:`spanning`); by default all.
-    rl, specialist : mapping, optional
-        Options of :func:`flowoe_lib.training.reinforcement.train_ppo_to_plateau` and of
-        :func:`flowoe_lib.training.specialist.train_specialists`.
     """
-    score = partial(_captures, n_validation, n_buckets, seed)
-    stacks: list[Any] = [
-        partial(_specialists, w, score, n_buckets, seeds[0], specialist or {}) for w in worlds
-    ]
-    experts: list[Any] = [
-        partial(_rl_expert, w, c, score, n_buckets, seeds, rl or {})
+    days = (n_buckets, n_validation, validation_seed)
+    tasks: list[Any] = [partial(_specialists, w, seeds[0], *days, **specialist) for w in worlds]
+    tasks += [
+        partial(_rl_expert, c, w.perceive, seeds, *days, **rl)
         for w in worlds
         for c in spanning(w.conditions, spanned or len(w.conditions))
     ]
-    made = sweep(operator.call, [(run,) for run in [*stacks, *experts]], "opponents")
+    made = sweep(operator.call, [(task,) for task in tasks], "opponents")
     tensors = {key: tensor for policies, _ in made for key, tensor in policies.items()}
     return Opponents(tensors, pd.concat([table for _, table in made], ignore_index=True))
 
@@ -97,6 +98,41 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Policy]]:
     return out
 
 
+def runs(training: pd.DataFrame) -> pd.DataFrame:
+    """Each run of a training table: decisions and seconds until it ended, the best capture, and if chosen."""
+    who = ["world", "condition", "opponent", "seed"]
+    ends = {"decisions": "last", "seconds": "last", "capture": "max", "chosen": "any"}
+    return training.groupby(who, sort=False).agg(ends).reset_index()
+
+
+def compare_methods(
+    condition: Condition,
+    seed: int,
+    n_buckets: int,
+    n_validation: int,
+    validation_seed: int,
+    options: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Rounds of training with other rewards, and with SAC, in one condition.
+
+    Other rewards come with the longer look-ahead and the smaller steps that suit them. Columns as in
+    :class:`Opponents`, with the method as the opponent.
+    """
+    careful = partial(train_ppo, gae_lambda=0.9, clip_range=0.3)
+    methods: dict[str, Callable[..., list[Round[RLExpert]]]] = {
+        "PPO, utility as reward": partial(careful, reward=controlled_utility),
+        "PPO, realised P&L and risk as reward": partial(careful, reward=realised_utility),
+        "SAC": train_sac,
+    }
+    score = validation_captures([condition], n_validation, n_buckets, validation_seed)
+    tasks = [(partial(train, condition, n_buckets, seed, score, **options),) for train in methods.values()]
+    tables = [
+        _table(condition, name, seed, rounds, best_round(rounds))
+        for name, rounds in zip(methods, sweep(operator.call, tasks, "RL methods"), strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
 def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
     """``n`` of the conditions at equal distances from the first to the last, or all if there are fewer."""
     chosen = np.linspace(0, len(conditions) - 1, min(n, len(conditions))).round().astype(int)
@@ -104,20 +140,23 @@ def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
 
 
 def _captures(
-    n_validation: int, n_buckets: int, seed: int, world: World, conditions: Sequence[Condition]
+    conditions: Sequence[Condition], n_days: int, n_buckets: int, seed: int, perceive: Perceive
 ) -> Score:
     """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices."""
     limit = solve_belief if conditions[0].market.drift_sd > 0 else solve_oracle
-    return validation_captures(conditions, n_validation, n_buckets, seed, world.perceive, limit)
+    return validation_captures(conditions, n_days, n_buckets, seed, perceive, limit)
 
 
 Made = tuple[dict[str, Tensor], pd.DataFrame]
+"""Tensors and training table, as in :class:`Opponents`."""
 
 
-def _specialists(world: World, score: Any, n_buckets: int, seed: int, options: Mapping[str, Any]) -> Made:
-    conditions = world.conditions
-    options = dict(options) | {"perceive": world.perceive}
-    rounds = train_specialists(conditions, n_buckets, seed, score(world, conditions), **options)
+def _specialists(
+    world: World, seed: int, n_buckets: int, n_days: int, validation_seed: int, **options: Any
+) -> Made:
+    conditions, perceive = world.conditions, world.perceive
+    score = _captures(conditions, n_days, n_buckets, validation_seed, perceive)
+    rounds = train_specialists(conditions, n_buckets, seed, score, perceive=perceive, **options)
     tensors: dict[str, Tensor] = {}
     tables = []
     for i, condition in enumerate(conditions):
@@ -128,17 +167,18 @@ def _specialists(world: World, score: Any, n_buckets: int, seed: int, options: M
 
 
 def _rl_expert(
-    world: World,
     condition: Condition,
-    score: Any,
-    n_buckets: int,
+    perceive: Perceive,
     seeds: Sequence[int],
-    options: Mapping[str, Any],
+    n_buckets: int,
+    n_days: int,
+    validation_seed: int,
+    **options: Any,
 ) -> Made:
-    captures, options = score(world, [condition]), dict(options) | {"perceive": world.perceive}
-    runs = {s: train_ppo_to_plateau(condition, n_buckets, s, captures, **options) for s in seeds}
-    best = best_round([r for run in runs.values() for r in run])
-    tables = [_table(condition, "rl", s, run, best, 0, 1) for s, run in runs.items()]
+    score = _captures([condition], n_days, n_buckets, validation_seed, perceive)
+    trained = {s: train_ppo(condition, n_buckets, s, score, perceive=perceive, **options) for s in seeds}
+    best = best_round([r for rounds in trained.values() for r in rounds])
+    tables = [_table(condition, "rl", s, rounds, best) for s, rounds in trained.items()]
     return _named(condition, "rl", best.policy.to_tensors()), pd.concat(tables)
 
 
@@ -152,10 +192,10 @@ def _table(
     seed: int,
     rounds: Sequence[Round[Any]],
     best: Round[Any],
-    i: int,
-    shared: int,
+    i: int = 0,
+    shared: int = 1,
 ) -> pd.DataFrame:
-    """The rounds of a training that ``shared`` conditions share, as seen by its condition ``i``."""
+    """The rounds of a training that ``shared`` conditions share, for its condition ``i``."""
     who = (condition.world, condition.name, kind, seed)
     rows = [(*who, r.decisions // shared, r.seconds / shared, r.score[i].item(), r is best) for r in rounds]
     columns = ["world", "condition", "opponent", "seed", "decisions", "seconds", "capture", "chosen"]

@@ -73,18 +73,19 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
 def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
     """Capture over decisions and over processor seconds in every condition; all methods in one condition.
 
-    ``learning`` has columns run, condition, seed, steps, seconds, capture; the first run is the one in use.
+    ``learning`` has columns opponent, condition, seed, decisions, seconds, capture; the first opponent is the
+    one in use, the others are other methods.
     """
     floor, colours = -0.2, ("#7a5195", "#1b3a6b", "#c0562f", "#4aa89d")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.8), sharey=True)
-    runs = list(dict.fromkeys(learning["run"]))
-    main = learning[learning["run"] == runs[0]]
+    runs = list(dict.fromkeys(learning["opponent"]))
+    main = learning[learning["opponent"] == runs[0]]
     for _, row in main.groupby(["condition", "seed"], sort=False):
-        for axes, spent in ((left, "steps"), (middle, "seconds")):
+        for axes, spent in ((left, "decisions"), (middle, "seconds")):
             axes.plot(row[spent], row["capture"], color=LOOKS["rl"].colour, lw=0.9, alpha=0.7)
-    where = learning[learning["run"] != runs[0]]["condition"].iloc[0]
+    where = learning[learning["opponent"] != runs[0]]["condition"].iloc[0]
     for run, dashes, colour in zip(runs, ("-", "--", ":", "-."), colours, strict=False):
-        row = learning.query("run == @run and condition == @where and seed == 0")
+        row = learning.query("opponent == @run and condition == @where and seed == 0")
         label = run if row["capture"].max() > floor else f"{run} (below the frame)"
         right.plot(row["seconds"], row["capture"], color=colour, linestyle=dashes, label=label)
     left.set(title=f"{runs[0]}, one line per condition and seed", xlabel="decisions", ylim=(floor, 1.05))

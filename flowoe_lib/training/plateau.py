@@ -90,8 +90,8 @@ def until_plateau(
     """Train in rounds until ``patience`` rounds in a row have not improved the validation score.
 
     A round is an improvement if in any condition its score exceeds that of the last improvement there by more
-    than ``tolerance``. After any other round the learning rate halves, because an apparent plateau may be the
-    noise of too large a step.
+    than ``tolerance``. After n rounds without improvement the learning rate is 1/(n + 1) of the initial one,
+    because an apparent plateau may be the noise of too large a step.
 
     Parameters
     ----------
@@ -121,10 +121,10 @@ def until_plateau(
         raise ValueError(f"tolerance = {tolerance:g}: must be finite and > 0")
     rounds: list[Round[P]] = []
     best = torch.tensor(-math.inf)
-    rate, stalled, decisions, seconds = 1.0, 0, 0, 0.0
+    stalled, decisions, seconds = 0, 0, 0.0
     while stalled < patience:
         start = time.process_time()
-        policy, new_decisions = train(rate)
+        policy, new_decisions = train(1 / (1 + stalled))
         seconds += time.process_time() - start
         decisions += new_decisions
         reached = score(policy)
@@ -133,7 +133,7 @@ def until_plateau(
         rounds.append(Round(policy, decisions, seconds, reached))
         higher = reached > best + tolerance
         best = torch.where(higher, reached, best)
-        rate, stalled = (rate, 0) if bool(higher.any()) else (rate / 2, stalled + 1)
+        stalled = 0 if bool(higher.any()) else stalled + 1
     return rounds
 
 

@@ -6,14 +6,10 @@ choices make training succeed: the reward
 initial policy with small exploration around TWAP.
 """
 
-import time
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.type_aliases import Schedule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowoe_lib.execution.environment import Reward, advantage_over_twap
 from flowoe_lib.execution.information import Perceive, exact
@@ -23,30 +19,24 @@ from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.training.plateau import Round, Score, until_plateau
 from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
-__all__ = ["Snapshot", "train_ppo", "train_ppo_to_plateau", "train_sac"]
+__all__ = ["train_ppo", "train_sac"]
 
 
 NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
 """Two small hidden layers. Adam is fused: unfused, its step takes longer than the gradient."""
 
 
-PPO_RATE = 1e-3
+RATE = 1e-3
 """Learning rate at the start."""
 
 
-PPO_LAYERS = ("mlp_extractor.policy_net", "action_net")
-"""Names of the hidden and the output layers of stable-baselines3's actor."""
+KEPT = 0.7
+"""Weight of the average actor, after each rollout, on its earlier value: it averages the last three or so."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """An expert at one point of its training."""
-
-    steps: int
-    """Decisions so far, over all orders."""
-    seconds: float
-    """Processor seconds so far."""
-    expert: RLExpert
+PPO_LAYERS = ("mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2", "action_net")
+SAC_LAYERS = ("actor.latent_pi.0", "actor.latent_pi.2", "actor.mu")
+"""Names of the actors' layers in stable-baselines3."""
 
 
 def reward_unit(condition: Condition) -> float:
@@ -59,39 +49,24 @@ def reward_unit(condition: Condition) -> float:
 def train_ppo(
     condition: Condition,
     n_buckets: int,
-    total_steps: int,
-    seed: int,
-    reward: Reward = advantage_over_twap,
-    n_orders: int = 256,
-    snapshots: int = 10,
-    gae_lambda: float = 0.7,
-    clip_range: float = 1.0,
-) -> list[Snapshot]:
-    """Train by proximal policy optimisation on one thread; the last snapshot is the result.
-
-    A rollout is one day of every order. Because the default reward has no noise, the advantage estimate looks
-    only a few buckets ahead (small ``gae_lambda``) and updates are almost unclipped (large ``clip_range``);
-    noisy rewards need a longer look-ahead and smaller updates. Raises ValueError if ``total_steps`` is
-    below one rollout.
-    """
-    env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
-    model = _ppo(env, seed, lambda left: PPO_RATE * (0.3 + 0.7 * left), gae_lambda, clip_range)
-    return _learn(model, total_steps, snapshots, *PPO_LAYERS, squashed=False)
-
-
-def train_ppo_to_plateau(
-    condition: Condition,
-    n_buckets: int,
     seed: int,
     score: Score,
     *,
     patience: int = 6,
-    tolerance: float = 5e-4,
-    days: int = 10,
-    n_orders: int = 256,
+    tolerance: float = 1e-3,
+    days: int = 3,
+    n_orders: int = 1024,
     perceive: Perceive = exact,
+    reward: Reward = advantage_over_twap,
+    gae_lambda: float = 0.7,
+    clip_range: float = 1.0,
 ) -> list[Round[RLExpert]]:
     """Train by proximal policy optimisation until the validation score stops rising.
+
+    A rollout is one day of every order. Because the default reward has no noise, the advantage estimate looks
+    only a few buckets ahead (small ``gae_lambda``) and updates are almost unclipped (large ``clip_range``);
+    noisy rewards need a longer look-ahead and smaller updates. The expert is a moving average of the actors
+    after each rollout, which varies less than the last actor (Polyak and Juditsky 1992).
 
     Parameters
     ----------
@@ -102,116 +77,99 @@ def train_ppo_to_plateau(
     seed : int
         Seed of initial weights, days and exploration.
     score : callable
-        Validation score, such as :func:`flowoe_lib.training.plateau.validation_capture`.
+        Validation score, such as :func:`flowoe_lib.training.plateau.validation_captures`.
     patience, tolerance : int, float
-        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .05 %
+        The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .1 %
         of capture.
     days : int
-        Rollouts in a round of training; each is one day of every order.
+        Rollouts in a round of training.
     n_orders : int
         Number of orders simulated in parallel.
     perceive : callable
         The expert's information about the market. Rewards use the true market.
+    reward : callable
+        Reward of a decision.
+    gae_lambda, clip_range : float
+        Look-ahead of the advantage estimate and largest relative change of a probability in an update.
 
     Returns
     -------
     list of flowoe_lib.training.plateau.Round
         All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the expert.
     """
-    unit = reward_unit(condition)
-    env = ExecutionVecEnv(
-        condition.market, condition.order, n_orders, n_buckets, seed, unit_bps=unit, perceive=perceive
-    )
-    model = _ppo(env, seed, PPO_RATE, gae_lambda=0.7, clip_range=1.0)
-    decisions = days * n_orders * (n_buckets - 1)
-
-    def train(share: float) -> tuple[RLExpert, int]:
-        model.lr_schedule = lambda left: share * PPO_RATE
-        model.learn(decisions, reset_num_timesteps=False)
-        return _expert(model, *PPO_LAYERS, squashed=False), decisions
-
-    return until_plateau(train, score, patience, tolerance)
-
-
-def _ppo(
-    env: ExecutionVecEnv, seed: int, learning_rate: float | Schedule, gae_lambda: float, clip_range: float
-) -> PPO:
-    return PPO(
+    env = _orders(condition, n_buckets, seed, reward, n_orders, perceive)
+    model = PPO(
         "MlpPolicy",
         env,
-        n_steps=env.n_buckets - 1,
-        batch_size=32 * (env.n_buckets - 1),
-        n_epochs=5,
+        n_steps=n_buckets - 1,
+        batch_size=32 * (n_buckets - 1),
+        n_epochs=3,
         gamma=1.0,
         gae_lambda=gae_lambda,
         clip_range=clip_range,
-        learning_rate=learning_rate,
         policy_kwargs=NETWORK | {"log_std_init": -1.0},
         device="cpu",
         seed=seed,
     )
+    return _to_plateau(model, PPO_LAYERS, False, score, patience, tolerance, days, n_orders * (n_buckets - 1))
 
 
 def train_sac(
     condition: Condition,
     n_buckets: int,
-    total_steps: int,
     seed: int,
-    reward: Reward = advantage_over_twap,
+    score: Score,
+    *,
+    patience: int = 6,
+    tolerance: float = 1e-3,
+    days: int = 10,
     n_orders: int = 256,
-    snapshots: int = 10,
-) -> list[Snapshot]:
-    """Train by soft actor-critic (Haarnoja et al. 2018), for comparison with PPO."""
-    env = _orders(condition, n_buckets, total_steps, seed, reward, n_orders)
+) -> list[Round[RLExpert]]:
+    """Train by soft actor-critic (Haarnoja et al. 2018), for comparison with :func:`train_ppo`."""
     model = SAC(
         "MlpPolicy",
-        env,
+        _orders(condition, n_buckets, seed, advantage_over_twap, n_orders, exact),
         buffer_size=200_000,
         batch_size=1024,
         learning_starts=n_orders * n_buckets,
         train_freq=1,
         gradient_steps=4,
         gamma=1.0,
-        learning_rate=1e-3,
         policy_kwargs=NETWORK | {"activation_fn": torch.nn.Tanh},
         device="cpu",
         seed=seed,
     )
-    return _learn(model, total_steps, snapshots, "actor.latent_pi", "actor.mu", squashed=True)
+    return _to_plateau(model, SAC_LAYERS, True, score, patience, tolerance, days, n_orders * (n_buckets - 1))
 
 
 def _orders(
-    condition: Condition, n_buckets: int, total_steps: int, seed: int, reward: Reward, n_orders: int
+    condition: Condition, n_buckets: int, seed: int, reward: Reward, n_orders: int, perceive: Perceive
 ) -> ExecutionVecEnv:
-    if total_steps < (least := n_orders * (n_buckets - 1)):
-        raise ValueError(f"total_steps = {total_steps}: must be at least {least}, a day of {n_orders} orders")
+    market, order = condition.market, condition.order
     unit = reward_unit(condition)
-    return ExecutionVecEnv(condition.market, condition.order, n_orders, n_buckets, seed, reward, unit)
+    return ExecutionVecEnv(market, order, n_orders, n_buckets, seed, reward, unit, perceive)
 
 
-def _learn(
-    model: BaseAlgorithm, total_steps: int, snapshots: int, hidden: str, output: str, *, squashed: bool
-) -> list[Snapshot]:
-    start, taken = time.process_time(), []
+def _to_plateau(
+    model: BaseAlgorithm,
+    layers: tuple[str, ...],
+    squashed: bool,
+    score: Score,
+    patience: int,
+    tolerance: float,
+    days: int,
+    decisions: int,
+) -> list[Round[RLExpert]]:
+    """Rounds of ``days`` rollouts of ``decisions``; the expert averages actors, of given ``layers``."""
+    average = AveragedModel(model.policy, multi_avg_fn=get_ema_multi_avg_fn(KEPT))
 
-    def take() -> None:
-        spent = time.process_time() - start
-        taken.append(Snapshot(model.num_timesteps, spent, _expert(model, hidden, output, squashed=squashed)))
+    def train(share: float) -> tuple[RLExpert, int]:
+        model.lr_schedule = lambda left: share * RATE
+        for _ in range(days):
+            model.learn(decisions, reset_num_timesteps=False)
+            average.update_parameters(model.policy)
+        weights = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
+        actor = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in layers)
+        return RLExpert(actor, squashed), days * decisions
 
-    def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
-        due = model.num_timesteps * snapshots >= total_steps * (len(taken) + 1)
-        if due and len(taken) < snapshots - 1:
-            take()
-        return True
-
-    model.learn(total_steps, callback=watch)
-    take()
-    return taken
-
-
-def _expert(model: BaseAlgorithm, hidden: str, output: str, *, squashed: bool) -> RLExpert:
-    """A copy of the current actor of ``model``; ``hidden`` and ``output`` name its layers."""
-    weights = {k: v.detach().clone() for k, v in model.policy.state_dict().items()}
-    names = (f"{hidden}.0", f"{hidden}.2", output)
-    layers = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in names)
-    return RLExpert(layers, squashed)
+    return until_plateau(train, score, patience, tolerance)
