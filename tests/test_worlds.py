@@ -21,7 +21,9 @@ from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, Liquidity
+from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.ensemble import from_estimates
+from flowoe_lib.randomness import generator
 from flowoe_lib.studies.worlds import DRIFT, World, beyond_training, dynamic_worlds, liquid_day
 from flowoe_lib.training.universal import universal_range
 
@@ -192,17 +194,24 @@ def test_conditions_beyond_training_differ_in_the_named_parameters(
 
 def test_conditions_beyond_training_violate_the_range(grid: list[Condition], day: Liquidity) -> None:
     bounds = universal_range(-0.8)
-    fields = ("illiquidity", "cv", "kappa", "size", "depth_reversion")
+    fields = ("cv", "kappa", "depth_reversion")
     limits = {name: getattr(bounds, name) for name in fields}
-    limits["theta"] = tuple(v**2 for v in bounds.volatility)
+    drawn = urgency(*bounds.draw(20_000, generator(3, "test")))
+    limits["urgency"] = (drawn.quantile(0.005).item(), drawn.quantile(0.995).item())
     numbers = records_of([c for c, n in beyond_training(base_condition(grid), day).values() if n == 39])
+    for record in numbers.values():
+        cost = (
+            record["eta"] * record["illiquidity"] * record["theta"] ** 0.5 * record["size"] ** record["beta"]
+        )
+        depth = math.exp((record["beta"] * record["depth_sd"]) ** 2 / 2)
+        record["urgency"] = 1e4 * record["risk_aversion"] * record["theta"] / (cost * depth)
     outside = {
         name: [field for field, (low, high) in limits.items() if not low <= record[field] <= high]
         for name, record in numbers.items()
     }
     assert outside.pop("as trained") == []
     assert {name: len(found) for name, found in outside.items()} == {n: len(n.split(", ")) for n in outside}
-    assert len(outside) == 15
+    assert len(outside) == 10
     for field, (low, high) in limits.items():
         values = [numbers[name][field] for name, found in outside.items() if field in found]
         assert min(values) < low < high < max(values)
