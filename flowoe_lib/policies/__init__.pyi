@@ -11,3 +11,4 @@ from . import schedules as schedules
 from . import specialist as specialist
 from . import trajectory as trajectory
 from . import transient as transient
+from . import unannounced as unannounced

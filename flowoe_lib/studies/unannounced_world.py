@@ -1,0 +1,209 @@
+"""The world of the unannounced level: training without the level, and the test of claim 4.
+
+The law of the level has a heavy tail: rare days decide a large part of expected risk. Days are therefore
+drawn from the law and from the law weighted by the level, half each, and the utility of a day is weighted by
+the ratio of densities, 2 / (1 + theta / E[theta]), so that its variance is finite. Source: Owen (2013), Monte
+Carlo theory, methods and examples, chapter 9, for mixtures as importance samplers.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
+from flowoe_lib.evaluation.verdicts import compare_learner
+from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
+from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.almgren_chriss import almgren_chriss
+from flowoe_lib.policies.flow import TrainingRun, pack
+from flowoe_lib.policies.random_policy import uniform_scores
+from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.policies.unannounced import LevelMixture, UnannouncedLevel, solve_level_belief
+from flowoe_lib.randomness import generator
+from flowoe_lib.sweep import sweep
+from flowoe_lib.training.imitation import Demonstrations, Recorder, expert_weights, imitate, merge
+from flowoe_lib.training.plateau import Days
+from flowoe_lib.training.refinement import RefiningPolicy, ascend
+
+__all__ = ["NAMES", "Outcome", "draw_days", "examine", "opponents", "train"]
+
+
+NAMES, QUANTILES = ("calm", "normal", "stressed"), (0.1, 0.5, 0.9)
+"""The specialists, and the quantiles of the level to which they are calibrated."""
+
+
+FLOW, LIMIT, PLANNER = "FlowOE", "belief optimum", "re-planning on the posterior mean"
+STATIC, MIXTURE = "static optimum", "posterior mixture"
+
+
+DEMONSTRATED, SHARPNESS, NOISE_SD = 512, 10.0, 0.5
+"""Days on which the specialists are imitated, sharpness of their weights, and noise of the states."""
+
+
+PATHS, RATE = 576, 2e-2
+"""Simulated days in each iteration of refinement, and its peak learning rate."""
+
+
+def draw_days(
+    world: UnannouncedLevel, order: Order, n_paths: int, n_buckets: int, draws: torch.Generator
+) -> tuple[Days, Tensor]:
+    """Days of drawn levels, every other one from the law weighted by the level, and their weights [paths]."""
+    shape = world.shape - (torch.arange(n_paths) % 2).double()
+    relative = (world.shape - 1) / torch._standard_gamma(shape, generator=draws)
+    market = world.market_at(relative * world.market.heston.theta)
+    paths = simulate(market, n_paths, n_buckets, draws)
+    return Days(paths, market, order, world(paths, market, draws)), 2 / (1 + relative)
+
+
+def train(
+    worlds: Mapping[str, UnannouncedLevel],
+    order: Order,
+    n_buckets: int,
+    imitations: int,
+    iterations: int,
+    seeds: Sequence[int],
+) -> dict[str, Tensor]:
+    """Train in every world with every seed; :func:`flowoe_lib.policies.flow.pack`, world by world.
+
+    The specialists are imitated on days of drawn levels, weighted by their utility on the day; then the
+    policy is refined. It observes the posterior mean of the level, in both stages.
+    """
+    tasks = [(world, order, n_buckets, imitations, iterations, s) for world in worlds.values() for s in seeds]
+    return pack(dict(enumerate(sweep(_trained, tasks, "unannounced level"))))
+
+
+def _trained(
+    world: UnannouncedLevel, order: Order, n_buckets: int, imitations: int, iterations: int, seed: int
+) -> TrainingRun:
+    draws = generator(seed, "unannounced", "training")
+    days, likelihood = draw_days(world, order, DEMONSTRATED, n_buckets, draws)
+    utilities, recorded = [], []
+    with torch.no_grad():
+        for specialist in LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets).specialists:
+            utilities.append(days.utility(specialist, draws))
+            recorder = Recorder(specialist, NOISE_SD)
+            days.utility(recorder, draws)
+            recorded.append(recorder.demonstrations())
+    weights = expert_weights(torch.stack(utilities), SHARPNESS) * len(NAMES) * likelihood.float()
+    merged = merge(recorded)
+    shown = Demonstrations(
+        merged.observed, merged.actions, weights[:, None].expand(-1, n_buckets - 1, -1).flatten()
+    )
+    flow = imitate(shown, imitations, seed).field
+
+    def draw(n: int, draws: torch.Generator) -> tuple[Market, Order]:
+        below = torch._standard_gamma(torch.full((n,), world.shape), generator=draws)
+        return world.market_at(world.market.heston.theta * (world.shape - 1) / below), order
+
+    acting = partial(RefiningPolicy, flow)
+    return TrainingRun(flow, ascend(flow, acting, draw, n_buckets, iterations, draws, PATHS, RATE, world))
+
+
+def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str, Policy]:
+    """All opponents by name, and the belief optimum, which is their limit."""
+    mixture = LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets)
+    return {
+        LIMIT: solve_level_belief(world, order, n_buckets),
+        PLANNER: mpc,
+        MIXTURE: mixture,
+        **dict(zip(NAMES, mixture.specialists, strict=True)),
+        STATIC: static_optimal(world.market, order, n_buckets),
+        "Almgren-Chriss": almgren_chriss(world.market, order, n_buckets),
+        "TWAP": twap,
+        "random": uniform_scores,
+    }
+
+
+class Outcome(NamedTuple):
+    """Tables of the test, each with the column ``world``."""
+
+    utility: pd.DataFrame
+    """Mean utility of each policy, bps, and its gain over the static optimum as a share of the limit's."""
+    comparisons: pd.DataFrame
+    """FlowOE against every opponent, :func:`flowoe_lib.evaluation.verdicts.compare_learner`."""
+    behaviour: pd.DataFrame
+    """Share of decisions nearest to each specialist, mean belief M / E[theta] and mean inventory, by policy,
+    by ``day``, the name of the specialist that is best at its level, and by bucket."""
+
+
+def examine(
+    worlds: Mapping[str, UnannouncedLevel],
+    order: Order,
+    contenders: Mapping[str, Mapping[str, Policy]],
+    learners: Mapping[str, Sequence[Policy]],
+    n_buckets: int,
+    n_paths: int,
+    seed: int,
+) -> Outcome:
+    """Test ``learners``, one per training seed, against ``contenders``, both by world, on the same days."""
+    parts = []
+    for name, world in worlds.items():
+        days, weight = draw_days(world, order, n_paths, n_buckets, generator(seed, "unannounced", name))
+        mixture = contenders[name][MIXTURE]
+        assert isinstance(mixture, LevelMixture)
+        best = torch.bucketize(days.market.heston.theta.double(), mixture.bounds)
+        with torch.no_grad():
+            compared = _compared(days, weight, best, contenders[name], learners[name], seed)
+            behaviour = _behaviour(days, weight, best, mixture, learners[name][0], seed)
+        parts.append([table.assign(world=name) for table in (*compared, behaviour)])
+    return Outcome(*(pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)))
+
+
+def _compared(
+    days: Days,
+    weight: Tensor,
+    best: Tensor,
+    contenders: Mapping[str, Policy],
+    learners: Sequence[Policy],
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def earned(policy: Policy) -> Tensor:
+        return weight * days.utility(policy, generator(seed, "unannounced", "noise"))
+
+    utility = {name: earned(policy) for name, policy in contenders.items()}
+    specialists = torch.stack([utility[name] for name in NAMES])
+    utility["best specialist in hindsight"] = specialists.gather(0, best[None])[0]
+    learned = torch.stack([earned(policy) for policy in learners])
+    comparisons = compare_learner(learned, {name: u[None] for name, u in utility.items()}, seed)
+    utility |= {FLOW: learned.mean(0)} | {f"{FLOW}, seed {i}": u for i, u in enumerate(learned)}
+    utility["level announced"] = earned(static_optimal(days.market, days.order, days.paths.n_buckets))
+    rows = [
+        (name, *paired_interval(u), *capture_interval(u, utility[STATIC], utility[LIMIT]))
+        for name, u in utility.items()
+    ]
+    ends = [f"{of}{end}" for of in ("utility", "share") for end in ("", "_ci_low", "_ci_high")]
+    return pd.DataFrame(rows, columns=["policy", *ends]), comparisons
+
+
+def _behaviour(
+    days: Days, weight: Tensor, best: Tensor, mixture: LevelMixture, flow: Policy, seed: int
+) -> pd.DataFrame:
+    nearest, probable = [], []
+
+    def observed(obs: Observation, noise: Tensor) -> Tensor:
+        fractions = torch.stack([act(obs, noise) for act in (flow, *mixture.specialists)])
+        scores = score_of_fraction(fractions, obs.n_buckets - obs.k)
+        nearest.append((scores[1:] - scores[0]).abs().argmin(0))
+        probable.append(mixture.weights(obs).argmax(0))
+        return fractions[0]
+
+    noise = generator(seed, "unannounced", "noise")
+    done = execute(observed, days.paths, days.market, days.order, noise, days.known)
+    belief = days.known.variance / days.known.market.heston.theta
+    tables = []
+    for (who, chosen), (i, day) in product(
+        ((FLOW, nearest), ("Bayes classifier", probable)), enumerate(NAMES)
+    ):
+        share = weight * (best == i) / (weight * (best == i)).sum()
+        columns = {name: torch.stack(chosen) == j for j, name in enumerate(NAMES)}
+        columns |= {"belief": belief[:-1], "inventory": done.inventory[:-2]}
+        means = {key: (x * share).sum(-1).numpy() for key, x in columns.items()}
+        tables.append(pd.DataFrame(means).rename_axis("bucket").reset_index().assign(policy=who, day=day))
+    return pd.concat(tables)
