@@ -69,7 +69,7 @@ def shape_of_spread(sd: float) -> float:
 
 def spread_of_shape(shape: float) -> float:
     """Standard deviation of the logarithm of an inverse gamma variable; it depends on the shape only."""
-    return float(polygamma(1, shape)) ** 0.5
+    return float(polygamma(1, shape) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Carlo theory, methods and examples, chapter 9, for mixtures as importance sample
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -19,12 +20,13 @@ from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.verdicts import compare_learner
 from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
 from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.flow import TrainingRun, pack
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc
-from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.policies.schedules import EstimatedSchedule, static_optimal, twap
 from flowoe_lib.policies.unannounced import LevelMixture, UnannouncedLevel, solve_level_belief
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
@@ -32,7 +34,7 @@ from flowoe_lib.training.imitation import Demonstrations, Recorder, expert_weigh
 from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
 
-__all__ = ["NAMES", "Outcome", "draw_days", "examine", "opponents", "train"]
+__all__ = ["NAMES", "Outcome", "announced", "draw_days", "examine", "opponents", "train"]
 
 
 NAMES, QUANTILES = ("calm", "normal", "stressed"), (0.1, 0.5, 0.9)
@@ -121,6 +123,14 @@ def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str
     }
 
 
+def announced(market: Market, order: Order, n_buckets: int) -> EstimatedSchedule:
+    """The optimal schedules of traders who know the day's level, from e^-5 to e^9 times the forecast's."""
+    factors = torch.linspace(-5, 9, 113, dtype=torch.float64)
+    lifted = replace(order, risk_aversion=order.risk_aversion * factors.exp())
+    plans = static_optimal(market, lifted, n_buckets).inventory
+    return EstimatedSchedule(urgency(market, order).log() + factors, plans)
+
+
 class Outcome(NamedTuple):
     """Tables of the test, each with the column ``world``."""
 
@@ -173,7 +183,9 @@ def _compared(
     learned = torch.stack([earned(policy) for policy in learners])
     comparisons = compare_learner(learned, {name: u[None] for name, u in utility.items()}, seed)
     utility |= {FLOW: learned.mean(0)} | {f"{FLOW}, seed {i}": u for i, u in enumerate(learned)}
-    utility["level announced"] = earned(static_optimal(days.market, days.order, days.paths.n_buckets))
+    informed = announced(days.known.market, days.order, days.paths.n_buckets)
+    done = execute(informed, days.paths, days.market, days.order, generator(seed))
+    utility["level announced"] = weight * done.utility_bps(days.order)
     rows = [
         (name, *paired_interval(u), *capture_interval(u, utility[STATIC], utility[LIMIT]))
         for name, u in utility.items()
