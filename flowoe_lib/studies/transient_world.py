@@ -1,0 +1,195 @@
+"""The world of impact with memory: its conditions, training, opponents and scores."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, score_condition
+from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES
+from flowoe_lib.execution.information import Information, exact
+from flowoe_lib.market.batching import one_by_one
+from flowoe_lib.market.model import Condition, Market, scalar
+from flowoe_lib.market.ranges import TrainingRange
+from flowoe_lib.market.simulator import MarketPaths
+from flowoe_lib.policies.almgren_chriss import almgren_chriss
+from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
+from flowoe_lib.policies.random_policy import uniform_scores
+from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
+from flowoe_lib.randomness import generator
+from flowoe_lib.studies.opponents import spanning
+from flowoe_lib.sweep import sweep
+from flowoe_lib.training.imitation import demonstrate, imitate
+from flowoe_lib.training.plateau import best_round, validation_captures
+from flowoe_lib.training.refinement import refine
+from flowoe_lib.training.reinforcement import train_ppo
+from flowoe_lib.training.specialist import train_specialists
+
+__all__ = [
+    "imitate_experts",
+    "opponents_in",
+    "refine_twice",
+    "score",
+    "train_opponents",
+    "transient_conditions",
+    "unaware_of_memory",
+    "with_half_life",
+]
+
+
+HALF_LIVES = (0.05, 0.15, 0.4)
+"""Half-lives of impact, in days."""
+
+
+DEMONSTRATORS = {name: SCHEDULE_EXPERTS[name] for name in ("twap", "almgren_chriss", "static_optimal", "mpc")}
+"""Experts that are imitated; the last two plan with the memory of impact."""
+
+
+PATHS, FINE_RATE = 1152, 2e-2
+"""Simulated days in each iteration of refinement, and the learning rate of its last stage."""
+
+
+def with_half_life(market: Market, half_life: float) -> Market:
+    """The market with temporary impact of this half-life, in days; 0 is impact without memory.
+
+    An even schedule costs the same at every half-life.
+    """
+    resilience = scalar(math.log(2) / half_life if half_life else math.inf)
+    return replace(market, impact=replace(market.impact, resilience=resilience))
+
+
+def transient_conditions(grid: Sequence[Condition]) -> list[Condition]:
+    """The conditions of the grid with normal liquidity, by turns at each of ``HALF_LIVES``.
+
+    Of three volatilities and two cv, each half-life has two conditions, which differ in both.
+    """
+    normal, out = [c for c in grid if "/normal/" in c.name], []
+    for i, c in enumerate(normal):
+        half_life = HALF_LIVES[(i // 2 + i % 2) % len(HALF_LIVES)]
+        name = c.name.replace("/normal/", f"/half-life {half_life:g}/")
+        out.append(Condition("transient", name, with_half_life(c.market, half_life), c.order))
+    return out
+
+
+def unaware_of_memory(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
+    """Full information, except that the trader believes impact to be gone by the next bucket."""
+    return exact(paths, with_half_life(market, 0.0), draws)
+
+
+def imitate_experts(
+    drawn: TrainingRange, n_buckets: int, demonstrated: int, iterations: int, seed: int
+) -> TrainingRun:
+    """Imitate ``DEMONSTRATORS`` in ``demonstrated`` conditions of a range; memory is not observed yet."""
+    shown = drawn.draw(demonstrated, generator(seed, "transient demonstrations"))
+    conditions = one_by_one("transient", map(str, range(demonstrated)), *shown)
+    return imitate(demonstrate(DEMONSTRATORS, conditions, 2, n_buckets, seed), iterations, seed)
+
+
+def refine_twice(
+    start: EndpointField, drawn: TrainingRange, n_buckets: int, coarse: int, fine: int, seed: int
+) -> TrainingRun:
+    """Refine on days of a third of the buckets, then on whole days.
+
+    If the range has memory, its features are added to the network first, with weights of zero.
+    """
+    extra = len(MEMORY_FEATURES) if drawn.memory > 0 else 0
+    field = EndpointField(torch.Generator(), len(FEATURES) + extra)
+    wider = torch.nn.functional.pad(start.observe.weight.detach(), (0, extra))
+    field.load_state_dict(start.state_dict() | {"observe.weight": wider})
+    rough = refine(field, drawn, n_buckets // 3, coarse, seed, PATHS).field
+    return refine(rough, drawn, n_buckets, fine, seed + 1, PATHS, FINE_RATE)
+
+
+def train_opponents(
+    conditions: Sequence[Condition],
+    spanned: int,
+    n_buckets: int,
+    n_validation: int,
+    seed: int,
+    rl: Mapping[str, Any],
+    specialist: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Train specialists, and RL experts of ``spanned`` conditions, until validation scores stop rising.
+
+    ``rl`` and ``specialist`` are options of
+    :func:`flowoe_lib.training.reinforcement.train_ppo` and
+    :func:`flowoe_lib.training.specialist.train_specialists`. The result is for
+    :func:`flowoe_lib.studies.opponents.unpack`.
+    """
+    days = n_buckets, n_validation, seed
+    tasks: list[Any] = [partial(_specialists, conditions, *days, specialist)]
+    tasks += [partial(_rl_expert, c, *days, rl) for c in spanning(conditions, spanned)]
+    return {
+        k: t for made in sweep(operator.call, [(x,) for x in tasks], "opponents") for k, t in made.items()
+    }
+
+
+def _specialists(
+    conditions: Sequence[Condition], n_buckets: int, n_days: int, seed: int, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    captures = validation_captures(conditions, n_days, n_buckets, seed, limit=solve_transient)
+    rounds = train_specialists(conditions, n_buckets, seed, captures, **options)
+    out: dict[str, Tensor] = {}
+    for i, c in enumerate(conditions):
+        policy = best_round(rounds, i).policy.alone(i)
+        out |= {f"{c.world}/{c.name}:specialist:{k}": t for k, t in policy.to_tensors().items()}
+    return out
+
+
+def _rl_expert(
+    c: Condition, n_buckets: int, n_days: int, seed: int, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    captures = validation_captures([c], n_days, n_buckets, seed, limit=solve_transient)
+    policy = best_round(train_ppo(c, n_buckets, seed, captures, **options)).policy
+    return {f"{c.world}/{c.name}:rl:{k}": t for k, t in policy.to_tensors().items()}
+
+
+def opponents_in(condition: Condition, n_buckets: int, learned: Mapping[str, Policy]) -> dict[str, Policy]:
+    """The opponents in a condition, those that ``learned`` there included; one of them ignores memory."""
+    problem = condition.market, condition.order, n_buckets
+    return {
+        "random": uniform_scores,
+        "twap": twap,
+        "almgren_chriss": almgren_chriss(*problem),
+        "static_unaware": static_optimal(with_half_life(condition.market, 0.0), *problem[1:]),
+        "static_optimal": static_optimal(*problem),
+        "alfonsi_fruth_schied": alfonsi_fruth_schied(*problem),
+        "mpc": mpc,
+        **learned,
+    }
+
+
+Fields = Mapping[int, EndpointField]
+"""Networks by training seed."""
+
+
+def score(
+    condition: Condition,
+    opponents: Mapping[str, Policy],
+    imitated: Fields,
+    refined: Fields,
+    unaware: Fields,
+    evaluation: Evaluation,
+) -> Scores:
+    """:func:`flowoe_lib.evaluation.scorecard.score_condition` of all policies.
+
+    "limit" is the optimum; "flow_unaware" and "mpc_unaware" trade as if impact had no memory.
+    """
+    contenders = [
+        *(Contender(FlowPolicy(f, 1), "flow_imitation", 1, s) for s, f in imitated.items()),
+        *(Contender(FlowPolicy(f, k), "flow_refined", k, s) for k in (1, 8) for s, f in refined.items()),
+    ]
+    limit = solve_transient(condition.market, condition.order, evaluation.n_buckets)
+    blind = [Contender(FlowPolicy(f, 1), "flow_unaware", 1, s) for s, f in unaware.items()]
+    blind += [Contender(mpc, "mpc_unaware")]
+    informed = [Contender(limit, "limit"), *(replace(x, perceive=unaware_of_memory) for x in blind)]
+    return score_condition(condition, opponents, contenders, evaluation, informed=informed)
