@@ -98,11 +98,11 @@ def test_schedules_aware_of_memory_expect_more() -> None:
         aware, unaware = (named[f"static_{kind}"] for kind in ("optimal", "unaware"))
         plain = static_optimal(with_half_life(c.market, 0.0), c.order, N)
         assert torch.equal(unaware.inventory, plain.inventory)  # type: ignore[attr-defined]
-        aware, unaware = (
+        utility = [
             expected_utility(c.market, c.order, plan.inventory)  # type: ignore[attr-defined]
             for plan in (aware, unaware)
-        )
-        assert aware > unaware
+        ]
+        assert utility[0] > utility[1]
 
 
 def test_every_policy_is_scored_between_twap_and_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +131,9 @@ def test_every_policy_is_scored_between_twap_and_the_limit(monkeypatch: pytest.M
     }
     assert table.loc[["twap", "limit"], "capture"].tolist() == [0, 1]
     assert table["utility_bps"].idxmax() == "limit"
-    assert table.loc["mpc", "utility_bps"] > table.loc["mpc_unaware", "utility_bps"]
+    assert table["utility_bps"]["mpc"] > table["utility_bps"]["mpc_unaware"]
     # Both networks of a learner are compared together, and those that are unaware are not opponents.
-    rows = scores.comparisons.set_index(["policy", "solver_steps", "reference"])
-    assert rows.loc[("flow_refined", 1, "mpc"), "training_seeds"] == 2
-    assert set(rows.loc[("flow_refined", 1)].index) == {*rivals, "flow_imitation"}
+    rows = scores.comparisons
+    rows = rows[(rows["policy"] == "flow_refined") & (rows["solver_steps"] == 1)].set_index("reference")
+    assert rows["training_seeds"]["mpc"] == 2
+    assert set(rows.index) == {*rivals, "flow_imitation"}
