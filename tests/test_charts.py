@@ -116,12 +116,12 @@ def test_a_replayed_order_shows_the_record_and_the_forecast() -> None:
     np.testing.assert_allclose(np.asarray(panels[3].lines[0].get_xdata(), float), [0, 1, 2])
 
 
-def test_paired_differences_carry_their_intervals() -> None:
-    rows = pd.DataFrame({"measure": ["real", "real", "no price", "no price"], "sample": ["a", "b"] * 2})
-    rows = rows.assign(reference="twap", mean=[1.0, 2.0, 3.0, 4.0], ci_low=0.5, ci_high=6.0)
-    panels = charts.paired_figure(rows, "message").axes
-    for axes, means in zip(panels, ([1, 2], [3, 4]), strict=True):
-        np.testing.assert_array_equal(axes.lines[0].get_xdata(), means)
-        reach = [np.asarray(path.vertices)[:, 0] for path in axes.collections[0].get_paths()]
-        np.testing.assert_allclose(np.stack(reach), [[0.5, 6.0], [0.5, 6.0]])
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]
+def test_gains_over_impact_carry_their_band() -> None:
+    rows = pd.DataFrame({"comparison": ["a", "a", "b", "b"], "multiple": [0.0, 2.0] * 2})
+    rows = rows.assign(mean=[1.0, 2.0, 3.0, 4.0], ci_low=[0.5, 1.5, 2.5, 3.5], ci_high=5.0)
+    panels = [axes for axes in charts.impact_figure(rows, "message").axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["a", "b"]
+    for axes, (first, last) in zip(panels, ((1, 2), (3, 4)), strict=True):
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), [first, last])
+        corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
+        assert {(0.0, first - 0.5), (2.0, last - 0.5), (0.0, 5.0), (2.0, 5.0)} <= set(map(tuple, corners))

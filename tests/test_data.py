@@ -20,7 +20,6 @@ from flowoe_lib.data.records import (
     emini_bars,
     emini_trades,
     eurusd_hours,
-    eurusd_ticks,
     fetch,
     sp500_daily,
     vix_daily,
@@ -254,11 +253,8 @@ def test_a_dollar_bar_is_stamped_at_its_end() -> None:
     assert before.iloc[-1] < 8 < 25 < after.iloc[0]
 
 
-def test_eurusd_records_are_the_pinned_ones() -> None:
-    ticks, hours = eurusd_ticks(CACHE), eurusd_hours(CACHE)
-    assert len(ticks) == 100_005
-    assert ticks.index.is_monotonic_increasing
-    assert [t.date().isoformat() for t in ticks.index[[0, -1]]] == ["2016-06-14"] * 2
+def test_the_eurusd_record_is_the_pinned_one() -> None:
+    hours = eurusd_hours(CACHE)
     assert len(hours.frame) == 6225
     assert (hours.frame["volume"] > 0).all()
 

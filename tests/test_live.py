@@ -18,14 +18,18 @@ from flowoe_lib.desk import commands
 from flowoe_lib.desk.live import HALF_LIFE, Child, LiveOrder, State, WorkingPlan, follow, work
 from flowoe_lib.desk.ticket import OrderError, Ticket
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.market.model import Order, scalar
+from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.store import atomic_write
-from flowoe_lib.studies.replay import Replay, replay, run, session_market
+from flowoe_lib.studies.replay import Replay, replay, run
 from flowoe_lib.training.pretrained import load_pretrained
 
 SHARES, LENGTH, N, START, HISTORY = 1_000_000, 40, 20, 10, 8
-ESTIMATES = {"calm": 0.01, "kappa": 2, "cv_month": 0.5, "rho": -0.8, "depth_sd": 0.3, "depth_reversion": 2}
+MARKET = Market(
+    Heston(scalar(1e-4), scalar(2), scalar(0.5), scalar(-0.8)),
+    liquidity=Liquidity(depth_sd=scalar(0.3), depth_reversion=scalar(2), profile_amplitude=scalar(0.5)),
+    drift_sd=scalar(60),
+)
 SESSION = ("09:00", "15:40")
 
 
@@ -52,10 +56,9 @@ def median_action(policy: Policy) -> Policy:
 
 
 def replayed(side: float) -> Replay:
-    market = replace(session_market(ESTIMATES, 6.5, amplitude=0.5), drift_sd=scalar(60))
     order = Order(scalar(0.1), scalar(2e-3), scalar(side))
     starts = np.array([LENGTH + START])
-    return replay(TAPE, starts, N, market, order, history=HISTORY, half_life=HALF_LIFE)
+    return replay(TAPE, starts, N, MARKET, order, history=HISTORY, half_life=HALF_LIFE)
 
 
 def begun(days: Replay, policy: Policy, warm_up: int, path: Path) -> LiveOrder:

@@ -76,8 +76,10 @@ def calls(path: Path) -> Iterator[Call]:
     for tree in trees:
         found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
         for node in sorted(found, key=lambda n: (n.lineno, n.col_offset)):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
-                yield Call(node.func.attr, node, names)
+            # Other objects have such methods too: an order writes its plan.
+            *_, receiver, method = ast.unparse(node.func).split(".")
+            if receiver == "store" and method in METHODS:
+                yield Call(method, node, names)
 
 
 def unknown_entries(paths: Iterable[Path]) -> list[str]:

@@ -1,42 +1,42 @@
 """Replayed orders observe only the past of the record and are charged on what follows."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from flowoe_lib.data.bars import Bars, BarsError, load_bars, resample_trades
 from flowoe_lib.data.records import emini_trades
-from flowoe_lib.data.sessions import Array, Tape, arrivals, lay_out
+from flowoe_lib.data.sessions import Array, Tape, lay_out
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.market.model import Market, Order, scalar, volume_share
+from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar, volume_share
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS
 from flowoe_lib.policies.schedules import expected_utility, twap
 from flowoe_lib.studies.replay import (
     Replay,
+    break_even_impact,
     expected_under_model,
     outcome_table,
     paired_differences,
+    promise_test,
     replay,
     run,
     session_market,
+    walk_forward,
 )
 from flowoe_lib.training import pretrained as trained
 
 CACHE = Path(__file__).parents[1] / ".cache"
-ESTIMATES = {
-    "calm": 0.01,
-    "kappa": 2.0,
-    "cv_month": 0.5,
-    "rho": -0.8,
-    "depth_sd": 0.3,
-    "depth_reversion": 2.0,
-}
 ORDER = Order(scalar(0.1), scalar(5e-4))
-SESSION = session_market(ESTIMATES, 6.5, amplitude=0.5)
+SESSION = Market(
+    Heston(scalar(1e-4), scalar(2.0), scalar(0.5), scalar(-0.8)),
+    liquidity=Liquidity(depth_sd=scalar(0.3), depth_reversion=scalar(2.0), profile_amplitude=scalar(0.5)),
+)
 
 
 def tape(seed: int = 0, sessions: int = 3, length: int = 12) -> Tape:
@@ -48,9 +48,12 @@ def tape(seed: int = 0, sessions: int = 3, length: int = 12) -> Tape:
     return Tape(times, price, variance, draws.uniform(50, 150, (sessions, length)))
 
 
+STARTS = np.array([4, 6, 16, 18, 28, 30])
+"""Two orders in each of three sessions of twelve buckets."""
+
+
 def replayed(record: Tape, session: Market = SESSION) -> Replay:
-    starts = arrivals(record, 6, 2, warm_up=4)
-    return replay(record, starts, 6, session, ORDER, history=4, half_life=2.0)
+    return replay(record, STARTS, 6, session, ORDER, history=4, half_life=2.0)
 
 
 def policies(days: Replay) -> dict[str, Policy]:
@@ -90,11 +93,6 @@ def test_a_bucket_without_volume_is_refused() -> None:
     quiet = replace(source, frame=source.frame.assign(volume=0.0))
     with pytest.raises(BarsError, match="no volume"):
         lay_out(quiet, 2, "09:00", "09:10")
-
-
-def test_orders_arrive_after_the_warm_up_and_end_within_their_session() -> None:
-    assert arrivals(tape(), 6, 2, warm_up=4).tolist() == [4, 6, 16, 18, 28, 30]
-    assert arrivals(tape(), 12, 12).tolist() == [0, 12, 24]
 
 
 def test_a_start_without_history_is_refused() -> None:
@@ -145,8 +143,7 @@ def test_a_time_of_day_pattern_shifts_the_forecast() -> None:
     """Where realised variance is its pattern exactly, forecasts are exact from the first bucket on."""
     pattern = np.linspace(1.0, 3.0, 12)
     record = replace(tape(), variance=np.tile(1e-6 * pattern, (3, 1)))
-    starts = arrivals(record, 6, 2, warm_up=4)
-    days = replay(record, starts, 6, SESSION, ORDER, history=4, half_life=2.0, pattern=pattern)
+    days = replay(record, STARTS, 6, SESSION, ORDER, history=4, half_life=2.0, pattern=pattern)
     np.testing.assert_allclose(days.information.variance / 6, days.paths.integrated_variance, rtol=1e-5)
     np.testing.assert_allclose(
         days.information.market.heston.theta, days.paths.integrated_variance.sum(0), rtol=1e-5
@@ -221,19 +218,23 @@ def test_expected_utility_under_the_model_is_exact_for_a_schedule() -> None:
 
 
 def test_comparisons_are_paired_order_by_order() -> None:
-    times = pd.date_range("2024-01-02", periods=9)
-    base = np.arange(9.0)
+    """Gains of a over b and c: constant over b, random over c."""
+    times, draws = pd.date_range("2024-01-02", periods=500), np.random.default_rng(1)
+    base, noise = draws.standard_normal(500), draws.standard_normal(500)
+    utility = {"b": base, "a": base + 0.5, "c": base + 0.5 - noise}
     table = pd.concat(
-        [
-            pd.DataFrame({"time": times, "policy": "b", "utility": base + 0.5, "without_price": -base}),
-            pd.DataFrame({"time": times, "policy": "a", "utility": base, "without_price": 0.0}),
-        ]
+        pd.DataFrame({"time": times, "policy": name, "utility": values, "other": -base})
+        for name, values in utility.items()
     )
-    rows = paired_differences(table, "a", block=2, reps=100, seed=1).set_index("measure")
-    assert list(rows.loc["utility", ["mean", "ci_low", "ci_high", "sd"]]) == [0.5, 0.5, 0.5, 0.0]
-    assert rows.loc["without_price", "mean"] == -4
-    assert (rows["policy"] == "b").all()
-    assert (rows["reference"] == "a").all()
+    rows = paired_differences(table, "a", block=1, reps=2000, seed=1, measures=["utility", "other"])
+    numbers = rows[["mean", "ci_low", "ci_high", "error", "p"]].to_numpy(dtype=np.float64)
+    gains = dict(zip(zip(rows["measure"], rows["reference"], strict=True), numbers, strict=True))
+    np.testing.assert_allclose(gains["utility", "b"], [0.5, 0.5, 0.5, 0, 0], atol=1e-9)
+    assert gains["other", "b"][0] == gains["other", "c"][0] == 0
+    # Blocks of one order are the ordinary bootstrap, which agrees with the t-test.
+    known, (*_, error, p) = stats.ttest_1samp(noise, 0), gains["utility", "c"]
+    np.testing.assert_allclose(error, stats.sem(noise), rtol=0.05)
+    np.testing.assert_allclose(p, known.pvalue, rtol=0.2)
 
 
 def test_a_recorded_session_passes_from_trades_to_outcomes() -> None:
@@ -245,9 +246,53 @@ def test_a_recorded_session_passes_from_trades_to_outcomes() -> None:
     within = (trades.index >= start) & (trades.index < start + pd.Timedelta(minutes=5))
     assert laid.volume[0, 12] == trades["volume"][within].sum()
     assert laid.price[0, 12] == trades["price"][trades.index < start].iloc[-1]
-    session = session_market(ESTIMATES, 320 / 60, amplitude=0.75, window_end=320 / 390)
-    days = replay(laid, arrivals(laid, 24, 8, 12), 24, session, ORDER, history=12, half_life=6.0)
+    session = replace(SESSION, liquidity=replace(SESSION.liquidity, window_end=scalar(320 / 390)))
+    days = replay(laid, np.array([12, 20, 28, 36]), 24, session, ORDER, history=12, half_life=6.0)
     table = outcome_table(run({"twap": twap}, days, seed=1), days)
     assert len(table) == 4
     assert np.isfinite(table[["shortfall", "impact", "utility"]]).all(axis=None)
     assert (table["impact"] > 0).all()
+
+
+def test_a_month_is_worked_with_estimates_from_the_sessions_before_it() -> None:
+    """Later sessions change nothing; earlier ones change the market."""
+    record = tape(sessions=70)
+    by_month = partial(walk_forward, order=ORDER, calibration=20, level=5, half_life=2.0)
+    months = by_month(record)
+    assert [str(m.times[0])[:10] for m in months] == ["2024-02-01", "2024-03-01"]
+    known = session_market(record.variance[10:30], record.volume[10:30])
+    assert months[0].information.market.heston.cv == known.heston.cv
+    mine, first_of_march = months[1].information.market, 59
+
+    def march(first: int, last: int) -> Market:
+        number = np.arange(70)
+        factor = np.where((number >= first) & (number < last), 3.0, 1.0)[:, None]
+        other = replace(record, variance=record.variance * factor, volume=record.volume * factor)
+        return by_month(other)[1].information.market
+
+    unaware = march(first_of_march, 70)
+    assert unaware.heston.cv == mine.heston.cv
+    assert unaware.heston.theta[0] == mine.heston.theta[0]
+    assert march(50, 51).heston.cv != mine.heston.cv
+
+
+def test_gains_vanish_at_the_break_even_impact() -> None:
+    times = pd.date_range("2024-01-02", periods=2).repeat(2)
+    table = pd.DataFrame({"time": times, "policy": ["a", "b"] * 2})
+    # Policy a pays 2 bps more impact and saves 5 bps of risk: gains vanish at 2.5 times the impact.
+    table["impact"] = [6.0, 4.0, 8.0, 6.0]
+    table["without_price"] = -table["impact"] - [1.0, 6.0, 3.0, 8.0]
+    assert break_even_impact(table, "a", "b") == pytest.approx(2.5)
+    table["without_price"] -= 1.5 * table["impact"]
+    assert break_even_impact(table, "b", "a") == pytest.approx(1.0)
+
+
+def test_a_promise_is_tested_with_its_power() -> None:
+    """Against the normal law by hand: error .5, promises far below it, at it and far above it."""
+    seen = pd.DataFrame({"mean": [1.0, 1.0, 1.0]}).assign(error=0.5)
+    tested = promise_test(seen, pd.Series([0.1, 2.5, 1.6]))
+    assert tested["verdict"].tolist() == ["open", "less", "as promised"]
+    z = (1.0 - 2.5) / 0.5
+    assert tested["p"][1] == pytest.approx(2 * stats.norm.cdf(z), rel=1e-3)
+    power = stats.norm.sf(1.96 - 3.2) + stats.norm.cdf(-1.96 - 3.2)
+    assert tested["power"][2] == pytest.approx(power, abs=1e-4)

@@ -18,7 +18,7 @@ import pooch
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
-__all__ = ["emini_bars", "emini_trades", "eurusd_hours", "eurusd_ticks", "sp500_daily", "vix_daily"]
+__all__ = ["emini_bars", "emini_trades", "eurusd_hours", "sp500_daily", "vix_daily"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Wheel:
 
 
 EMINI = Wheel("mlfinpy", "0.1.2", "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee1162899d8241d7340e3f2")
-
-
-EURUSD_TICKS = Wheel(
-    "findatapy", "0.1.42", "3ff5dd9bb9786cc82ad23cd4f37b58d29b68a3eef1918b5b494a0c1d73f19a88"
-)
 
 
 EURUSD_HOURS = Wheel(
@@ -125,17 +120,6 @@ def emini_bars(cache: Path) -> Bars:
     raw["date_time"] = pd.to_datetime(raw["date_time"], format="ISO8601").dt.tz_localize("UTC")
     raw = raw.rename(columns={"cum_vol": "volume"})
     return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", min_days=20)
-
-
-def eurusd_ticks(cache: Path) -> pd.DataFrame:
-    """100,005 bid quotes of EURUSD on 14 June 2016: price (dollars), volume (each quote counts one).
-
-    The record has no volumes and no time zone; times are read as UTC, and no result depends on that.
-    Raises FetchError as :func:`fetch`.
-    """
-    raw = _csv(EURUSD_TICKS, cache, "tests/EURUSD_tick.csv")
-    times = pd.DatetimeIndex(pd.to_datetime(raw["Date"], format="ISO8601"), name="time").tz_localize("UTC")
-    return pd.DataFrame({"price": raw["EURUSD.bid"].to_numpy(), "volume": 1.0}, index=times)
 
 
 def eurusd_hours(cache: Path) -> Bars:

@@ -1,4 +1,4 @@
-"""Recorded sessions cut into equal buckets: price, realised variance and volume, and arrivals of orders."""
+"""Recorded sessions cut into equal buckets: price, realised variance and volume."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -10,13 +10,10 @@ import pandas as pd
 from flowoe_lib.data.bars import Bars, BarsError
 from flowoe_lib.data.estimators import garman_klass
 
-__all__ = ["Tape", "arrivals", "breaks", "lay_out", "session_clock", "session_flags"]
+__all__ = ["Tape", "breaks", "lay_out", "session_clock", "session_flags"]
 
 
 Array = npt.NDArray[np.float64]
-
-
-Places = npt.NDArray[np.intp]
 
 
 HOLE, BREAK = 3600, 1800
@@ -60,18 +57,6 @@ def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
     price = np.r_[bars.frame["open"].iloc[0], bars.frame["close"]][known]
     starts = pd.DatetimeIndex(edges[:, :-1].ravel(), tz="UTC").tz_convert(bars.timezone)
     return Tape(starts.tz_localize(None), price, variance.to_numpy(), volume.to_numpy())
-
-
-def arrivals(tape: Tape, n_buckets: int, every: int, warm_up: int = 0) -> Places:
-    """Buckets at which orders of ``n_buckets`` buckets arrive, [orders].
-
-    In each session the first order arrives after ``warm_up`` buckets and the others ``every`` buckets later,
-    as long as they end within the session.
-    """
-    sessions, length = tape.volume.shape
-    within = np.arange(warm_up, length - n_buckets + 1, every)
-    places: Places = (np.arange(sessions)[:, None] * length + within).ravel()
-    return places
 
 
 def session_clock(

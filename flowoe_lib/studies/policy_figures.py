@@ -21,11 +21,11 @@ __all__ = [
     "advantage_figure",
     "capture_figure",
     "frontier_figure",
+    "impact_figure",
     "interval_figure",
     "inventory_figure",
     "learning_figure",
     "loss_figure",
-    "paired_figure",
     "reaction_figure",
     "replay_figure",
     "risk_return_figure",
@@ -323,27 +323,22 @@ def replay_figure(
 
 
 @style()
-def paired_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Mean differences with their 95 % intervals, a panel per measure, a marker per reference.
+def impact_figure(rows: pd.DataFrame, message: str) -> Figure:
+    """FlowOE's gain over multiples of the modelled impact with its 95 % band, a panel per comparison.
 
-    Logarithmic but for a hundredth of a bp either side of zero. ``rows`` has columns measure, sample,
-    reference, mean, ci_low, ci_high (bps).
+    ``rows`` has columns comparison, multiple, mean, ci_low, ci_high (bps).
     """
-    size = (7.2, 0.36 * rows["sample"].nunique() + 1.3)
-    figure, panels = plt.subplots(1, rows["measure"].nunique(), figsize=size, sharey=True)
-    rows = rows.assign(place=_name_rows(panels[0], rows["sample"]))
-    for axes, (measure, panel) in zip(panels, rows.groupby("measure", sort=False), strict=True):
-        for i, (reference, row) in enumerate(panel.groupby("reference", sort=False)):
-            look, ends = LOOKS[str(reference)], row[["mean", "ci_low", "ci_high"]]
-            _intervals(axes, ends, row["place"] + 0.24 * i - 0.12, look, label=f"over {look.name}")
-        axes.axvline(0, color="black", lw=0.8)
-        # Gains against one reference are a hundred times those against the other.
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xticks([-1, -0.1, -0.01, 0, 0.01, 0.1, 1])
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.set(title=str(measure), xlabel="FlowOE's gain, bps (logarithmic)")
-    return titled(figure, message, panels[0], ncols=2)
+    figure, panels = panel_grid(rows["comparison"].nunique(), 3)
+    for axes, (name, row) in zip(panels, rows.groupby("comparison", sort=False), strict=True):
+        line(axes, row["multiple"], row["mean"], "flow_refined")
+        colour = LOOKS["flow_refined"].colour
+        axes.fill_between(row["multiple"], row["ci_low"], row["ci_high"], color=colour, alpha=0.2, lw=0)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.axvline(1, color="black", lw=0.8, ls=":")
+        axes.set(title=name, xlabel="impact / modelled impact")
+    for axes in panels[::3]:
+        axes.set_ylabel("gain, bps")
+    return titled(figure, message)
 
 
 def robustness_figure(table: pd.DataFrame, message: str) -> Figure:

@@ -5,15 +5,20 @@ buckets, its day. Traders know only the past of the record: levels of variance a
 the buckets before the arrival, current values are exponentially weighted averages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+from statsmodels.stats.power import normal_power
 from torch import Tensor
 
-from flowoe_lib.data.sessions import Array, Places, Tape
+from flowoe_lib.data.estimators import fit_decay, log_to_profile, profile_amplitude, relative_to_profile
+from flowoe_lib.data.sessions import Array, Tape
+from flowoe_lib.evaluation.intervals import Z95
 from flowoe_lib.evaluation.statistics import block_intervals
 from flowoe_lib.execution.execution import Execution, Policy, execute
 from flowoe_lib.execution.information import Information
@@ -26,6 +31,7 @@ from flowoe_lib.market.model import (
     Liquidity,
     Market,
     Order,
+    scalar,
     volume_profile,
     volume_share,
 )
@@ -34,12 +40,15 @@ from flowoe_lib.randomness import generator
 
 __all__ = [
     "MEASURES",
+    "break_even_impact",
     "expected_under_model",
     "outcome_table",
     "paired_differences",
+    "promise_test",
     "replay",
     "run",
     "session_market",
+    "walk_forward",
 ]
 
 
@@ -48,29 +57,30 @@ MEASURES = ("utility", "without_price")
 selling and buying the same order."""
 
 
-SESSION_HOURS = 6.5
-"""Length of the session to which the suite's estimated rates refer."""
+LAGS = 1, 6
+"""First and last lag, in buckets, of the autocovariance to which mean reversion is fitted."""
 
 
-def session_market(
-    estimates: Mapping[str, float], hours: float, amplitude: float = 0.0, window_end: float = 1.0
-) -> Market:
-    """The market of a session of ``hours`` by the suite's ``estimates``, before the record says its level.
+RATES = 0.5, 12.0
+"""Range of the estimated rates of mean reversion, per session."""
 
-    Rates are those of the suite's session per hour. The session has the volume profile of ``amplitude`` up
-    to ``closes``. The variance is that of a calm day until :func:`replay` replaces it.
+
+def session_market(variance: Array, volume: Array) -> Market:
+    """The market estimated from past sessions, [sessions, buckets] each; its unit of time is a session.
+
+    Moments of variance and depth are fitted by :func:`flowoe_lib.data.estimators.fit_decay`, with rates
+    limited to ``RATES``. rho, which no policy observes, is zero.
     """
-
-    def number(name: str, factor: float = 1.0) -> Tensor:
-        return torch.tensor(factor * estimates[name])
-
-    days = hours / SESSION_HOURS
-    heston = Heston(number("calm").square(), number("kappa", days), number("cv_month"), number("rho"))
+    (cv, kappa), (depth_sd, reversion) = (
+        fit_decay(deviations, *LAGS) for deviations in (relative_to_profile(variance), log_to_profile(volume))
+    )
+    heston = Heston(
+        scalar(variance.sum(1).mean()), scalar(np.clip(kappa, *RATES)), scalar(max(cv, 0.02)), scalar(0.0)
+    )
     liquidity = Liquidity(
-        depth_sd=number("depth_sd"),
-        depth_reversion=number("depth_reversion", days),
-        profile_amplitude=torch.tensor(amplitude),
-        window_end=torch.tensor(window_end),
+        depth_sd=scalar(depth_sd),
+        depth_reversion=scalar(np.clip(reversion, *RATES)),
+        profile_amplitude=scalar(profile_amplitude(volume)),
     )
     return Market(heston, liquidity=liquidity)
 
@@ -95,7 +105,7 @@ class Replay:
 
 def replay(
     tape: Tape,
-    starts: Places,
+    starts: NDArray[np.intp],
     n_buckets: int,
     session: Market,
     order: Order,
@@ -159,6 +169,31 @@ def replay(
     return Replay(tape.times[starts], paths, Information(market, seen, _tensor(now[1][at] - volume)), order)
 
 
+def walk_forward(tape: Tape, order: Order, *, calibration: int, level: int, half_life: float) -> list[Replay]:
+    """Orders on whole sessions, a replay a month, each with estimates from the sessions before the month.
+
+    Market and pattern of variance are estimated from the last ``calibration`` sessions before the month,
+    levels are averages over the last ``level`` sessions before the order. Months without that history are
+    left out; ValueError if all are.
+    """
+    length = tape.volume.shape[1]
+    months = tape.times[::length].to_period("M")
+    replays = []
+    for month in months.unique():
+        here = np.flatnonzero(months == month)
+        if here[0] < max(calibration, level):
+            continue
+        past = slice(here[0] - calibration, here[0])
+        variance, averages = tape.variance[past], {"history": level * length, "half_life": half_life}
+        session, pattern = session_market(variance, tape.volume[past]), variance.mean(0)
+        replays.append(replay(tape, here * length, length, session, order, pattern=pattern, **averages))
+    if not replays:
+        raise ValueError(
+            f"calibration = {calibration}, level = {level}: no month has that many sessions before it"
+        )
+    return replays
+
+
 def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
@@ -206,16 +241,43 @@ def outcome_table(runs: Mapping[str, Execution], days: Replay) -> pd.DataFrame:
 
 
 def paired_differences(
-    outcomes: pd.DataFrame, reference: str, block: int, reps: int, seed: int
+    outcomes: pd.DataFrame, policy: str, block: int, reps: int, seed: int, measures: Sequence[str] = MEASURES
 ) -> pd.DataFrame:
-    """Paired differences of every other policy to ``reference``, bps, a row a measure and policy.
+    """Mean gains of ``policy`` over every other one on the same orders, bps, a row a measure and reference.
 
-    From an :func:`outcome_table`: measure, policy, reference, mean, ci_low, ci_high as
-    :func:`flowoe_lib.evaluation.statistics.block_intervals`, which says what it refuses, and sd of one
-    order's.
+    ``outcomes`` are those of :func:`outcome_table`, with the columns ``measures``. Result: measure,
+    reference, mean, ci_low and ci_high as :func:`flowoe_lib.evaluation.statistics.block_intervals`, which
+    says what it refuses, error (half the width of the interval over 1.96) and p, two-sided, of no gain.
     """
-    wide = outcomes.pivot(index="time", columns="policy", values=list(MEASURES))
-    gains = {m: wide[m].drop(columns=reference).sub(wide[m][reference], axis=0) for m in MEASURES}
-    apart = pd.concat(gains, axis=1, names=["measure", "policy"])
-    rows = block_intervals(apart, block, reps, seed).assign(sd=apart.std(), reference=reference)
-    return rows.reset_index()
+    wide = outcomes.pivot(index="time", columns="policy", values=list(measures))
+    gains = {m: wide[m].drop(columns=policy).rsub(wide[m][policy], axis=0) for m in measures}
+    rows = block_intervals(pd.concat(gains, axis=1, names=["measure", "reference"]), block, reps, seed)
+    error = (rows["ci_high"] - rows["ci_low"]) / (2 * Z95)
+    return rows.assign(error=error, p=2 * norm.sf((rows["mean"] / error).abs())).reset_index()
+
+
+def break_even_impact(outcomes: pd.DataFrame, policy: str, reference: str) -> float:
+    """Multiple of the modelled impact at which the mean gain without price moves over ``reference`` vanishes.
+
+    From an :func:`outcome_table`; trades stay those planned for the modelled impact. Above it the policy that
+    pays less impact is ahead. Zero or less if one policy is ahead at every impact.
+    """
+    means = outcomes.groupby("policy")[["impact", "without_price"]].mean()
+    paid, gained = (means.loc[policy] - means.loc[reference]).to_numpy(dtype=np.float64)
+    return float(1 + gained / paid)
+
+
+def promise_test(seen: pd.DataFrame, promised: pd.Series, level: float = 0.05) -> pd.DataFrame:
+    """Two-sided test that gains are as promised, with its power if there were no gain at all.
+
+    ``seen`` has the columns mean and error of :func:`paired_differences`; ``promised`` are the expected gains
+    under the model, bps, with the same index and negligible error. Adds promised, p, power and verdict:
+    "more" or "less" if the test rejects, otherwise "as promised" if its power is at least .8, and "open" if
+    not.
+    """
+    z = (seen["mean"] - promised) / seen["error"]
+    p = pd.Series(2 * norm.sf(z.abs()), seen.index)
+    power = pd.Series(normal_power(promised.abs() / seen["error"], 1, level), seen.index)
+    rejected = np.where(z > 0, "more", "less")
+    verdict = np.where(p < level, rejected, np.where(power >= 0.8, "as promised", "open"))
+    return seen.assign(promised=promised, p=p, power=power, verdict=verdict)
