@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
 
 __all__ = ["BarsError", "Vendor", "decimal_comma", "named_columns", "read_numbers", "read_table"]
 
@@ -88,7 +89,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, bool, str]:
         raise BarsError(f"{path}: is empty; a header and at least one row are needed") from None
     except pd.errors.ParserError as error:
         raise BarsError(f"{path}: has rows with more fields than the header: {error}") from None
-    except (ValueError, OSError, LookupError, TypeError, NotImplementedError) as error:
+    except (ArrowException, ValueError, OSError, LookupError, TypeError) as error:
         raise BarsError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
     text = text.fillna("").set_axis(pd.RangeIndex(skip + 1, len(text) + skip + 1), axis=0)
     text = text[(text != "").any(axis=1)]
