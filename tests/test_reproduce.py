@@ -246,7 +246,7 @@ card = {"range": asdict(TrainingRange((1.0, 2.0), -0.5)), "n_buckets": 9, "train
 ws.store.write("universal_policies", pack({0: TrainingRun(field, {"utility": torch.zeros(1)})}))
 ws.store.made("runs", pack, {0: TrainingRun(field, {"utility": torch.zeros(1)})})
 ws.store.write("universal_card", card)
-ws.store.write("calibration", {f.name: {"value": 2.0} for f in fields(Calibration)})
+ws.store.write("calibration", {f.name: {"value": 0.5} for f in fields(Calibration)})
 write("scorecard.csv", "scores")
 write("readme_headline.md", "told")
 """
@@ -478,7 +478,7 @@ def test_notebooks_that_load_the_policy_run_again_when_it_changes(project: Path)
     after = [task.digest for task in plan(workspace)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        loads = re.search(r"load_pretrained\(", path.read_text()) is not None
+        loads = re.search(r"(load_pretrained|plan_order)\(", path.read_text()) is not None
         assert loads == (path.stem in USE_PRETRAINED), path.name
 
 
