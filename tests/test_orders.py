@@ -719,7 +719,9 @@ def test_an_order_that_is_ended_leaves_nothing_behind(
         signal.raise_signal(number)
         return {}
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    # A shell that starts tests in the background has them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     space = replace(Workspace.open("full"), root=tmp_path)
     monkeypatch.setattr(Workspace, "open", lambda profile: space)
     monkeypatch.setattr(order_report, "_report", ended)
@@ -728,7 +730,8 @@ def test_an_order_that_is_ended_leaves_nothing_behind(
         with pytest.raises(SystemExit) as raised:
             runpy.run_module("flowoe_lib.desk", run_name="__main__")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for n, handler in before.items():
+            signal.signal(n, handler)
     assert raised.value.code == code
     assert list((tmp_path / "build").iterdir()) == []
     if number == signal.SIGINT:
