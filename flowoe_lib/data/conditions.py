@@ -121,10 +121,13 @@ def base_condition(grid: Sequence[Condition]) -> Condition:
 def conditions_to_records(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
     """Convert conditions, fields of shape [], to flat records of strings and floats.
 
-    JSON has no infinity, so infinite resilience, of impact without memory, is None.
+    JSON has no infinity, so infinite resilience, of impact without memory, is None. Raises ValueError for a
+    condition with a signal, which a record does not hold.
     """
     records = []
     for c in conditions:
+        if c.market.signal.present:
+            raise ValueError(f"{c.name}: Signal.sd = {float(c.market.signal.sd):g}: must be 0 in a record")
         record: dict[str, Any] = {"world": c.world, "name": c.name}
         m = c.market
         for part in (m.heston, m.impact, m.liquidity, m.regimes, m, c.order):

@@ -107,8 +107,11 @@ def twap_value(
         temporary = simulation.slope[k] * (relative * temporary_cost(states, even, beta)).sum(0)
     permanent = permanent_shift(market, order.size, even, paths.dt) * inventory * n_left / 2
     risk = order.risk_aversion * 1e8 * (held.square() * variance).sum(0) * inventory.square()
-    drift = paths.drift_bps.expand(paths.n_buckets, -1)[k]
-    return order.side * held.sum() * drift * inventory - temporary - permanent - risk
+    drift, signal = (x.expand(paths.n_buckets, -1)[k] for x in (paths.drift_bps, paths.signal_bps))
+    # ``drift`` includes the signal at its level in bucket k.
+    fall = paths.dt * (market.signal.mean_ahead(days, paths.dt) - market.signal.mean_ahead(0, paths.dt))
+    gain = held.sum() * drift + (held * fall).sum(0) * signal
+    return order.side * gain * inventory - temporary - permanent - risk
 
 
 def advance(

@@ -16,7 +16,7 @@ from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, scalar
-from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
 from flowoe_lib.market.simulator import MarketPaths
 
 __all__ = [
@@ -44,6 +44,10 @@ NO_IMPACT = scalar(0.0)
 """The impact state at the open."""
 
 
+NO_SIGNAL = scalar(0.0)
+"""The estimate of a signal that is absent."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """The information of a trader at the start of bucket ``k``; tensors are [paths] or broadcast to it."""
@@ -69,6 +73,16 @@ class Observation:
     """Belief about the regimes; None if traders know only ``market``, which may average over them."""
     impact: Tensor = NO_IMPACT
     """Impact state of earlier trades, see :func:`flowoe_lib.market.impact.temporary_cost`."""
+    signal: Tensor = NO_SIGNAL
+    """Estimate of the signal in the order's favour, bps per day."""
+
+    def drift_ahead(self, days: float | Tensor, length: float) -> Tensor:
+        """Expected mean drift over ``length`` days, from ``days`` ahead on, in the order's favour, bps a day.
+
+        The known drift, or the posterior mean of a hidden one, and the signal as it reverts to zero.
+        """
+        lasting = posterior_drift(self.market, self.order, self.return_bps, self.k / self.n_buckets)
+        return lasting + self.signal * self.market.signal.mean_ahead(days, length)
 
 
 class Policy(Protocol):
@@ -178,6 +192,7 @@ class OrderSimulation:
         now = {"variance": known.variance[k], "log_depth": known.log_depth[k]}
         now["return_bps"] = self.returns[k] + self._misattributed(k, inventory)
         regimes = known.regimes and replace(known.regimes, stressed=known.regimes.stressed[k])
+        now["signal"] = self.order.side * self.paths.signal_bps.expand(self.paths.n_buckets, -1)[k]
         return observation(k=k, inventory=inventory, regimes=regimes, impact=impact, **now)
 
     def _misattributed(self, k: int, inventory: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
 from flowoe_lib.market.model import Market
-from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
+from flowoe_lib.market.pre_trade import PreTrade
 
 __all__ = [
     "FEATURES",
     "MEMORY_FEATURES",
+    "SIGNAL_FEATURES",
     "action_of_fraction",
     "action_unit",
     "feature_count",
@@ -61,13 +62,26 @@ MEMORY_FEATURES = (
 """Further features under impact with memory; without memory they are constant."""
 
 
+SIGNAL_FEATURES = (
+    "signal over cost",
+    "sd of the signal over cost",
+    "noise of the signal over its sd",
+)
+"""Further features where there is a signal, after those of memory."""
+
+
 def feature_count(market: Market) -> int:
     """Number of features of policies that are trained in ``market``."""
+    if market.signal.present:
+        return len(FEATURES) + len(MEMORY_FEATURES) + len(SIGNAL_FEATURES)
     return len(FEATURES) + len(MEMORY_FEATURES) * market.impact.has_memory
 
 
 def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
-    """The first ``count`` columns named in ``FEATURES`` and ``MEMORY_FEATURES``, [paths, count]."""
+    """The first ``count`` columns named in ``FEATURES``, ``MEMORY_FEATURES`` and ``SIGNAL_FEATURES``.
+
+    Returns [paths, count].
+    """
     market = obs.market
     left = obs.inventory.new_tensor((obs.n_buckets - obs.k) / obs.n_buckets)
     log_left = left.log()
@@ -76,7 +90,7 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     unit = action_unit(obs.pre_trade)
     volume, last = (obs.volume[[obs.k, -1]] / obs.volume[obs.k :].mean(0)).log()
     log_rest = log_urgency + log_variance + 2 * log_left
-    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets) / cost
+    drift = obs.drift_ahead(0, float(left)) / cost
     rest = obs.inventory.clamp_min(1e-2)
     marginal = drift * left / rest.pow(market.impact.beta)
     pace = _pace((log_rest / 2).exp(), drift * left.square() / rest)
@@ -106,6 +120,10 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     )
     if count > len(FEATURES):
         columns += _memory_features(obs)
+    if count > len(FEATURES) + len(MEMORY_FEATURES):
+        signal, now = market.signal, obs.signal / cost
+        sd = (signal.sd / cost).log1p()
+        columns += (now.sign() * now.abs().log1p(), sd, (signal.noise_sd / signal.sd.clamp_min(1e-6)).log1p())
     # Stacking rows and transposing is ten times as fast as stacking columns.
     return torch.stack([c.expand(obs.inventory.shape) for c in columns[:count]]).T
 

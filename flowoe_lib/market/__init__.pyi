@@ -3,4 +3,5 @@ from . import impact as impact
 from . import model as model
 from . import pre_trade as pre_trade
 from . import ranges as ranges
+from . import signal as signal
 from . import simulator as simulator

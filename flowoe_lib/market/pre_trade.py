@@ -38,8 +38,9 @@ class PreTrade:
     """Approximate gain of a good policy over TWAP, as a multiple of ``cost_bps``.
 
     The sum of a term in urgency less drift, which move the schedule away from an even pace, and of terms for
-    the variation of variance, depth, volume and hidden drift, to which a policy can react, and for memory of
-    impact, within a factor of two of the gain of :mod:`flowoe_lib.policies.transient`'s closed form.
+    the variation of variance, depth, volume, hidden drift and signal, to which a policy can react, and for
+    memory of impact, within a factor of two of the gain of :mod:`flowoe_lib.policies.transient`'s closed
+    form. That of the signal is for a half-life of an hour (:mod:`flowoe_lib.policies.signal`).
 
     Its constants are round numbers, which ``benchmarks/attainable_gain.py`` compares with the oracle: over 63
     conditions that fill the training range, the formula gives .93 of the oracle's gain in the median, .60 at
@@ -59,6 +60,8 @@ class PreTrade:
         constant = 2 * (pace + torch.expm1(-pace)) / pace.square()
         pull = torch.sqrt((ratio - drift).square() + 0.1 * torch.minimum(ratio, drift.abs()).square())
         memory = 1 / market.impact.resilience
+        signal, noise_sd = market.signal.sd / cost, market.signal.noise_sd / cost
+        seen = signal.square() / (signal.square() + 0.4 * noise_sd.square()).clamp_min(1e-12)
         attainable_gain = (
             0.04 * pull.square() / (1 + 0.1 * pull)
             + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
@@ -66,6 +69,7 @@ class PreTrade:
             + 0.22 * volume_profile(market.liquidity, _COARSE).var(0, correction=0)
             + 0.002 * (market.drift_sd / cost).square()
             + 1.3 * market.impact.beta * memory / (1 + 3 * memory).square()
+            + 0.008 * seen * signal.square() / (1 + 0.035 * signal)
         )
         return cls(cost, ratio, attainable_gain)
 

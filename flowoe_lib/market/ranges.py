@@ -115,6 +115,7 @@ class TrainingRange:
             "beta": (market.impact.beta, self.beta),
             "drift over cost": (drift, (-largest, largest)),
             "sd of the hidden drift over cost": (drift_sd, (0.0, largest_sd)),
+            "sd of the signal over cost": (market.signal.sd / before.cost_bps, (0.0, 0.0)),
         }
         if market.drift_sd > 0:
             # Training draws hidden drift only without known drift and with the lowest cv.

@@ -6,13 +6,14 @@ Finance 11. Time is the first axis of every tensor, paths the last.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import BPS, Heston, Market, Regimes, volume_profile
+from flowoe_lib.market.signal import signal_paths
 
 __all__ = ["MarketPaths", "VarianceStep", "qe_variance_step", "simulate"]
 
@@ -31,7 +32,7 @@ class MarketPaths:
     drift_bps: Tensor
     """Price change over each bucket expected at its start, broadcastable to [N, paths].
 
-    A hidden drift enters with its posterior mean given past prices and variances.
+    A hidden drift enters with its posterior mean given past prices and variances, a signal with its estimate.
     """
     variance: Tensor
     """V per day at the start of each bucket, [N, paths]."""
@@ -48,6 +49,8 @@ class MarketPaths:
     """Actual drift of the day, its hidden part included, bps per day, [paths]."""
     stressed: Tensor
     """Whether each bucket is in the stressed regime, broadcastable to [N, paths]."""
+    signal_bps: Tensor = field(default_factory=lambda: torch.zeros(1, 1))
+    """Estimate of the signal at the start of each bucket, bps per day, broadcastable to [N, paths]."""
 
     @property
     def n_buckets(self) -> int:
@@ -128,7 +131,8 @@ def simulate(
     where V' is the next variance, m its conditional mean, Z a standard normal and
     IV = E[IV | V] + (V' - m) dt / 2. Given V it is a martingale for every step length. A hidden drift is
     split: ``drift_bps`` of the result is its posterior mean given past prices and variances, and the
-    remainder is a martingale to traders, who see nothing else.
+    remainder is a martingale to traders, who see nothing else. A signal is split in the same way, by its
+    estimate from the signal's own observations.
 
     Parameters
     ----------
@@ -228,6 +232,12 @@ def simulate(
         signal = market.drift_sd.square()
         forecast = forecast + dt * signal * evidence / (1 + signal * weight)
         martingale.add_(drift * dt - forecast)
+    signal = torch.zeros(1, 1, device=device, dtype=heston.theta.dtype)
+    if market.signal.present:
+        signal, moves = signal_paths(market.signal, n_paths, n_buckets, generator)
+        expected_moves = signal * market.signal.mean_ahead(0, dt) * dt
+        drift, forecast = drift + moves.sum(0), forecast + expected_moves
+        martingale.add_(moves - expected_moves)
     profile = volume_profile(map_tensors(lambda x: x.to(device), liquidity), n_buckets)
     return MarketPaths(
         dt=dt,
@@ -240,6 +250,7 @@ def simulate(
         volume=profile.reshape(n_buckets, -1),
         day_drift_bps=drift,
         stressed=stressed,
+        signal_bps=signal,
     )
 
 

@@ -167,6 +167,8 @@ def solve_grid(
     def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
         return gain - risk * q + torch.einsum("qvl,wv,ml->qwm", ahead, step_v, steps[k])
 
+    if market.signal.present:
+        raise ValueError(f"Signal.sd = {float(market.signal.sd):g}: must be 0, the signal is a state")
     if market.impact.variance_exponent > 0 and market.regimes.present:
         raise ValueError("Impact.variance_exponent > 0 and Market.regimes: must not both be present")
     cost_multiplier = variance_cost(market, v)[:, None] * axis.cost_multiplier[:, None]

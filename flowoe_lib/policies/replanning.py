@@ -6,7 +6,6 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import RegimeBelief, relative_depth
 from flowoe_lib.market.impact import expected_cost_factor, expected_variance_cost, impact_slope, variance_cost
-from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.almgren_chriss import DECAY_FLOOR, decay_per_bucket
 from flowoe_lib.policies.trajectory import best_trades
@@ -22,7 +21,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
     Variance is forecast over the rest of the day, E[int_t^1 V ds] / (1 - t). Impact is linearised at the even
     pace that would finish the order. Depth enters at its current level in this bucket and at its stationary
-    mean in later ones. The drift is the known one or its posterior mean.
+    mean in later ones. The drift is its expected mean over the rest of the day.
 
     Parameters
     ----------
@@ -62,7 +61,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     later = kappa * (n_left - 1)
     held = torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
     # The inventory worth holding for the drift, mu / (2 lambda sigma^2), and the part reached in one bucket.
-    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k / obs.n_buckets)
+    drift = obs.drift_ahead(0, remaining)
     target = drift / (2 * obs.n_buckets**2 * linear_cost * ratio.clamp_min(DECAY_FLOOR**2))
     reached = torch.expm1(-later) * torch.expm1(-kappa) / (1 + torch.exp(-later - kappa))
     fraction = (1 - held - reached * target / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
@@ -79,16 +78,17 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
 
     At bucket k the remaining inventory q_k is scheduled as if current forecasts were certain,
 
-        max sum_j q_{j+1} mu dt - lambda 1e8 q_{j+1}^2 IV_j - c_j a_j^(1 + beta),  q_{j+1} = q_j - a_j >= 0,
+        max sum_j q_{j+1} mu_j dt - lambda 1e8 q_{j+1}^2 IV_j - c_j a_j^(1 + beta),  q_{j+1} = q_j - a_j >= 0,
 
     with IV_j = E[int V | V_k] over bucket j, c_j the slope of temporary impact times E[L_j^-beta | L_k], and
-    mu the known drift or its posterior mean. With regimes, IV_j and c_j are means over the regime in bucket j
-    given the probability of stress at k. Only the first trade is executed. The marginal cost
-    p_j = (1 + beta) c_j a_j^beta follows p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu dt, so p_k determines
-    the schedule and is found by bisection: if it is too large, the order ends before the close; if it is too
-    small, inventory remains. Under impact with memory :func:`flowoe_lib.policies.trajectory.best_trades`
-    finds the schedule from the observed impact state. Linear permanent impact does not depend on the
-    schedule; sub-linear permanent impact is neglected.
+    mu_j the known drift or its posterior mean, and the signal as it reverts to zero. With regimes, IV_j and
+    c_j are means over the regime in bucket j given the probability of stress at k. Only the first trade is
+    executed. The marginal cost p_j = (1 + beta) c_j a_j^beta follows
+    p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu_j dt, so p_k determines the schedule and is found by
+    bisection: if it is too large, the order ends before the close; if it is too small, inventory remains.
+    Under impact with memory :func:`flowoe_lib.policies.trajectory.best_trades` finds the schedule from the
+    observed impact state. Linear permanent impact does not depend on the schedule; sub-linear permanent
+    impact is neglected.
 
     Parameters
     ----------
@@ -125,25 +125,24 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     if bool((market.impact.variance_exponent > 0).any()):
         moments = VarianceStep.over(market.heston, days).moments(calm_variance)
         slope = slope * expected_variance_cost(market, *moments)
-    drift = posterior_drift(market, obs.order, obs.return_bps, obs.k * dt) * dt
-
     slope = slope.expand(n_left, len(noise))
     pull = (2e8 * obs.order.risk_aversion * variance).expand(n_left, len(noise))
+    gain = (obs.drift_ahead(days, dt) * dt).expand(n_left, len(noise))
     if market.impact.has_memory:
-        decay, gain = torch.exp(-market.impact.resilience * dt), drift.expand_as(pull)
+        decay = torch.exp(-market.impact.resilience * dt)
         held, impact = obs.inventory.double(), obs.impact.double().expand_as(noise)
         traded = best_trades(slope, decay, beta, pull, gain, held, impact)[0]
         return (traded / held.clamp_min(1e-12)).clamp(0, 1).to(noise)
     marginal = (1 + beta) * slope
     root, rate = 1 / beta, marginal ** (-1 / beta)
-    reach = n_left * drift.abs()
-    low = (-reach).expand_as(noise)
+    reach = n_left * gain.abs().amax(0)
+    low = -reach
     high = marginal.amax(0) * obs.inventory**beta + reach
     for _ in range(HALVINGS):
         middle = price = (low + high) / 2
         left = obs.inventory
         for j in range(n_left):
             left = left - price.clamp_min(0) ** root * rate[j]
-            price = price - pull[j] * left.clamp_min(0) + drift
+            price = price - pull[j] * left.clamp_min(0) + gain[j]
         low, high = torch.where(left > 0, middle, low), torch.where(left > 0, high, middle)
     return (high.clamp_min(0) ** root * rate[0] / obs.inventory.clamp_min(1e-12)).clamp(0, 1)

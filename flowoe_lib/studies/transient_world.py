@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, score_condition
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES
+from flowoe_lib.execution.features import FEATURES, feature_count
 from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.batching import one_by_one
-from flowoe_lib.market.model import Condition, Market, scalar
+from flowoe_lib.market.model import Condition, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
@@ -99,11 +99,11 @@ def refine_twice(
 ) -> TrainingRun:
     """Refine on days of a third of the buckets, then on whole days.
 
-    If the range has memory, its features are added to the network first, with weights of zero.
+    If the range has memory or a signal, their features are added to the network first, with weights of zero.
     """
-    extra = len(MEMORY_FEATURES) if drawn.memory > 0 else 0
-    field = EndpointField(torch.Generator(), len(FEATURES) + extra)
-    wider = torch.nn.functional.pad(start.observe.weight.detach(), (0, extra))
+    observed = feature_count(drawn.draw(PATHS, generator(seed, "features"))[0])
+    field = EndpointField(torch.Generator(), observed)
+    wider = torch.nn.functional.pad(start.observe.weight.detach(), (0, observed - len(FEATURES)))
     field.load_state_dict(start.state_dict() | {"observe.weight": wider})
     rough = refine(field, drawn, n_buckets // 3, coarse, seed, PATHS).field
     return refine(rough, drawn, n_buckets, fine, seed + 1, PATHS, FINE_RATE)
@@ -117,15 +117,16 @@ def train_opponents(
     seed: int,
     rl: Mapping[str, Any],
     specialist: Mapping[str, Any],
+    limit: Callable[[Market, Order, int], Policy] = solve_transient,
 ) -> dict[str, Tensor]:
     """Train specialists, and RL experts of ``spanned`` conditions, until validation scores stop rising.
 
     ``rl`` and ``specialist`` are options of
     :func:`flowoe_lib.training.reinforcement.train_ppo` and
-    :func:`flowoe_lib.training.specialist.train_specialists`. The result is for
-    :func:`flowoe_lib.studies.opponents.unpack`.
+    :func:`flowoe_lib.training.specialist.train_specialists`; ``limit`` solves for the optimum, whose
+    validation score is one. The result is for :func:`flowoe_lib.studies.opponents.unpack`.
     """
-    days = n_buckets, n_validation, seed
+    days = n_buckets, n_validation, seed, limit
     tasks: list[Any] = [partial(_specialists, conditions, *days, specialist)]
     tasks += [partial(_rl_expert, c, *days, rl) for c in spanning(conditions, spanned)]
     return {
@@ -134,9 +135,14 @@ def train_opponents(
 
 
 def _specialists(
-    conditions: Sequence[Condition], n_buckets: int, n_days: int, seed: int, options: Mapping[str, Any]
+    conditions: Sequence[Condition],
+    n_buckets: int,
+    n_days: int,
+    seed: int,
+    limit: Callable[[Market, Order, int], Policy],
+    options: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    captures = validation_captures(conditions, n_days, n_buckets, seed, limit=solve_transient)
+    captures = validation_captures(conditions, n_days, n_buckets, seed, limit=limit)
     rounds = train_specialists(conditions, n_buckets, seed, captures, **options)
     out: dict[str, Tensor] = {}
     for i, c in enumerate(conditions):
@@ -146,9 +152,14 @@ def _specialists(
 
 
 def _rl_expert(
-    c: Condition, n_buckets: int, n_days: int, seed: int, options: Mapping[str, Any]
+    c: Condition,
+    n_buckets: int,
+    n_days: int,
+    seed: int,
+    limit: Callable[[Market, Order, int], Policy],
+    options: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    captures = validation_captures([c], n_days, n_buckets, seed, limit=solve_transient)
+    captures = validation_captures([c], n_days, n_buckets, seed, limit=limit)
     policy = best_round(train_ppo(c, n_buckets, seed, captures, **options)).policy
     return {f"{c.world}/{c.name}:rl:{k}": t for k, t in policy.to_tensors().items()}
 
