@@ -1,5 +1,7 @@
 """Re-planning: Almgren and Chriss's schedule solved anew in each bucket."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,8 @@ from flowoe_lib.policies.trajectory import best_trades
 
 __all__ = ["mpc", "replanned"]
 
-HALVINGS = 40
-"""Halvings of the bracket of the first marginal cost: far below what float32 resolves."""
+PRECISION, MAX_STEPS = 2e-7, 60
+"""Inventory that may remain at the close, as a share of the current one: what float32 resolves."""
 
 
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
@@ -84,8 +86,8 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     mu_j the known drift or its posterior mean, and the signal as it reverts to zero. With regimes, IV_j and
     c_j are means over the regime in bucket j given the probability of stress at k. Only the first trade is
     executed. The marginal cost p_j = (1 + beta) c_j a_j^beta follows
-    p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu_j dt, so p_k determines the schedule and is found by
-    bisection: if it is too large, the order ends before the close; if it is too small, inventory remains.
+    p_{j+1} = p_j - 2 lambda 1e8 IV_j q_{j+1} + mu_j dt, so p_k determines the schedule: if it is too large,
+    the order ends before the close; if it is too small, inventory remains.
     Under impact with memory :func:`flowoe_lib.policies.trajectory.best_trades` finds the schedule from the
     observed impact state. Linear permanent impact does not depend on the schedule; sub-linear permanent
     impact is neglected.
@@ -133,16 +135,38 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
         held, impact = obs.inventory.double(), obs.impact.double().expand_as(noise)
         traded = best_trades(slope, decay, beta, pull, gain, held, impact)[0]
         return (traded / held.clamp_min(1e-12)).clamp(0, 1).to(noise)
-    marginal = (1 + beta) * slope
-    root, rate = 1 / beta, marginal ** (-1 / beta)
-    reach = n_left * gain.abs().amax(0)
-    low = -reach
-    high = marginal.amax(0) * obs.inventory**beta + reach
-    for _ in range(HALVINGS):
-        middle = price = (low + high) / 2
-        left = obs.inventory
-        for j in range(n_left):
+    # Unknown is the rescaled price p_k^(1/beta), in which the remaining inventory is nearly linear.
+    root, rate = 1 / beta, ((1 + beta) * slope) ** (-1 / beta)
+
+    def left_over(scaled: Tensor) -> Tensor:
+        left, price = obs.inventory - scaled * rate[0], scaled**beta
+        for j in range(1, n_left):
+            price = price - pull[j - 1] * left.clamp_min(0) + gain[j - 1]
             left = left - price.clamp_min(0) ** root * rate[j]
-            price = price - pull[j] * left.clamp_min(0) + gain[j]
-        low, high = torch.where(left > 0, middle, low), torch.where(left > 0, high, middle)
-    return (high.clamp_min(0) ** root * rate[0] / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
+        return left
+
+    scaled = _root_of_decreasing(left_over, obs.inventory / rate[0], PRECISION * obs.inventory)
+    return (scaled * rate[0] / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
+
+
+def _root_of_decreasing(f: Callable[[Tensor], Tensor], high: Tensor, precision: Tensor) -> Tensor:
+    """The root of ``f`` in [0, ``high``] to ``precision`` in f, or 0 where f(0) <= 0, [paths].
+
+    The Illinois method (Dowell, Jarratt 1971, BIT 11), with a halving in every fourth step, which bounds the
+    number of steps.
+    """
+    low, at_low, at_high = torch.zeros_like(high), f(torch.zeros_like(high)), f(high)
+    nothing, raised, x = at_low <= 0, torch.zeros_like(high, dtype=torch.bool), high
+    for step in range(MAX_STEPS):
+        share = at_low / (at_low - at_high) if step % 4 < 3 else torch.full_like(high, 0.5)
+        x = low + (high - low) * share.nan_to_num(0.5).clamp(0, 1)
+        at_x = f(x)
+        up = at_x > 0
+        # An end that stays a second time counts half, or the other end would creep.
+        again = up == raised if step else torch.zeros_like(up)
+        halves = torch.where(again, 0.5, 1.0)
+        at_low, at_high = torch.where(up, at_x, at_low * halves), torch.where(up, at_high * halves, at_x)
+        low, high, raised = torch.where(up, x, low), torch.where(up, high, x), up
+        if bool((nothing | (at_x.abs() <= precision) | (high - low <= PRECISION * high)).all()):
+            break
+    return torch.where(nothing, 0, x)
