@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import expm
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.stats import ncx2
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Re
 from flowoe_lib.market.pre_trade import PreTrade, moment_matched
 from flowoe_lib.market.simulator import VarianceStep, simulate
 from flowoe_lib.policies.oracle import solve_oracle
-from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.replanning import _root_of_decreasing, mpc
 from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
 from flowoe_lib.randomness import generator
 
@@ -292,3 +292,20 @@ def test_forecast_of_variance_in_impact(exponent: float, variance: float) -> Non
         forecast = float(expected_variance_cost(m, *moments))
         # The gamma law has the right two moments; other moments are close to those of the exact law.
         assert forecast == pytest.approx(np.mean(np.maximum(points / theta, 0.1) ** exponent), rel=0.05)
+
+
+def test_the_first_price_is_the_root_that_brent_finds() -> None:
+    """On decreasing functions as steep as those of an urgent order, some of them negative from the start."""
+    draws = generator(2, "root")
+    power, steep = 1 + 2 * torch.rand(500, generator=draws), 10 ** (4 * torch.rand(500, generator=draws) - 2)
+    above = torch.rand(500, generator=draws) - 0.1
+
+    def f(x: Tensor) -> Tensor:
+        return above - x**power - steep * x**3
+
+    found = _root_of_decreasing(f, torch.ones(500), torch.full((500,), 2e-7))
+    for i, x in enumerate(found.tolist()):
+        a, b, p = above[i].item(), steep[i].item(), power[i].item()
+        root = brentq(lambda x, a=a, b=b, p=p: a - x**p - b * x**3, 0, 1) if a > 0 else 0
+        slope = p * root ** (p - 1) + 3 * b * root**2 if root else math.inf
+        assert abs(x - root) <= 5e-7 * (root + (a + b) / slope)
