@@ -48,7 +48,7 @@ def expert() -> RLExpert:
     widths, draws = (len(FEATURES), 32, 32, 1), generator(1, "decisions")
     shapes = zip(widths[1:], widths[:-1], strict=True)
     layers = [(torch.randn(1, *shape, generator=draws), torch.zeros(1, 1, shape[0])) for shape in shapes]
-    return RLExpert(tuple(layers), squashed=False)
+    return RLExpert(tuple(layers))
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 """The variants that FlowOE is compared with are what their names say, and are compared on the same days."""
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import starmap
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies import ablations
 from flowoe_lib.studies.ablations import (
     REFINED,
     SAMPLING,
@@ -45,13 +42,7 @@ RANGE = TrainingRange(kappa=(2.0, 2.0), rho=-0.8)
 EXPERTS = {name: SCHEDULE_EXPERTS[name] for name in ("twap", "static_optimal", "replanned")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    """Sweeps run one after the other here: starting processes takes longer than these tasks."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (ablations,):
-            patch.setattr(module, "sweep", lambda task, arguments, label="": list(starmap(task, arguments)))
-        yield
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def samples(n: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

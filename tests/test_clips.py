@@ -1,8 +1,6 @@
 """Experts that trade in clips, the fee that makes clips optimal, and the laws compared with theirs."""
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import starmap
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.flow import EndpointField
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies import ablations, clips
 from flowoe_lib.studies.ablations import contestants
 from flowoe_lib.studies.clips import (
     HEADS,
@@ -38,13 +35,7 @@ CONDITION = Condition(
 ORDER = ClipOrder(CONDITION, N, clips=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    """Sweeps run one after the other here: starting processes takes longer than these tasks."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (ablations, clips):
-            patch.setattr(module, "sweep", lambda task, arguments, label="": list(starmap(task, arguments)))
-        yield
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def inventories(n_days: int) -> torch.Tensor:

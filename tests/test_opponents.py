@@ -30,15 +30,16 @@ GRID = [
 BLURRED = [dataclasses.replace(c, world="realistic") for c in GRID[:2]]
 
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
 @pytest.fixture(scope="module")
 def trained() -> Opponents:
     worlds = [World("heston", GRID, "", ""), World("realistic", BLURRED, "", "", with_errors)]
     rl = {"patience": 1, "tolerance": 0.1, "days": 2, "n_orders": 64}
     specialist = {"patience": 1, "tolerance": 0.1, "iterations": 4, "paths": 32}
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
-        return train_opponents(worlds, [3, 4], N, 200, 1, rl=rl, specialist=specialist, spanned=2)
+    return train_opponents(worlds, [3, 4], N, 200, 1, rl=rl, specialist=specialist, spanned=2)
 
 
 def test_every_condition_has_a_specialist_and_those_that_span_a_world_an_rl_expert(
@@ -81,8 +82,7 @@ def test_a_run_is_summed_up_by_its_end_and_its_best_capture(trained: Opponents) 
         assert row["chosen"] == rounds["chosen"].any()
 
 
-def test_methods_are_compared_by_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
+def test_methods_are_compared_by_the_same_rounds() -> None:
     few = {"patience": 1, "tolerance": 10.0, "days": 1, "n_orders": 32}
     table = opponents.compare_methods(GRID[0], 0, N, 100, 1, few)
     names = ["PPO, utility as reward", "PPO, realised P&L and risk as reward", "SAC"]

@@ -1,6 +1,7 @@
 """The RL experts: training improves them, returns are not bootstrapped, and they need no trainer to trade."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,7 @@ from flowoe_lib.execution.information import blind_to_regimes
 from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.rl import RLExpert, SACExpert
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training import reinforcement as rl_training
@@ -47,7 +48,7 @@ DEEP = Condition(
 
 @dataclass(frozen=True)
 class Trained:
-    rounds: list[Round[RLExpert]]
+    rounds: list[Round[Any]]
     model: BaseAlgorithm
 
 
@@ -69,8 +70,8 @@ def train(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl_training, algorithm, kept)
-        run = {"PPO": train_ppo, "SAC": train_sac}[algorithm]
-        rounds = run(condition, N, seed, score, patience=1, days=days, n_orders=orders)
+        runs: dict[str, Callable[..., list[Round[Any]]]] = {"PPO": train_ppo, "SAC": train_sac}
+        rounds = runs[algorithm](condition, N, seed, score, patience=1, days=days, n_orders=orders)
     return Trained(rounds, models[0])
 
 
@@ -144,13 +145,13 @@ def test_the_expert_is_a_moving_average_of_the_actors() -> None:
     torch.testing.assert_close(first.policy.layers[2][0][0], average)
 
 
-@pytest.mark.parametrize("squashed", [False, True], ids=["clamped", "squashed"])
-def test_scores_of_an_expert_stay_within_the_limit(squashed: bool) -> None:
+@pytest.mark.parametrize("kind", [RLExpert, SACExpert])
+def test_scores_of_an_expert_stay_within_the_limit(kind: type[RLExpert] | type[SACExpert]) -> None:
     width = len(FEATURES)
     layers = [(torch.zeros(1, width, width), torch.zeros(1, 1, width)) for _ in range(2)]
     for sign in (1, -1):
         out = (torch.zeros(1, 1, width), torch.full((1, 1, 1), 99.0 * sign))
-        traded = RLExpert((*layers, out), squashed)(met(DEEP, 3), torch.zeros(200))
+        traded = kind((*layers, out))(met(DEEP, 3), torch.zeros(200))
         torch.testing.assert_close(traded, fraction_of_score(torch.full((200,), ACTION_LIMIT * sign), N - 3))
 
 
@@ -170,10 +171,9 @@ def test_value_at_the_close_is_the_reward_alone(ppo: Trained) -> None:
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_expert_survives_the_store(algorithm: str, request: pytest.FixtureRequest) -> None:
     expert = request.getfixturevalue(algorithm).rounds[-1].policy
-    again = RLExpert.of(load(save(expert.to_tensors())))
+    again = type(expert).of(load(save(expert.to_tensors())))
     obs = met(DEEP, 2)
     assert torch.equal(again(obs, torch.zeros(200)), expert(obs, torch.zeros(200)))
-    assert again.squashed == expert.squashed == (algorithm == "sac")
 
 
 def test_experts_side_by_side_trade_as_each_alone(ppo: Trained) -> None:
@@ -240,9 +240,7 @@ def test_unit_of_reward_is_a_fiftieth_of_the_cost_of_almgren_and_chriss() -> Non
     assert reward_unit(FLAT) == pytest.approx(0.02 * flat_cost * kappa / math.tanh(kappa), rel=1e-5)
 
 
-def test_bad_arguments_are_named(ppo: Trained, sac: Trained) -> None:
-    with pytest.raises(ValueError, match="all squashed or all clamped"):
-        RLExpert.beside([ppo.rounds[-1].policy, sac.rounds[-1].policy])
+def test_a_missing_layer_is_named(ppo: Trained) -> None:
     tensors = ppo.rounds[-1].policy.to_tensors()
     del tensors["1.bias"]
     with pytest.raises(KeyError, match=r"1\.bias"):

@@ -105,11 +105,9 @@ def test_schedules_aware_of_memory_expect_more() -> None:
         assert utility[0] > utility[1]
 
 
-def test_every_policy_is_scored_between_twap_and_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("in_this_process")
+def test_every_policy_is_scored_between_twap_and_the_limit() -> None:
     chosen = [WORLD[3]]
-    monkeypatch.setattr(
-        transient_world, "sweep", lambda task, arguments, label: [task(*a) for a in arguments]
-    )
     rl = {"patience": 1, "tolerance": 0.5, "days": 1, "n_orders": 64}
     specialist = {"patience": 1, "tolerance": 0.5, "iterations": 2, "paths": 8}
     made = train_opponents(chosen, 1, N, 100, 1, rl=rl, specialist=specialist)

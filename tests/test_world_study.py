@@ -51,7 +51,7 @@ def rl_expert(seed: int) -> RLExpert:
     g = generator(seed, "rl")
     sizes = [(32, len(FEATURES)), (32, 32), (1, 32)]
     layers = tuple((0.1 * torch.randn(1, *s, generator=g), torch.zeros(1, 1, s[0])) for s in sizes)
-    return RLExpert(layers, False)
+    return RLExpert(layers)
 
 
 def test_a_trained_policy_competes_only_in_its_condition() -> None:

@@ -21,10 +21,14 @@ from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.execution.information import blind_to_regimes, exact, with_errors
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, Liquidity
-from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.market.pre_trade import posterior_drift, urgency
+from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.ensemble import from_estimates
+from flowoe_lib.policies.oracle import solve_belief
+from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies.worlds import DRIFT, World, beyond_training, dynamic_worlds, liquid_day
+from flowoe_lib.training.plateau import validation_captures
 from flowoe_lib.training.universal import universal_range
 
 VALUES = {
@@ -92,7 +96,7 @@ def test_worlds_leave_order_impact_and_the_rest_of_the_grid_alone(
         "liquidity": {"illiquidity", "depth_sd", "depth_reversion", "profile_amplitude"},
         "realistic": {"illiquidity", "depth_sd", "depth_reversion", "profile_amplitude"},
         "drift": {"illiquidity", "drift"},
-        "hidden": {"illiquidity", "drift_sd"},
+        "hidden": {"illiquidity", "rho", "drift_sd"},
         "switching": {"volatility_multiplier", "cost_multiplier", "enter", "leave"},
     }
     cvs = {"hidden": (0.02,), "switching": (0.02, 0.5, 1.3)}
@@ -226,3 +230,24 @@ def test_every_condition_can_be_traded_in_as_it_is_perceived(name: str, worlds: 
             assert torch.isfinite(outcome.utility).all()
             assert torch.isfinite(outcome.pnl).all()
             assert outcome.left == 0
+
+
+def test_with_a_hidden_drift_variance_tells_nothing_that_prices_do_not(worlds: dict[str, World]) -> None:
+    for condition in worlds["hidden"].conditions:
+        market, order = condition.market, condition.order
+        paths = simulate(market, 5_000, 13, generator(1, "hidden", condition.name))
+        price = paths.martingale_bps + paths.drift_bps
+        shocks = torch.stack((price, paths.integrated_variance - paths.expected_variance)).flatten(1)
+        assert abs(torch.corrcoef(shocks)[0, 1]) < 4 / shocks.shape[1] ** 0.5
+        # The simulator's forecast is the posterior mean given prices and variances.
+        by_both, by_price = (
+            13 * paths.drift_bps[-1],
+            posterior_drift(market, order, price[:-1].sum(0), 12 / 13),
+        )
+        assert (by_both - by_price).square().mean() < 1e-3 * by_both.var()
+
+
+def test_with_a_hidden_drift_replanning_reaches_the_belief_optimum(worlds: dict[str, World]) -> None:
+    conditions = worlds["hidden"].conditions
+    captured = validation_captures(conditions, 1_000, 13, 1, limit=solve_belief)(mpc)
+    assert captured.min() > 0.999

@@ -1,7 +1,11 @@
-"""Reinforcement-learning experts: the actors trained by :mod:`flowoe_lib.training.reinforcement`."""
+"""Actors that are trained in one condition each, and those of reinforcement learning.
 
-from collections.abc import Mapping, Sequence
+:mod:`flowoe_lib.training.reinforcement` trains the latter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,69 +13,63 @@ from torch import Tensor
 from flowoe_lib.execution.execution import ACTION_LIMIT, Observation, fraction_of_score
 from flowoe_lib.execution.features import features
 
-__all__ = ["Layers", "RLExpert", "beside", "pack_layers", "unpack_layers"]
-
-
-Layers = tuple[tuple[Tensor, Tensor], ...]
-"""(weight [conditions, out, in], bias [conditions, 1, out]) of each layer of a network per condition."""
-
-
-_PARTS = ("weight", "bias")
-
-
-def beside(networks: Sequence[Layers]) -> Layers:
-    """Combine the layers of networks of several conditions, in order."""
-    return tuple(
-        (torch.cat([w for w, _ in layer]), torch.cat([b for _, b in layer]))
-        for layer in zip(*networks, strict=True)
-    )
-
-
-def pack_layers(layers: Layers) -> dict[str, Tensor]:
-    """Tensors of the layers by name, for the artifact store."""
-    return {f"{i}.{part}": t for i, pair in enumerate(layers) for part, t in zip(_PARTS, pair, strict=True)}
-
-
-def unpack_layers(tensors: Mapping[str, Tensor]) -> Layers:
-    """Inverse of :func:`pack_layers`. Raises KeyError where a layer lacks its bias."""
-    count = sum(name.endswith(".weight") for name in tensors)
-    return tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(count))
+__all__ = ["Actors", "RLExpert", "SACExpert"]
 
 
 @dataclass(frozen=True)
-class RLExpert:
-    """The deterministic actions of trained actors, one actor for each condition of a batch.
+class Actors:
+    """Networks of one or several conditions side by side, which share nothing.
 
-    Two tanh layers, then the score of the trade. Paths are grouped by condition, with equal numbers of each.
+    Paths are grouped by condition, with equal numbers of each.
     """
 
-    layers: Layers
-    squashed: bool
-    """True for ``ACTION_LIMIT`` tanh(output), as in SAC; False for the clamped output, as in PPO."""
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """(weight [conditions, out, in], bias [conditions, 1, out]) of each layer."""
 
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
+    def output(self, obs: Observation, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """Output of the networks, each for the paths of its condition, [paths]."""
         x = features(obs, self.layers[0][0].shape[-1]).unflatten(0, (len(self.layers[0][0]), -1))
         for weight, bias in self.layers[:-1]:
-            x = torch.tanh(x @ weight.mT + bias)
+            x = activation(torch.baddbmm(bias, x, weight.mT))
         weight, bias = self.layers[-1]
-        output = (x @ weight.mT + bias).flatten()
-        limit = ACTION_LIMIT
-        score = limit * torch.tanh(output) if self.squashed else output.clamp(-limit, limit)
-        return fraction_of_score(score, obs.n_buckets - obs.k)
+        return torch.baddbmm(bias, x, weight.mT).flatten()
 
-    @staticmethod
-    def beside(experts: "Sequence[RLExpert]") -> "RLExpert":
-        """Combine experts of several conditions, in order. Raises ValueError for different kinds."""
-        if len({e.squashed for e in experts}) != 1:
-            raise ValueError("experts: must be all squashed or all clamped")
-        return RLExpert(beside([e.layers for e in experts]), experts[0].squashed)
+    @classmethod
+    def beside(cls, actors: Sequence["Actors"]) -> Self:
+        """Combine the actors of several conditions, in order."""
+        layers = zip(*(a.layers for a in actors), strict=True)
+        return cls(tuple((torch.cat([w for w, _ in of]), torch.cat([b for _, b in of])) for of in layers))
+
+    def alone(self, condition: int) -> Self:
+        """The actor of one of the conditions."""
+        only = slice(condition, condition + 1)
+        return type(self)(tuple((weight[only], bias[only]) for weight, bias in self.layers))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flatten into a dictionary of tensors for the artifact store."""
-        return {"squashed": torch.tensor(self.squashed)} | pack_layers(self.layers)
+        weights = {f"{i}.weight": weight for i, (weight, _) in enumerate(self.layers)}
+        return weights | {f"{i}.bias": bias for i, (_, bias) in enumerate(self.layers)}
 
-    @staticmethod
-    def of(tensors: Mapping[str, Tensor]) -> "RLExpert":
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`to_tensors`. Raises KeyError where a layer lacks its bias."""
-        return RLExpert(unpack_layers(tensors), bool(tensors["squashed"]))
+        count = sum(name.endswith(".weight") for name in tensors)
+        return cls(tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(count)))
+
+
+class RLExpert(Actors):
+    """The deterministic actions of actors trained by PPO: two tanh layers, then the score of the trade."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
+        score = self.output(obs, torch.tanh).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        return fraction_of_score(score, obs.n_buckets - obs.k)
+
+
+class SACExpert(Actors):
+    """The same for SAC, whose scores are ``ACTION_LIMIT`` tanh(output)."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
+        score = ACTION_LIMIT * self.output(obs, torch.tanh).tanh()
+        return fraction_of_score(score, obs.n_buckets - obs.k)

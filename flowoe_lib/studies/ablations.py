@@ -44,11 +44,16 @@ COPIES, SPREAD, GENTLE_RATE, STEPS = 6, 0.1, 1e-3, 3
 steps for each iteration of refinement."""
 
 
+def without_noise(field: EndpointField, observed: Tensor) -> Tensor:
+    """Action of a network at noise and time zero, [samples]; ``observed`` are features, [samples, ...]."""
+    zero = torch.zeros_like(observed[:, 0])
+    action: Tensor = field(zero, zero, field.encode(observed))
+    return action
+
+
 def regression(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """Squared error of the action itself: behaviour cloning without noise."""
-    zero = torch.zeros_like(x1)
-    action: Tensor = field(zero, zero, field.encode(observed))
-    return (action - x1).square()
+    return (without_noise(field, observed) - x1).square()
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,7 @@ class NoiseFreePolicy:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        zero = torch.zeros_like(noise)
-        return fraction_of_action(obs, self.field(zero, zero, self.field.encode(features(obs))))
+        return fraction_of_action(obs, without_noise(self.field, features(obs)))
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ class _Disturbed:
     disturbance: Tensor
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        zero = torch.zeros_like(noise)
-        action = self.field(zero, zero, self.field.encode(features(obs)))
+        action = without_noise(self.field, features(obs))
         return fraction_of_action(obs, action + self.disturbance * (self.when == obs.k))
 
 

@@ -62,25 +62,28 @@ def chance_of_waiting(inventory: Tensor, clip: float, k: int, held: Tensor) -> T
     return ((high - (level - after).clamp(low, high)) / (high - low)).clamp(0, 1)
 
 
+def gaussian(field: EndpointField, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log sd of the Gaussian that the network gives at t = 0 and t = 1, each [samples]."""
+    encoded, zero = field.encode(observed), torch.zeros_like(observed[:, 0])
+    return field(zero, zero, encoded), field(zero, zero + 1, encoded).clamp(-5, 2)
+
+
 def gaussian_likelihood(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Negative log-likelihood of a Gaussian whose mean and log sd the network gives at t = 0 and t = 1."""
-    encoded, zero = field.encode(observed), torch.zeros_like(x1)
-    mean, log_sd = field(zero, zero, encoded), field(zero, zero + 1, encoded).clamp(-5, 2)
-    loss: Tensor = log_sd + ((x1 - mean) / log_sd.exp()).square() / 2
-    return loss
+    """Negative log-likelihood of :func:`gaussian`."""
+    mean, log_sd = gaussian(field, observed)
+    return log_sd + ((x1 - mean) / log_sd.exp()).square() / 2
 
 
 @dataclass(frozen=True)
 class GaussianPolicy:
-    """Draws the action from the Gaussian of :func:`gaussian_likelihood`."""
+    """Draws the action from :func:`gaussian`."""
 
     field: EndpointField
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        encoded, zero = self.field.encode(features(obs)), torch.zeros_like(noise)
-        sd = self.field(zero, zero + 1, encoded).clamp(-5, 2).exp()
-        return fraction_of_action(obs, self.field(zero, zero, encoded) + sd * noise)
+        mean, log_sd = gaussian(self.field, features(obs))
+        return fraction_of_action(obs, mean + log_sd.exp() * noise)
 
 
 @dataclass(frozen=True)

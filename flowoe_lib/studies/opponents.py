@@ -28,7 +28,7 @@ from flowoe_lib.training.specialist import train_specialists
 __all__ = ["Opponents", "compare_methods", "runs", "spanning", "train_opponents", "unpack"]
 
 
-KINDS: dict[str, Callable[[Mapping[str, Tensor]], Policy]] = {"rl": RLExpert.of, "specialist": Specialist.of}
+KINDS: dict[str, type[RLExpert] | type[Specialist]] = {"rl": RLExpert, "specialist": Specialist}
 
 
 class Opponents(NamedTuple):
@@ -94,7 +94,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Policy]]:
         parts.setdefault((where, kind), {})[name] = tensor
     out: dict[str, dict[str, Policy]] = {}
     for (where, kind), part in parts.items():
-        out.setdefault(where, {})[kind] = KINDS[kind](part)
+        out.setdefault(where, {})[kind] = KINDS[kind].of(part)
     return out
 
 
@@ -115,11 +115,11 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Rounds of training with other rewards, and with SAC, in one condition.
 
-    Other rewards come with the longer look-ahead and the smaller steps that suit them. Columns as in
-    :class:`Opponents`, with the method as the opponent.
+    Other rewards come with the longer look-ahead and the smaller steps and batches that suit them. Columns as
+    in :class:`Opponents`, with the method as the opponent.
     """
-    careful = partial(train_ppo, gae_lambda=0.9, clip_range=0.3)
-    methods: dict[str, Callable[..., list[Round[RLExpert]]]] = {
+    careful = partial(train_ppo, gae_lambda=0.9, clip_range=0.3, days=10, n_orders=256)
+    methods: dict[str, Callable[..., list[Round[Any]]]] = {
         "PPO, utility as reward": partial(careful, reward=controlled_utility),
         "PPO, realised P&L and risk as reward": partial(careful, reward=realised_utility),
         "SAC": train_sac,

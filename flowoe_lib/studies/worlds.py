@@ -127,7 +127,8 @@ def _drifting(condition: Condition, way: str) -> Condition:
 
 
 def _hidden(condition: Condition) -> Condition:
-    heston = replace(condition.market.heston, cv=scalar(CONSTANT_CV))
+    # Correlated shocks would reveal the price's noise, and so the drift, to those who observe variance.
+    heston = replace(condition.market.heston, cv=scalar(CONSTANT_CV), rho=scalar(0.0))
     market = replace(condition.market, heston=heston, drift_sd=DRIFT * BPS * heston.theta.sqrt())
     return _named(condition, "hidden", condition.name.rsplit("/", 1)[0], market)
 

@@ -6,6 +6,8 @@ choices make training succeed: the reward
 initial policy with small exploration around TWAP.
 """
 
+from typing import TypeVar
+
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -15,11 +17,14 @@ from flowoe_lib.execution.environment import Reward, advantage_over_twap
 from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
-from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.rl import RLExpert, SACExpert
 from flowoe_lib.training.plateau import Round, Score, until_plateau
 from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
 __all__ = ["train_ppo", "train_sac"]
+
+
+E = TypeVar("E", RLExpert, SACExpert)
 
 
 NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
@@ -54,6 +59,7 @@ def train_ppo(
     *,
     patience: int = 6,
     tolerance: float = 1e-3,
+    least: int = 0,
     days: int = 3,
     n_orders: int = 1024,
     perceive: Perceive = exact,
@@ -78,7 +84,7 @@ def train_ppo(
         Seed of initial weights, days and exploration.
     score : callable
         Validation score, such as :func:`flowoe_lib.training.plateau.validation_captures`.
-    patience, tolerance : int, float
+    patience, tolerance, least : int, float, int
         The stopping rule of :func:`flowoe_lib.training.plateau.until_plateau`; the default tolerance is .1 %
         of capture.
     days : int
@@ -111,7 +117,9 @@ def train_ppo(
         device="cpu",
         seed=seed,
     )
-    return _to_plateau(model, PPO_LAYERS, False, score, patience, tolerance, days, n_orders * (n_buckets - 1))
+    return _to_plateau(
+        model, PPO_LAYERS, RLExpert, (score, patience, tolerance, least), days, n_orders * (n_buckets - 1)
+    )
 
 
 def train_sac(
@@ -122,9 +130,10 @@ def train_sac(
     *,
     patience: int = 6,
     tolerance: float = 1e-3,
-    days: int = 10,
-    n_orders: int = 256,
-) -> list[Round[RLExpert]]:
+    least: int = 0,
+    days: int = 5,
+    n_orders: int = 512,
+) -> list[Round[SACExpert]]:
     """Train by soft actor-critic (Haarnoja et al. 2018), for comparison with :func:`train_ppo`."""
     model = SAC(
         "MlpPolicy",
@@ -139,7 +148,9 @@ def train_sac(
         device="cpu",
         seed=seed,
     )
-    return _to_plateau(model, SAC_LAYERS, True, score, patience, tolerance, days, n_orders * (n_buckets - 1))
+    return _to_plateau(
+        model, SAC_LAYERS, SACExpert, (score, patience, tolerance, least), days, n_orders * (n_buckets - 1)
+    )
 
 
 def _orders(
@@ -153,23 +164,21 @@ def _orders(
 def _to_plateau(
     model: BaseAlgorithm,
     layers: tuple[str, ...],
-    squashed: bool,
-    score: Score,
-    patience: int,
-    tolerance: float,
+    expert: type[E],
+    rule: tuple[Score, int, float, int],
     days: int,
     decisions: int,
-) -> list[Round[RLExpert]]:
+) -> list[Round[E]]:
     """Rounds of ``days`` rollouts of ``decisions``; the expert averages actors, of given ``layers``."""
     average = AveragedModel(model.policy, multi_avg_fn=get_ema_multi_avg_fn(KEPT))
 
-    def train(share: float) -> tuple[RLExpert, int]:
+    def train(share: float) -> tuple[E, int]:
         model.lr_schedule = lambda left: share * RATE
         for _ in range(days):
             model.learn(decisions, reset_num_timesteps=False)
             average.update_parameters(model.policy)
         weights = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
         actor = tuple((weights[f"{n}.weight"][None], weights[f"{n}.bias"][None, None]) for n in layers)
-        return RLExpert(actor, squashed), days * decisions
+        return expert(actor), days * decisions
 
-    return until_plateau(train, score, patience, tolerance)
+    return until_plateau(train, *rule)
