@@ -151,10 +151,20 @@ def test_tables_of_the_claims() -> None:
     assert all("|---" in block for block in text.values())
 
 
-def test_the_result_in_short_names_the_extremes() -> None:
-    text = in_short(tables(), SCORECARD)
-    assert "better in 1, equal in 1, worse in 1, open in 0 of 3 conditions in 2 worlds" in text
-    assert "from -0.20 [-0.21, -0.19] in hidden h to +2.00 [+1.99, +2.01] in heston a, in % of cost" in text
+def test_the_result_in_five_sentences() -> None:
+    variant = {"ablation": ["no imitation"], "verdict": ["equal"]}
+    ends = {"share": [0.0001], "share_ci_low": [-0.0002], "share_ci_high": [0.0004]}
+    text = in_short(tables(), SCORECARD, pd.DataFrame(variant | ends), {"flow_refined": 0.42, "mpc": 3.1})
+    lines = text.splitlines()
+    assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
+    assert (
+        "from -0.20 [-0.21, -0.19] in hidden h to +2.00 [+1.99, +2.01] in heston a, in % of cost" in lines[0]
+    )
+    assert "better in 1, equal in 1, worse in 1, open in 0 of 3 conditions in 2 worlds" in lines[1]
+    assert lines[1].endswith("heston +1.03%, hidden -0.20%.")
+    assert lines[2].endswith("in: hidden (worse in 1).")
     assert (
         "worse in 2, open in 0 of 2 Heston conditions against the best opponent, -5.00% of its cost" in text
     )
+    assert "no imitation equal, +0.010% [-0.020%, +0.040%];" in lines[3]
+    assert "takes 0.4 ms on one processor core, one of MPC 3 ms" in lines[4]
