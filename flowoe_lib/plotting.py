@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -90,9 +90,17 @@ LOOKS: dict[str, Look] = {
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
-    """Draw a curve in the colour and line style of a policy."""
-    look = LOOKS[policy]
-    axes.plot(np.asarray(x), np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
+    """Draw a curve in the colour, line style and markers of a policy.
+
+    Markers begin at a point of the policy's own, so that curves which coincide can be told apart.
+    """
+    look, x = LOOKS[policy], np.asarray(x)
+    marks: dict[str, Any] = {
+        "marker": look.marker,
+        "ms": 3.5,
+        "markevery": (list(LOOKS).index(policy), max(len(x) // 4, 1)),
+    }
+    axes.plot(x, np.asarray(y), color=look.colour, linestyle=look.line, label=look.name, **marks)
 
 
 def panel_grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:

@@ -8,6 +8,7 @@ from matplotlib.patches import StepPatch
 
 from flowoe_lib.plotting import LOOKS
 from flowoe_lib.studies import policy_figures as charts
+from flowoe_lib.studies import story_figures as story
 
 CONDITIONS = ["calm", "stressed"]
 
@@ -88,19 +89,30 @@ def test_other_figures_draw_every_row() -> None:
     assert len(charts.frontier_figure(points, points, "message").axes[0].lines) == 2
     capture = pd.DataFrame({"condition": CONDITIONS, "policy": "rl", "capture": [0.2, 0.9]})
     drawn = charts.capture_figure(capture, "message").axes[0].lines[0]
-    np.testing.assert_array_equal(drawn.get_xdata(), [0.2, 0.9])
+    np.testing.assert_allclose(np.asarray(drawn.get_xdata(), float), [0.8, 0.1])
     solver = pd.DataFrame({"condition": "calm", "policy": "flow_refined", "solver_steps": [1, 2, 4, 8]})
     lines = charts.solver_figure(solver.assign(advantage=0.01), "message").axes[0].lines
     np.testing.assert_array_equal(lines[0].get_xdata(), [1, 2, 4, 8])
     changes = pd.DataFrame({"expert": ["twap", "almgren_chriss"], "mean": [-1.0, 0.5], "std": [-0.1, -0.2]})
     assert len([a for a in charts.risk_return_figure(changes, "message").axes if a.get_visible()]) == 2
     worlds = pd.DataFrame(
-        {"world": ["a", "a", "b"], "utility": [0.2, 0.1, -0.1], "reference_utility_bps": -10.0}
-    )
+        {"world": ["a", "a", "b"], "condition": ["x", "y", "x"], "utility": [0.2, 0.1, -0.1]}
+    ).assign(reference_utility_bps=-10.0)
     worlds = worlds.assign(utility_ci_low=worlds["utility"] - 0.05, utility_ci_high=worlds["utility"] + 0.05)
     panels = [axes for axes in charts.world_figure(worlds, "message").axes if axes.get_visible()]
     shares = [np.asarray(axes.lines[0].get_xdata(), float) for axes in panels]
-    np.testing.assert_allclose(np.concatenate(shares), [0.01, 0.02, -0.01])
+    np.testing.assert_allclose(np.concatenate(shares), [0.02, 0.01, -0.01])
+    assert [[text.get_text() for text in axes.get_yticklabels()] for axes in panels] == [["x", "y"], ["x"]]
+
+
+def test_the_flow_and_the_day_are_drawn_as_they_are_given() -> None:
+    paths = {"flow_imitation": np.array([[1.0, -1.0], [0.5, 0.0]]), "flow_refined": np.array([[1.0], [0.3]])}
+    panels = story.flow_figure(paths, {"twap": 0.0}, "message").axes
+    np.testing.assert_array_equal(panels[0].lines[1].get_ydata(), [-1.0, 0.0])
+    np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), [1.0, 0.3])
+    market = pd.DataFrame({"price_bps": [0.0, 5.0], "volatility": [1.0, 2.0]})
+    below = story.day_figure(market, {"twap": np.array([1.0, 0.5, 0.0])}, {"twap": 4.24}, "message").axes[2]
+    assert below.lines[0].get_label() == "TWAP: 4.2 bps"
 
 
 def test_a_replayed_order_shows_the_record_and_the_forecast() -> None:

@@ -213,18 +213,17 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
 
 @style()
 def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Capture of each policy, a row per condition, between TWAP (0) and the oracle (1).
+    """The missed share of the oracle's gain over TWAP, one less capture, a row per condition.
 
-    ``rows`` has columns condition, policy, capture.
+    ``rows`` has columns condition, policy, capture; a share below ``least`` is drawn there.
     """
+    least = 1e-5
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
-    rows = rows.assign(place=_name_rows(axes, rows["condition"]))
+    rows = rows.assign(place=_name_rows(axes, rows["condition"])).query("policy != 'oracle'")
     for policy, row in rows.groupby("policy", sort=False):
-        look, y = LOOKS[str(policy)], row["place"]
-        axes.plot(row["capture"], y, look.marker, color=look.colour, ms=5, label=look.name, alpha=0.85)
-    axes.axvline(0, color="black", lw=0.8)
-    axes.axvline(1, color="black", lw=0.8)
-    axes.set(title=message, xlabel="capture: TWAP 0, oracle 1")
+        look, missed = LOOKS[str(policy)], (1 - row["capture"]).clip(lower=least)
+        axes.plot(missed, row["place"], look.marker, color=look.colour, ms=5, label=look.name, alpha=0.85)
+    axes.set(title=message, xscale="log", xlabel="missed share of the oracle's gain over TWAP (1 - capture)")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -276,21 +275,31 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
 
 @style()
 def world_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Gain over the best expert with its 95 % interval, a panel per world, a point per condition.
+    """Gain over the best opponent with its 95 % interval, a panel per world, a named row per condition.
 
-    ``rows`` are comparisons with the best expert: world, utility, utility_ci_low, utility_ci_high and
-    reference_utility_bps.
+    ``rows`` are comparisons with the best opponent: world, condition, utility, utility_ci_low,
+    utility_ci_high and reference_utility_bps.
     """
-    figure, panels = panel_grid(rows["world"].nunique(), 3, height=2.2)
-    for axes, (world, row) in zip(panels, rows.groupby("world", sort=False), strict=True):
-        row = row.sort_values("utility")
-        shares = row[["utility", "utility_ci_low", "utility_ci_high"]].div(
-            row["reference_utility_bps"].abs(), axis=0
-        )
-        _intervals(axes, shares, np.arange(len(row)), LOOKS["flow_refined"], ms=3)
-        axes.axvline(0, color="black", lw=0.8)
-        axes.xaxis.set_major_formatter("{x:+.1%}")
-        axes.set(title=str(world), yticks=[], xlabel="share of the best expert's cost")
+    counts = rows["world"].value_counts(sort=False)
+    columns: list[list[str]] = [[] for _ in range(min(2, len(counts)))]
+    for world in counts.sort_values(ascending=False, kind="stable").index:
+        min(columns, key=lambda names: int(counts[counts.index.isin(names)].sum())).append(str(world))
+    figure = plt.figure(
+        figsize=(7.2, 0.17 * max(int(counts[counts.index.isin(names)].sum()) for names in columns) + 2.4)
+    )
+    for part, names in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+        panels = part.subplots(len(names), 1, squeeze=False, height_ratios=counts.loc[names] + 3)
+        for axes, world in zip(panels.flat, names, strict=True):
+            row = rows[rows["world"] == world]
+            ends = row[["utility", "utility_ci_low", "utility_ci_high"]]
+            shares = ends.div(row["reference_utility_bps"].abs(), axis=0)
+            place = _name_rows(axes, row["condition"])
+            _intervals(axes, shares, place, LOOKS["flow_refined"], ms=3)
+            axes.tick_params(axis="y", labelsize=6.5)
+            axes.axvline(0, color="black", lw=0.8)
+            axes.xaxis.set_major_formatter("{x:+.2%}")
+            axes.locator_params(axis="x", nbins=4)
+            axes.set(title=world, xlabel="share of the best opponent's cost")
     return titled(figure, message)
 
 

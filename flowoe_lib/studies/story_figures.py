@@ -1,12 +1,17 @@
-"""The method of FlowOE in one picture."""
+"""Figures that explain FlowOE: the method in one picture, noise becoming an action, and one day."""
+
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowoe_lib.plotting import LOOKS, line, style, titled
 
-__all__ = ["method_figure"]
+__all__ = ["day_figure", "flow_figure", "method_figure"]
 
 
 STAGES = {
@@ -53,4 +58,55 @@ def method_figure(message: str) -> Figure:
     panels[3].spines[["left", "bottom"]].set_visible(False)
     for axes in panels[1:]:
         axes.annotate("➔", (-0.16, 1.04), xycoords="axes fraction", fontsize=13)
+    return titled(figure, message)
+
+
+@style()
+def flow_figure(
+    paths: Mapping[str, npt.NDArray[np.float64]], experts: Mapping[str, float], message: str
+) -> Figure:
+    """Sample paths of the flow from noise to a trade, a panel per policy, with the experts' trades as ticks.
+
+    ``paths[policy]`` is [solver steps + 1, samples] in units of an action; ``experts`` are actions by name.
+    """
+    figure, panels = plt.subplots(1, len(paths), figsize=(7.2, 3.0), sharey=True)
+    for axes, (policy, x) in zip(panels, paths.items(), strict=True):
+        look = LOOKS[policy]
+        axes.plot(np.linspace(0, 1, len(x)), x, color=look.colour, lw=0.6, alpha=0.6)
+        for name, action in experts.items():
+            axes.plot(1.04, action, LOOKS[name].marker, color=LOOKS[name].colour, label=LOOKS[name].name)
+            axes.plot([1, 1.1], [action, action], color=LOOKS[name].colour, lw=1)
+        axes.set(title=look.name, xlabel="time of the flow: 0 noise, 1 trade")
+    panels[0].set_ylabel("action: faster than TWAP above 0")
+    return titled(figure, message, panels[0])
+
+
+def _step(axes: Axes, values: npt.NDArray[np.float64], label: str) -> None:
+    axes.stairs(values, np.linspace(0, 1, len(values) + 1), baseline=None, color="#22313f", lw=1.2)
+    axes.set_ylabel(label)
+
+
+@style()
+def day_figure(
+    market: pd.DataFrame,
+    inventories: Mapping[str, npt.NDArray[np.float64]],
+    cost_bps: Mapping[str, float],
+    message: str,
+) -> Figure:
+    """One day: price and volatility above, inventories below with the cost of each policy in the legend.
+
+    ``market`` has a row a bucket, with columns price_bps (since arrival) and volatility (over its long-run
+    level); ``inventories`` are q_0 ... q_N.
+    """
+    heights = {"height_ratios": [1, 1, 2.4]}
+    figure, (price, volatility, below) = plt.subplots(
+        3, 1, figsize=(6.4, 4.8), sharex=True, gridspec_kw=heights
+    )
+    _step(price, market["price_bps"].to_numpy(), "price, bps\nsince arrival")
+    _step(volatility, market["volatility"].to_numpy(), "volatility,\nlevel = 1")
+    for policy, inventory in inventories.items():
+        line(below, np.linspace(0, 1, len(inventory)), inventory, policy)
+        below.lines[-1].set_label(f"{LOOKS[policy].name}: {cost_bps[policy]:.1f} bps")
+    below.set(xlabel="time, share of the day", ylabel="inventory,\nshare of the order", ylim=(0, 1))
+    below.legend(title="cost of impact and risk")
     return titled(figure, message)
