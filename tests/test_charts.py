@@ -96,9 +96,9 @@ def test_other_figures_draw_every_row() -> None:
     changes = pd.DataFrame({"expert": ["twap", "almgren_chriss"], "mean": [-1.0, 0.5], "std": [-0.1, -0.2]})
     assert len([a for a in charts.risk_return_figure(changes, "message").axes if a.get_visible()]) == 2
     worlds = pd.DataFrame(
-        {"world": ["a", "a", "b"], "condition": ["x", "y", "x"], "utility": [0.2, 0.1, -0.1]}
-    ).assign(reference_utility_bps=-10.0)
-    worlds = worlds.assign(utility_ci_low=worlds["utility"] - 0.05, utility_ci_high=worlds["utility"] + 0.05)
+        {"world": ["a", "a", "b"], "condition": ["x", "y", "x"], "utility": [0.02, 0.01, -0.01]}
+    )
+    worlds = worlds.assign(**{f"utility_ci_{end}": worlds["utility"] for end in ("low", "high")})
     panels = [axes for axes in charts.world_figure(worlds, "message").axes if axes.get_visible()]
     shares = [np.asarray(axes.lines[0].get_xdata(), float) for axes in panels]
     np.testing.assert_allclose(np.concatenate(shares), [0.02, 0.01, -0.01])

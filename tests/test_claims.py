@@ -114,12 +114,12 @@ def test_claims_are_counts_of_conditions() -> None:
         "6": "1 of 3",
     }
     said = table["evidence"]
-    assert said["1"].endswith("better in 1, equal in 1, worse in 0, open in 0 of 2")
-    assert "over mpc in 2" in said["3"]
-    assert "over vwap in 3" in said["3"]
-    assert "CVaR95 worse than the static optimum's: heston 0 of 2, hidden 1 of 1" in said["3"]
-    assert said["3"].endswith("over twap in 1 of 2")
-    assert "hidden better in 0, equal in 0, worse in 1" in said["6"]
+    assert said["1"] == "+1.025% (+0.050% to +2.000%) of the best opponent's cost"
+    assert said["2"] == "+3.000% (+3.000% to +3.000%) of their cost"
+    assert said["3"].startswith("of 3 conditions, over TWAP 3, VWAP 3, ")
+    assert "MPC 2; where risk aversion is chosen, of 2, over TWAP 1" in said["3"]
+    assert "FlowOE less imitation alone: +0.500%" in said["5"]
+    assert said["6"].endswith("heston +1.03%, hidden -0.20%")
 
 
 @pytest.mark.parametrize("imitation", [0.05, 1.0])
@@ -133,38 +133,44 @@ def test_tables_of_the_claims() -> None:
     assert list(first.loc["the best opponent", ["better", "equal", "above zero"]]) == ["1 of 2"] * 2 + [
         "2 of 2"
     ]
-    assert first.loc["the best opponent", "least favourable, %"] == "+0.050 [+0.040, +0.060] in heston b"
-    assert first.loc["the best opponent", "most favourable, %"] == "+2.000 [+1.990, +2.010] in heston a"
+    assert first.loc["the best opponent", "least favourable, %"] == "+0.050 [+0.040, +0.060] in heston `b`"
+    assert first.loc["the best opponent", "most favourable, %"] == "+2.000 [+1.990, +2.010] in heston `a`"
     assert list(told["2"]["better"]) == ["2 of 2"] * 4
     risks = told["3"].set_index("where")
-    assert list(risks.loc["hidden, over mpc"]) == ["0 of 1", "1 of 1", "0 of 1", "0 of 1", "1 of 1"]
-    assert risks.loc["liquidity, risk aversion chosen, over twap", "both"] == "1 of 2"
-    assert list(told["4"].iloc[1]) == ["b", "mpc", "no"]
+    assert list(risks.loc["hidden, over MPC"]) == ["0 of 1", "1 of 1", "0 of 1", "0 of 1", "1 of 1"]
+    assert risks.loc["liquidity, risk aversion chosen, over TWAP", "both"] == "1 of 2"
+    assert list(told["4"].iloc[1]) == ["b", "MPC", "no"]
     assert told["5"].to_numpy().tolist() == [
         ["a", "better", "worse", "better", "yes"],
         ["b", "better", "worse", "equal", "no"],
     ]
     assert list(told["6"]["worse"]) == ["0 of 2", "1 of 1"]
     text = blocks(judge(tables(), CHOSEN, SELECTED), told)
-    assert text["claim_4"].startswith("Verdict: **1 of 2**. In short: imitation acts most like")
+    assert text["claim_4"].startswith("**1 of 2**: conditions in which imitation acts most like")
     assert len(text) == 6
     assert all("|---" in block for block in text.values())
 
 
+PARTS = pd.DataFrame(
+    {"share": [-0.01, 0.0001, 0.0], "share_ci_low": -0.02, "share_ci_high": 0.03},
+    ["imitation alone", "no imitation", "noise-free network"],
+)
+
+
 def test_the_result_in_five_sentences() -> None:
-    variant = {"ablation": ["no imitation"], "verdict": ["equal"]}
-    ends = {"share": [0.0001], "share_ci_low": [-0.0002], "share_ci_high": [0.0004]}
-    text = in_short(tables(), SCORECARD, pd.DataFrame(variant | ends), {"flow_refined": 0.42, "mpc": 3.1})
+    text = in_short(tables(), SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1})
     lines = text.splitlines()
     assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
-    assert (
-        "from -0.20 [-0.21, -0.19] in hidden h to +2.00 [+1.99, +2.01] in heston a, in % of cost" in lines[0]
-    )
-    assert "better in 1, equal in 1, worse in 1, open in 0 of 3 conditions in 2 worlds" in lines[1]
-    assert lines[1].endswith("heston +1.03%, hidden -0.20%.")
-    assert lines[2].endswith("in: hidden (worse in 1).")
-    assert (
-        "worse in 2, open in 0 of 2 Heston conditions against the best opponent, -5.00% of its cost" in text
-    )
-    assert "no imitation equal, +0.010% [-0.020%, +0.040%];" in lines[3]
-    assert "takes 0.4 ms on one processor core, one of MPC 3 ms" in lines[4]
+    assert "in 1 of 3 conditions (heston 1 of 2): they differ by less than 0.1% of the cost" in lines[0]
+    assert "in 1 of 3 conditions (heston 1 of 2)" in lines[1]
+    assert "+2.00 [+1.99, +2.01] in heston `a`" in lines[1]
+    assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in hidden `h`" in lines[2]
+    assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
+    assert "at most 0.6000 in mean capture" in lines[3]
+    assert lines[4].endswith("takes 0.42 ms on one processor core, one of MPC 3.1 ms.")
+
+
+def test_a_verdict_that_no_comparison_has_is_told_without_worlds() -> None:
+    even = tables().assign(verdict="equal")
+    text = in_short(even, SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1})
+    assert "better than MPC in 0 of 3 conditions; the greatest" in text

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from flowoe_lib.evaluation.verdicts import MATERIAL, VERDICTS, count_verdicts
+from flowoe_lib.plotting import LOOKS
 from flowoe_lib.policies.ensemble import BENCHMARKS
 
 __all__ = [
@@ -59,11 +60,6 @@ def _best(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["is_best_opponent"]]
 
 
-def _counted(rows: pd.DataFrame) -> str:
-    counts = rows["verdict"].value_counts()
-    return ", ".join(f"{name} in {counts.get(name, 0)}" for name in VERDICTS) + f" of {len(rows)}"
-
-
 def _risks(rows: pd.DataFrame) -> pd.DataFrame:
     """Whether mean, standard deviation, both and CVaR95 are better than the reference's, CVaR95 worse."""
     mean, std = rows["mean_ci_low"] > 0, rows["std_ci_high"] < 0
@@ -108,7 +104,7 @@ def _lifted(refined: pd.DataFrame, imitation: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, bool]) -> pd.DataFrame:
-    """Verdicts on the six claims: claim, verdict, evidence.
+    """Verdicts on the six claims: claim, verdict, evidence (the size of the difference in one line).
 
     Parameters
     ----------
@@ -121,61 +117,71 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
     """
     everywhere = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
     refined = everywhere[everywhere["world"] == "heston"]
+    imitation = in_one_step(comparisons, "flow_imitation")
     best, best_everywhere = _best(refined), _best(everywhere)
-    beaten = refined[refined["reference"].isin(BENCHMARKS)].groupby("condition")["verdict"]
-    all_beaten = beaten.apply(lambda v: set(v) == {"better"})
+    benchmarks = refined[refined["reference"].isin(BENCHMARKS)]
+    all_beaten = benchmarks.groupby("condition")["verdict"].apply(lambda v: set(v) == {"better"})
     rivals = everywhere[everywhere["reference"].isin(RIVALS)]
-    dominated, n = _risks(rivals), len(best_everywhere)
-    at_once = dominated["both"].groupby([rivals["world"], rivals["condition"]]).all()
-    by_rival = dominated["both"].groupby(rivals["reference"], sort=False).sum()
-    static = rivals["reference"] == "static_optimal"
-    fatter = dominated["worse CVaR95"][static].groupby(rivals["world"], sort=False).agg(["sum", "size"])
-    tuned = _risks(chosen)["both"].groupby(chosen["reference"], sort=False).agg(["sum", "size"])
-    lifted = _lifted(refined, in_one_step(comparisons, "flow_imitation"))
-    over_start, start, over_best = (lifted[column].value_counts() for column in lifted.columns[:3])
-    worlds = best_everywhere.groupby("world", sort=False)
+    both = _risks(rivals)["both"]
+    at_once = both.groupby([rivals["world"], rivals["condition"]]).all()
+    tuned = _risks(chosen)["both"].groupby(chosen["reference"], sort=False).sum()
+    by_rival = both.groupby(rivals["reference"], sort=False).sum()
+    lifted = _lifted(refined, imitation)
+    gains = shares(best_everywhere)["utility"].groupby(best_everywhere["world"], sort=False).mean()
     rows = [
         (
             "1. beats the expert calibrated to each condition",
             verdict(int((best["verdict"] == "better").sum()), len(best)),
-            f"against the best opponent of each condition {_counted(best)}",
+            f"{_size(best)} of the best opponent's cost",
         ),
         (
             "2. beats the traditional benchmarks",
             verdict(int(all_beaten.sum()), len(all_beaten)),
-            f"better than {', '.join(BENCHMARKS)} in {all_beaten.sum()} of {len(all_beaten)} conditions",
+            f"{_size(benchmarks)} of their cost",
         ),
         (
             "3. higher profit and lower risk at once",
-            verdict(int(at_once.sum()), n),
-            f"over all six in {at_once.sum()} of {n} conditions; "
-            + ", ".join(f"over {name} in {won}" for name, won in by_rival.items())
-            + "; CVaR95 worse than the static optimum's: "
-            + ", ".join(f"{world} {r['sum']} of {r['size']}" for world, r in fatter.iterrows())
-            + "; in the liquidity world with risk aversion chosen on validation days: "
-            + ", ".join(f"over {name} in {r['sum']} of {r['size']}" for name, r in tuned.iterrows()),
+            verdict(int(at_once.sum()), len(best_everywhere)),
+            f"of {len(best_everywhere)} conditions, over {_listed(by_rival)}; where risk aversion is chosen, "
+            f"of {chosen['condition'].nunique()}, over {_listed(tuned)}",
         ),
         (
             "4. selects the expert that suits the condition",
             verdict(sum(selected.values()), len(selected)),
-            f"imitation acts most like the best expert in {sum(selected.values())} of {len(selected)} "
-            "conditions",
+            "conditions in which imitation acts most like the best expert",
         ),
         (
             "5. the refining loss is what lifts it above its experts",
             verdict(int(lifted["holds"].sum()), len(lifted)),
-            f"of {len(lifted)} conditions, refinement improves imitation in {over_start.get('better', 0)}; "
-            f"imitation alone is better than the best opponent in {start.get('better', 0)} and equal to it "
-            f"in {start.get('equal', 0)}; the refined policy is better in {over_best.get('better', 0)} and "
-            f"equal in {over_best.get('equal', 0)}",
+            f"FlowOE less imitation alone: {_size(refined[refined['reference'] == 'flow_imitation'])} of "
+            f"cost; imitation alone less the best opponent: {_size(_best(imitation))}",
         ),
         (
             "6. effective where conditions change during the day",
-            verdict(int((best_everywhere["verdict"] == "better").sum()), n),
-            "against the best opponent: " + "; ".join(f"{world} {_counted(rows)}" for world, rows in worlds),
+            verdict(int((best_everywhere["verdict"] == "better").sum()), len(best_everywhere)),
+            "mean difference to the best opponent: "
+            + ", ".join(f"{world} {mean:+.2%}" for world, mean in gains.items()),
         ),
     ]
     return pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
+
+
+def _size(rows: pd.DataFrame) -> str:
+    """Difference in utility as a share of the cost: mean, least and greatest over the conditions."""
+    mean, low, high = (f"{x:+.3%}" for x in shares(rows)["utility"].agg(["mean", "min", "max"]))
+    return f"{mean} ({low} to {high})"
+
+
+def _listed(counts: pd.Series) -> str:
+    return ", ".join(f"{LOOKS[str(name)].name} {count}" for name, count in counts.items())
+
+
+def _where(rows: pd.DataFrame, name: str) -> str:
+    """How many comparisons have a verdict, and in which worlds."""
+    has = rows["verdict"] == name
+    by_world = has.groupby(rows["world"], sort=False).agg(["sum", "size"]).query("sum > 0")
+    told = ", ".join(f"{world} {r['sum']} of {r['size']}" for world, r in by_world.iterrows())
+    return f"{has.sum()} of {len(rows)} conditions" + (f" ({told})" if told else "")
 
 
 def in_short(
@@ -184,37 +190,32 @@ def in_short(
     parts: pd.DataFrame,
     milliseconds: Mapping[str, float],
 ) -> str:
-    """The result in five sentences.
+    """The result in five sentences, a numbered list in Markdown.
 
-    ``parts`` are variants of the method: ablation, verdict and share, its difference in utility to FlowOE as
-    a share of the cost, with its interval. ``milliseconds`` is the time of one decision, by policy.
+    ``parts``, by variant of the method, has columns share, share_ci_low and share_ci_high: its utility less
+    that of FlowOE as a share of the cost. ``milliseconds`` is the time of one decision, by policy.
     """
     refined = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
-    imitation, best = _best(in_one_step(comparisons, "flow_imitation")), _best(refined)
-    mpc = refined[refined["reference"] == "mpc"]
-    start, (low, high) = shares(imitation)["utility"], _extremes(mpc, 2)
-    by_world = shares(best)["utility"].groupby(best["world"], sort=False).mean()
-    sizes = ", ".join(f"{world} {mean:+.2%}" for world, mean in by_world.items())
-    short = best[best["verdict"].isin(["worse", "open"])].groupby(["world", "verdict"], sort=False).size()
-    missed = ", ".join("{} ({} in {})".format(*row) for row in short.reset_index().to_numpy()) or "no world"
+    best, mpc = _best(refined), refined[refined["reference"] == "mpc"]
+    (low, high), lowest = _extremes(mpc, 2), _extremes(best, 2)[0]
     steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
-    variants = "; ".join(
-        f"{r.ablation} {r.verdict}, {r.share:+.3%} [{r.share_ci_low:+.3%}, {r.share_ci_high:+.3%}]"
-        for r in parts.itertuples()
-    )
+    changes = 100 * parts[["share", "share_ci_low", "share_ci_high"]]
+    told = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row) for name, *row in changes.itertuples()}
     return (
-        f"1. Against model predictive control (MPC), the strongest re-planning, FlowOE is {_counted(mpc)} "
-        f"conditions: from {low} to {high}, in % of cost.\n"
-        f"2. Against the best opponent of each condition it is {_counted(best)} conditions in "
-        f"{refined['world'].nunique()} worlds; the mean difference is, in % of cost: {sizes}.\n"
-        f"3. It is not shown to be equal or better in: {missed}.\n"
-        f"4. Imitation alone is {_counted(imitation)} Heston conditions against the best opponent, "
-        f"{start.mean():+.2%} of its cost on average; the refined network without one part of the method is, "
-        f"against FlowOE: {variants}; one solver step and eight differ by at most "
-        f"{(capture[1] - capture[8]).abs().max():.4f} in mean capture.\n"
-        f"5. A decision takes {milliseconds['flow_refined']:.1g} ms on one processor core, one of MPC "
-        f"{milliseconds['mpc']:.1g} ms."
+        "1. **Equal.** FlowOE equals model predictive control (MPC), the strongest re-planning, in "
+        f"{_where(mpc, 'equal')}: they differ by less than {MATERIAL:.1%} of the cost.\n"
+        f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
+        f"{high}, in % of cost.\n"
+        f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, and worse than "
+        f"the best opponent, trained networks included, in {_where(best, 'worse')}, at worst by "
+        f"{lowest}; it is better than the best opponent in {_where(best, 'better')}.\n"
+        "4. **What the parts contribute.** In the Heston world utility changes, in % of cost, by "
+        f"{told['imitation alone']} without refinement, by {told['no imitation']} without imitation, and by "
+        f"{told['noise-free network']} with a plain network in place of the flow; one solver step and eight "
+        f"differ by at most {(capture[1] - capture[8]).abs().max():.4f} in mean capture.\n"
+        f"5. **Speed.** A decision takes {milliseconds['flow_refined']:.2g} ms on one processor core, one of "
+        f"MPC {milliseconds['mpc']:.2g} ms."
     )
 
 
@@ -224,7 +225,7 @@ def _extremes(rows: pd.DataFrame, digits: int) -> list[str]:
 
     def told(i: int) -> str:
         mean, low, high = (f"{x:+.{digits}f}" for x in percent.iloc[i])
-        return f"{mean} [{low}, {high}] in {rows['world'].iloc[i]} {rows['condition'].iloc[i]}"
+        return f"{mean} [{low}, {high}] in {rows['world'].iloc[i]} `{rows['condition'].iloc[i]}`"
 
     return [told(int(i)) for i in (percent["utility"].argmin(), percent["utility"].argmax())]
 
@@ -251,27 +252,27 @@ def evidence(
     """A table for each claim, by its number; the arguments are those of :func:`judge`."""
     everywhere = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
     worlds = {str(world): rows for world, rows in everywhere.groupby("world", sort=False)}
-    versus = {str(name): rows for name, rows in worlds["heston"].groupby("reference", sort=False)}
+    versus = {LOOKS[str(name)].name: rows for name, rows in worlds["heston"].groupby("reference", sort=False)}
     best = _best(worlds["heston"])
     named = best.set_index("condition")["reference"]
     risks = [
-        _risk_line(f"{world}, over {name}", rows[rows["reference"] == name])
+        _risk_line(f"{world}, over {LOOKS[name].name}", rows[rows["reference"] == name])
         for world, rows in worlds.items()
         for name in RIVALS
     ]
     risks += [
-        _risk_line(f"liquidity, risk aversion chosen, over {name}", rows)
+        _risk_line(f"liquidity, risk aversion chosen, over {LOOKS[str(name)].name}", rows)
         for name, rows in chosen.groupby("reference", sort=False)
     ]
     lifted = _lifted(worlds["heston"], in_one_step(comparisons, "flow_imitation"))
     tables: dict[str, list[Line]] = {
         "1": [_line("the best opponent", best), *(_line(name, rows) for name, rows in versus.items())],
-        "2": [_line(name, versus[name]) for name in BENCHMARKS],
+        "2": [_line(name, versus[name]) for name in (LOOKS[b].name for b in BENCHMARKS)],
         "3": risks,
         "4": [
             {
                 "condition": name,
-                "best opponent": named[name],
+                "best opponent": LOOKS[named[name]].name,
                 "imitation acts most like the best expert": said,
             }
             for name, alike in selected.items()
@@ -292,5 +293,5 @@ def blocks(verdicts: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> dict[s
     for row in verdicts.itertuples():
         number = str(row.claim).split(".")[0]
         table = tables[number].to_markdown(index=False, tablefmt="github", disable_numparse=True)
-        out[f"claim_{number}"] = f"Verdict: **{row.verdict}**. In short: {row.evidence}.\n\n{table}"
+        out[f"claim_{number}"] = f"**{row.verdict}**: {row.evidence}.\n\n{table}"
     return out

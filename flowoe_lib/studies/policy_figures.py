@@ -147,6 +147,8 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
     """
     figure, panels = panel_grid(reactions["time"].nunique(), 3)
     for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
         for policy, row in rows.groupby("policy", sort=False):
             line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
         axes.set(title=f"{time:.0%} of the day passed", xlabel="variance over its mean", xscale="log")
@@ -277,24 +279,18 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
 def world_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Gain over the best opponent with its 95 % interval, a panel per world, a named row per condition.
 
-    ``rows`` are comparisons with the best opponent: world, condition, utility, utility_ci_low,
-    utility_ci_high and reference_utility_bps.
+    ``rows`` has columns world, condition, and utility, utility_ci_low, utility_ci_high as shares of the cost.
     """
     counts = rows["world"].value_counts(sort=False)
-    columns: list[list[str]] = [[] for _ in range(min(2, len(counts)))]
-    for world in counts.sort_values(ascending=False, kind="stable").index:
-        min(columns, key=lambda names: int(counts[counts.index.isin(names)].sum())).append(str(world))
-    figure = plt.figure(
-        figsize=(7.2, 0.17 * max(int(counts[counts.index.isin(names)].sum()) for names in columns) + 2.4)
-    )
-    for part, names in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
-        panels = part.subplots(len(names), 1, squeeze=False, height_ratios=counts.loc[names] + 3)
-        for axes, world in zip(panels.flat, names, strict=True):
+    columns = [part for _, part in counts.groupby(counts.cumsum() - counts >= counts.sum() / 2)]
+    figure = plt.figure(figsize=(7.2, 0.17 * max(int(part.sum()) for part in columns) + 2.4))
+    for half, part in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+        panels = half.subplots(len(part), 1, squeeze=False, height_ratios=part + 3)[:, 0]
+        for axes, world in zip(panels, part.index, strict=True):
             row = rows[rows["world"] == world]
-            ends = row[["utility", "utility_ci_low", "utility_ci_high"]]
-            shares = ends.div(row["reference_utility_bps"].abs(), axis=0)
             place = _name_rows(axes, row["condition"])
-            _intervals(axes, shares, place, LOOKS["flow_refined"], ms=3)
+            ends = row[["utility", "utility_ci_low", "utility_ci_high"]]
+            _intervals(axes, ends, place, LOOKS["flow_refined"], ms=3)
             axes.tick_params(axis="y", labelsize=6.5)
             axes.axvline(0, color="black", lw=0.8)
             axes.xaxis.set_major_formatter("{x:+.2%}")
