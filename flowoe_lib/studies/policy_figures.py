@@ -103,14 +103,16 @@ def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
     """Share of decisions nearest to each expert: ``shares`` is [conditions, experts], rows sum to one."""
     figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 1.2))
     named = shares.rename(columns={k: v.name for k, v in LOOKS.items()})
-    sns.heatmap(
-        named, ax=axes, cmap="Greys", vmin=0, vmax=1, annot=True, fmt=".2f", cbar=False, linewidths=0.5
-    )
+    _heat(axes, named, ".2f", 1)
     axes.set(title=message, xlabel="expert whose decision is nearest", ylabel="")
-    axes.tick_params(axis="y", rotation=0)
     axes.set_xticklabels([name.replace(" ", "\n").replace("-", "-\n") for name in named.columns])
-    axes.grid(False)
     return figure
+
+
+def _heat(axes: Axes, cells: pd.DataFrame, digits: str, top: float) -> None:
+    sns.heatmap(cells, ax=axes, cmap="Greys", vmin=0, vmax=top, annot=True, fmt=digits, cbar=False, lw=0.5)
+    axes.tick_params(axis="y", rotation=0)
+    axes.grid(visible=False)
 
 
 @style()
@@ -346,20 +348,15 @@ def impact_figure(rows: pd.DataFrame, message: str) -> Figure:
     return titled(figure, message)
 
 
+@style()
 def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
     """Heat map of regret, percent of cost: a panel a policy, settings by rows, tests by columns."""
-    names = table["policy"].unique()
-    with style():
-        size = 3.6 * len(names), 4.2
-        figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained")
-        for ax, name in zip(axes, names, strict=True):
-            rows = table[table["policy"] == name].assign(percent=100 * table["regret"])
-            cells = rows.pivot(index="setting", columns="tested_in", values="percent")
-            order = table["tested_in"].unique()
-            look = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 8}, "cmap": "Greys", "cbar": False}
-            sns.heatmap(cells.reindex(index=order, columns=order), vmin=0, vmax=5, ax=ax, **look)
-            ax.set(title=name, xlabel="B, tested in", ylabel="")
-            ax.grid(visible=False)
-        axes[0].set_ylabel("A, trained or planned in")
-        figure.suptitle(f"{message}, % of cost")
-    return figure
+    names, order = table["policy"].unique(), table["tested_in"].unique()
+    figure, panels = plt.subplots(1, len(names), figsize=(3.6 * len(names), 4.2), sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        rows = table[table["policy"] == name]
+        cells = 100 * rows.pivot(index="setting", columns="tested_in", values="regret")
+        _heat(axes, cells.reindex(index=order, columns=order), ".1f", 5)
+        axes.set(title=name, xlabel="B, tested in", ylabel="")
+    panels[0].set_ylabel("A, trained or planned in")
+    return titled(figure, f"{message}, % of cost")
