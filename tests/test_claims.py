@@ -166,7 +166,7 @@ def test_the_result_in_five_sentences() -> None:
     assert "+2.00 [+1.99, +2.01] in heston `a`" in lines[1]
     assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in hidden `h`" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
-    assert "at most 0.6000 in mean capture" in lines[3]
+    assert "at most 0.6500 in mean capture" in lines[3]
     assert lines[4].endswith("takes 0.42 ms on one processor core, one of MPC 3.1 ms.")
 
 

@@ -68,7 +68,7 @@ def flow_figure(
             axes.plot(1.04, action, LOOKS[name].marker, color=LOOKS[name].colour, label=LOOKS[name].name)
             axes.plot([1, 1.1], [action, action], color=LOOKS[name].colour, lw=1)
         axes.set(title=look.name, xlabel="time of the flow: 0 noise, 1 trade")
-    panels[0].set_ylabel("action: faster than TWAP above 0")
+    panels[0].set_ylabel("action (TWAP 0, faster above)")
     return titled(figure, message, panels[0])
 
 
