@@ -154,7 +154,7 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
         for policy, row in rows.groupby("policy", sort=False):
             line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
         axes.set(title=f"{time:.0%} of the day passed", xlabel="variance over its mean", xscale="log")
-    panels[0].set_ylabel("trading speed, TWAP = 1")
+    panels[0].set_ylabel("trading speed,\nTWAP = 1")
     return titled(figure, message, panels[0])
 
 
@@ -197,9 +197,9 @@ def _intervals(axes: Axes, rows: pd.DataFrame, y: npt.ArrayLike, look: Look, **o
 
 @style()
 def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """Utility over the best expert with 95 % intervals, a row per condition, a marker per policy.
+    """Utility less the best opponent's, with 95 % intervals: a row per condition, a marker per policy.
 
-    ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best expert's cost).
+    ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best opponent's cost).
     """
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
     rows = rows.assign(place=_name_rows(axes, rows["condition"]))
@@ -210,7 +210,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.axvline(0, color="black", lw=0.8)
     axes.xaxis.set_major_formatter("{x:+.2%}")
     axes.locator_params(axis="x", nbins=6)
-    axes.set(title=message, xlabel="utility over the best calibrated expert, share of its cost")
+    axes.set(title=message, xlabel="utility less that of the best opponent, share of its cost")
     figure.legend(loc="outside lower center", ncols=5)
     return figure
 

@@ -64,11 +64,13 @@ def flow_figure(
     for axes, (policy, x) in zip(panels, paths.items(), strict=True):
         look = LOOKS[policy]
         axes.plot(np.linspace(0, 1, len(x)), x, color=look.colour, lw=0.6, alpha=0.6)
-        for name, action in experts.items():
-            axes.plot(1.04, action, LOOKS[name].marker, color=LOOKS[name].colour, label=LOOKS[name].name)
-            axes.plot([1, 1.1], [action, action], color=LOOKS[name].colour, lw=1)
-        axes.set(title=look.name, xlabel="time of the flow: 0 noise, 1 trade")
-    panels[0].set_ylabel("action (TWAP 0, faster above)")
+        for i, (name, action) in enumerate(experts.items()):
+            mark, x_end = LOOKS[name], 1.05 + 0.05 * i
+            axes.plot([1, x_end], [action, action], color=mark.colour, lw=1)
+            axes.plot(x_end, action, mark.marker, color=mark.colour, label=mark.name)
+        axes.set(title=look.name, xlabel="time of the flow: 0 noise, 1 trade", xticks=[0, 0.5, 1])
+    panels[0].set_ylim(min(experts.values()) - 0.4, max(experts.values()) + 0.4)
+    panels[0].set_ylabel("action: 0 as TWAP,\nabove 0 faster")
     return titled(figure, message, panels[0])
 
 
