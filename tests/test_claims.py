@@ -115,11 +115,11 @@ def test_claims_are_counts_of_conditions() -> None:
     }
     said = table["evidence"]
     assert said["1"] == "+1.025% (+0.050% to +2.000%) of the best opponent's cost"
-    assert said["2"] == "+3.000% (+3.000% to +3.000%) of their cost"
+    assert said["2"] == "+3.000% (+3.000% to +3.000%) of the best opponent's cost"
     assert said["3"].startswith("of 3 conditions, over TWAP 3, VWAP 3, ")
-    assert "MPC 2; where risk aversion is chosen, of 2, over TWAP 1" in said["3"]
+    assert "MPC 2; of 2 in which its risk aversion is chosen, over TWAP 1" in said["3"]
     assert "FlowOE less imitation alone: +0.500%" in said["5"]
-    assert said["6"].endswith("heston +1.03%, hidden -0.20%")
+    assert said["6"].endswith("heston +1.025%, hidden -0.200%")
 
 
 @pytest.mark.parametrize("imitation", [0.05, 1.0])

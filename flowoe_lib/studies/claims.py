@@ -137,13 +137,13 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
         (
             "2. beats the traditional benchmarks",
             verdict(int(all_beaten.sum()), len(all_beaten)),
-            f"{_size(benchmarks)} of their cost",
+            f"{_size(benchmarks)} of the best opponent's cost",
         ),
         (
             "3. higher profit and lower risk at once",
             verdict(int(at_once.sum()), len(best_everywhere)),
-            f"of {len(best_everywhere)} conditions, over {_listed(by_rival)}; where risk aversion is chosen, "
-            f"of {chosen['condition'].nunique()}, over {_listed(tuned)}",
+            f"of {len(best_everywhere)} conditions, over {_listed(by_rival)}; of "
+            f"{chosen['condition'].nunique()} in which its risk aversion is chosen, over {_listed(tuned)}",
         ),
         (
             "4. selects the expert that suits the condition",
@@ -160,7 +160,7 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
             "6. effective where conditions change during the day",
             verdict(int((best_everywhere["verdict"] == "better").sum()), len(best_everywhere)),
             "mean difference to the best opponent: "
-            + ", ".join(f"{world} {mean:+.2%}" for world, mean in gains.items()),
+            + ", ".join(f"{world} {mean:+.3%}" for world, mean in gains.items()),
         ),
     ]
     return pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
