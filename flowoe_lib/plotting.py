@@ -78,12 +78,17 @@ LOOKS: dict[str, Look] = {
     "vwap": Look("VWAP", "#b5b5b5", "--", "D"),
     "almgren_chriss": Look("Almgren-Chriss", "#5b8db8", "--", "v"),
     "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
+    "static_unaware": Look("Static optimum, unaware", "#7d93b8", ":", ">"),
+    "alfonsi_fruth_schied": Look("Alfonsi-Fruth-Schied", "#b08d2e", ":", "d"),
     "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
     "mpc": Look("MPC", "#2f7d32", "-.", "p"),
+    "mpc_unaware": Look("MPC, unaware", "#9bc59d", ":", "p"),
     "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
+    "flow_unaware": Look("FlowOE, unaware", "#e39a90", ":", "o"),
+    "limit": Look("Limit", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
     "oracle": Look("Oracle", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
 }
 """Policies in the order in which legends and tables list them."""

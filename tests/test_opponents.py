@@ -84,7 +84,7 @@ def test_a_run_is_summed_up_by_its_end_and_its_best_capture(trained: Opponents) 
 
 def test_methods_are_compared_by_the_same_rounds() -> None:
     few = {"patience": 1, "tolerance": 10.0, "least": 0, "days": 1, "n_orders": 32}
-    table = opponents.compare_methods(GRID[0], 0, N, 100, 1, few)
+    table = opponents.compare_methods(GRID[0], 0, N, 100, 1, few).training
     names = ["PPO, utility as reward", "PPO, realised P&L and risk as reward", "SAC"]
     assert table["opponent"].tolist() == [name for name in names for _ in range(2)]
     assert table["capture"].nunique() > 4

@@ -21,8 +21,9 @@ from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_signal
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies import opponents, signal_world, transient_world
-from flowoe_lib.studies.transient_world import imitate_experts, refine_twice, train_opponents
+from flowoe_lib.studies import opponents, signal_world
+from flowoe_lib.studies.transient_world import imitate_experts, refine_twice
+from flowoe_lib.studies.worlds import World
 
 N = 13
 ORDER = Order(scalar(0.1), scalar(5e-4))
@@ -250,12 +251,11 @@ def test_networks_learn_the_signal_and_every_policy_is_scored(monkeypatch: pytes
     refined = refine_twice(start, RANGE, n, 1, 1, 1).field
     assert refined.observe.in_features == feature_count(market())
     condition = signal_world.signal_conditions(GRID)[0]
-    monkeypatch.setattr(
-        transient_world, "sweep", lambda task, arguments, label: [task(*a) for a in arguments]
-    )
+    monkeypatch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
     rl = {"patience": 1, "tolerance": 0.5, "days": 1, "n_orders": 64}
     specialist = {"patience": 1, "tolerance": 0.5, "iterations": 2, "paths": 8}
-    made = train_opponents([condition], 1, n, 100, 1, rl=rl, specialist=specialist, limit=solve_signal)
+    world = World("signal", [condition], "the drift", "the signal")
+    made = opponents.train_opponents([world], [0], n, 100, 1, rl=rl, specialist=specialist).policies
     rivals = signal_world.opponents_in(condition, n, opponents.unpack(made)[f"signal/{condition.name}"])
     days = Evaluation(n_paths=500, n_buckets=n, seed=1, chunk=500)
     table = signal_world.score(condition, rivals, {0: start}, {0: refined, 1: refined}, days).scorecard

@@ -22,11 +22,11 @@ from flowoe_lib.studies.transient_world import (
     opponents_in,
     refine_twice,
     score,
-    train_opponents,
     transient_conditions,
     unaware_of_memory,
     with_half_life,
 )
+from flowoe_lib.studies.worlds import World
 
 N = 4
 GRID = [
@@ -82,14 +82,15 @@ def test_an_even_schedule_costs_the_same_at_every_half_life() -> None:
     assert slopes[1].item() < slopes[0].item()
 
 
-def test_features_of_memory_join_with_weights_of_zero() -> None:
-    start = EndpointField(generator(1, "weights"))
-    run = refine_twice(start, RANGE, 6, 1, 1, 1)
-    assert run.field.observe.in_features == len(FEATURES) + len(MEMORY_FEATURES)
-    assert start.observe.in_features == len(FEATURES)
-    # One small step from zero in each stage: the new weights have a gradient, and the old ones stay near.
-    added = run.field.observe.weight[:, len(FEATURES) :]
-    assert 0 < added.abs().max() < 0.1
+@pytest.mark.parametrize("memory", [0.0, 1.0])
+def test_memory_is_observed_where_there_is_some(memory: float) -> None:
+    drawn = replace(RANGE, memory=memory)
+    imitated = imitate_experts(drawn, 6, 2, 2, 1).field
+    refined = refine_twice(imitated, drawn, 6, 1, 1, 1).field
+    count = len(FEATURES) + (len(MEMORY_FEATURES) if memory else 0)
+    assert (imitated.observe.in_features, refined.observe.in_features) == (count, count)
+    learned = (refined.observe.weight != imitated.observe.weight).any(0)
+    assert learned[len(FEATURES) :].all()
 
 
 def test_schedules_aware_of_memory_expect_more() -> None:
@@ -110,8 +111,10 @@ def test_every_policy_is_scored_between_twap_and_the_limit() -> None:
     chosen = [WORLD[3]]
     rl = {"patience": 1, "tolerance": 0.5, "days": 1, "n_orders": 64}
     specialist = {"patience": 1, "tolerance": 0.5, "iterations": 2, "paths": 8}
-    made = train_opponents(chosen, 1, N, 100, 1, rl=rl, specialist=specialist)
-    trained = opponents.unpack(load(save(made)))[f"transient/{WORLD[3].name}"]
+    world = World("transient", chosen, "variance", "everything")
+    made = opponents.train_opponents([world], [0], N, 100, 1, rl=rl, specialist=specialist)
+    assert made.training["capture"].max() <= 1
+    trained = opponents.unpack(load(save(made.policies)))[f"transient/{WORLD[3].name}"]
     assert set(trained) == {"rl", "specialist"}
     start = imitate_experts(replace(RANGE, memory=0.0), N, 4, 3, 1).field
     wider = EndpointField(generator(1, "weights"), len(FEATURES) + len(MEMORY_FEATURES))

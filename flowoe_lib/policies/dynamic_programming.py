@@ -17,8 +17,10 @@ __all__ = [
     "interpolate_table",
     "normal_rule",
     "one_condition",
+    "peak_between",
     "policy_jump",
     "require_grid",
+    "steady_condition",
 ]
 
 
@@ -68,6 +70,16 @@ def one_condition(market: Market, order: Order) -> tuple[Market, Order]:
     return map_tensors(single, market), map_tensors(single, order)
 
 
+def steady_condition(market: Market, order: Order) -> tuple[Market, Order]:
+    """:func:`one_condition`; ValueError if depth is random or there are regimes."""
+    market, order = one_condition(market, order)
+    if market.liquidity.depth_sd > 0:
+        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
+    if market.regimes.present:
+        raise ValueError("Market.regimes: must be absent")
+    return market, order
+
+
 def require_grid(n_buckets: int, *nodes: int) -> None:
     """Raise ValueError unless there is a bucket, and at least four ``nodes`` on every axis."""
     if n_buckets < 1 or min(nodes) < 4:
@@ -95,6 +107,15 @@ def expectation(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
     return weights @ (torch.from_numpy(spline(inside.numpy())) + beyond)
 
 
+def peak_between(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int) -> Tensor:
+    """Where ``f``, which rises and then falls, is highest between ``low`` and ``high``, by halving."""
+    for _ in range(halvings):
+        middle, nudge = (low + high) / 2, (high - low) / 50
+        rising = f(middle + nudge) > f(middle - nudge)
+        low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
+    return (low + high) / 2
+
+
 def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Maximise q' unit(q') - cost(q', q - q') over 0 <= q' <= q at each node q; returns maximum and q'.
 
@@ -118,11 +139,7 @@ def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Te
         return left * (here + offset * (tilt + offset * bend)) - cost(left, q - left), left
 
     low, high = ((best - 1).clamp_min(0) - centre).double(), (torch.minimum(best + 1, rows) - centre).double()
-    for _ in range(HALVINGS):
-        middle, nudge = (low + high) / 2, (high - low) / 50
-        rising = refined(middle + nudge)[0] > refined(middle - nudge)[0]
-        low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
-    peak, left = refined((low + high) / 2)
+    peak, left = refined(peak_between(lambda offset: refined(offset)[0], low, high, HALVINGS))
     return torch.maximum(value, peak), torch.where(peak > value, left, q.flatten()[best])
 
 

@@ -31,6 +31,7 @@ from flowoe_lib.policies.dynamic_programming import (
     one_condition,
     policy_jump,
     require_grid,
+    steady_condition,
 )
 
 __all__ = [
@@ -298,13 +299,9 @@ def solve_belief(
     is not hidden, random depth or regimes.
     """
     require_grid(n_buckets, inventory_nodes, belief_nodes)
-    market, order = one_condition(market, order)
+    market, order = steady_condition(market, order)
     if not market.drift_sd > 0:
         raise ValueError("Market.drift_sd = 0: must be > 0, for there to be a hidden drift")
-    if market.liquidity.depth_sd > 0:
-        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
-    if market.regimes.present:
-        raise ValueError("Market.regimes: must be absent")
 
     dt, theta = 1 / n_buckets, market.heston.theta
     signal = market.drift_sd.square() / (1e8 * theta)

@@ -5,6 +5,7 @@ functions", Quantitative Finance 10; Bellman (1957), Dynamic Programming.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from flowoe_lib.market.batching import align
 from flowoe_lib.market.impact import impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.dynamic_programming import expectation, one_condition, require_grid
+from flowoe_lib.policies.dynamic_programming import expectation, peak_between, require_grid, steady_condition
 from flowoe_lib.policies.oracle import look_up, variance_axis
 from flowoe_lib.policies.schedules import Schedule
 
@@ -149,11 +150,7 @@ def solve_transient(
     -12.0
     """
     require_grid(n_buckets, inventory_nodes, impact_nodes, variance_nodes)
-    market, order = one_condition(market, order)
-    if market.liquidity.depth_sd > 0:
-        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
-    if market.regimes.present:
-        raise ValueError("Market.regimes: must be absent")
+    market, order = steady_condition(market, order)
 
     dt, beta = 1 / n_buckets, market.impact.beta
     decay = torch.exp(-market.impact.resilience * dt)
@@ -181,7 +178,7 @@ def solve_transient(
         places = torch.stack((spread, left.sqrt()), -1) * 2 - 1
         return gain - risk * left + grid_sample(ahead[:, None], places, align_corners=True)[:, 0]
 
-    def worth(k: int, root: Tensor, ahead: Tensor) -> Tensor:
+    def worth(k: int, ahead: Tensor, root: Tensor) -> Tensor:
         """Value of trading the share ``root``^2 of the inventory in bucket ``k``."""
         sold = q * root.square()
         left, shift = q - sold, permanent_shift(market, order.size, sold, dt)
@@ -190,19 +187,16 @@ def solve_transient(
 
     shares = torch.linspace(0, 1, TRIALS).double()
     table = q.new_empty(n_buckets - 1, *q.shape)
-    value = worth(n_buckets - 1, torch.ones_like(q), torch.zeros(len(v), 2, 2).double())
+    value = worth(n_buckets - 1, torch.zeros(len(v), 2, 2).double(), torch.ones_like(q))
     lowest = -slope[-1] * limit
     for k in reversed(range(n_buckets - 1)):
         unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
         ahead = torch.einsum("wv,vqe,fq,ge->wfg", step_v, unit, *fine)
-        best = torch.stack([worth(k, share.expand_as(q), ahead) for share in shares]).argmax(0)
+        reached = partial(worth, k, ahead)
+        best = torch.stack([reached(share.expand_as(q)) for share in shares]).argmax(0)
         low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(TRIALS - 1)]
-        for _ in range(HALVINGS):
-            middle, nudge = (low + high) / 2, (high - low) / 50
-            rising = worth(k, middle + nudge, ahead) > worth(k, middle - nudge, ahead)
-            low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
-        root = (low + high) / 2
-        value = worth(k, root, ahead)
+        root = peak_between(reached, low, high, HALVINGS)
+        value = reached(root)
         lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
         table[k] = root.square()
         table[k, :, 0] = table[k, :, 1]

@@ -26,9 +26,9 @@ from flowoe_lib.policies.dynamic_programming import (
     backward_induction,
     expectation,
     normal_rule,
-    one_condition,
     policy_jump,
     require_grid,
+    steady_condition,
 )
 from flowoe_lib.policies.oracle import Oracle, solve_oracle
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, static_optimal
@@ -180,9 +180,7 @@ def solve_level_belief(
     Astrom (1965), Journal of Mathematical Analysis and Applications 10.
     """
     require_grid(n_buckets, inventory_nodes, belief_nodes)
-    market, order = one_condition(world.market, order)
-    if market.liquidity.depth_sd > 0 or market.regimes.present:
-        raise ValueError("UnannouncedLevel.market: must have constant depth and no regimes")
+    market, order = steady_condition(world.market, order)
     dt, half = 1 / n_buckets, world.returns / 2
     high = float(world.levels(torch.tensor(1 - TAIL)))
     mean = high * torch.linspace(0, 1, belief_nodes, dtype=torch.float64).square()

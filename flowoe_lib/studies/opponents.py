@@ -15,10 +15,12 @@ from torch import Tensor
 from flowoe_lib.execution.environment import controlled_utility, realised_utility
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import Perceive
-from flowoe_lib.market.model import Condition
+from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.rl import RLExpert
+from flowoe_lib.policies.signal import solve_signal
 from flowoe_lib.policies.specialist import Specialist
+from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.studies.worlds import World
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.plateau import Round, Score, best_round, validation_captures
@@ -112,11 +114,10 @@ def compare_methods(
     n_validation: int,
     validation_seed: int,
     options: Mapping[str, Any],
-) -> pd.DataFrame:
-    """Rounds of training with other rewards, and with SAC, in one condition.
+) -> Opponents:
+    """Train with other rewards, and with SAC, in one condition; the method stands for the opponent.
 
-    Other rewards come with the longer look-ahead and the smaller steps and batches that suit them. Columns as
-    in :class:`Opponents`, with the method as the opponent.
+    Other rewards come with the longer look-ahead and the smaller steps and batches that suit them.
     """
     # With these rewards capture on validation days falls for several rounds before it rises.
     careful = partial(train_ppo, gae_lambda=0.9, clip_range=0.3, days=10, n_orders=256, least=10)
@@ -127,11 +128,13 @@ def compare_methods(
     }
     score = validation_captures([condition], n_validation, n_buckets, validation_seed)
     tasks = [(partial(train, condition, n_buckets, seed, score, **options),) for train in methods.values()]
-    tables = [
-        _table(condition, name, seed, rounds, best_round(rounds))
-        for name, rounds in zip(methods, sweep(operator.call, tasks, "RL methods"), strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    tensors: dict[str, Tensor] = {}
+    tables = []
+    for name, rounds in zip(methods, sweep(operator.call, tasks, "RL methods"), strict=True):
+        best = best_round(rounds)
+        tensors |= _named(condition, name, best.policy.to_tensors())
+        tables.append(_table(condition, name, seed, rounds, best))
+    return Opponents(tensors, pd.concat(tables, ignore_index=True))
 
 
 def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
@@ -144,7 +147,14 @@ def _captures(
     conditions: Sequence[Condition], n_days: int, n_buckets: int, seed: int, perceive: Perceive
 ) -> Score:
     """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices."""
-    limit = solve_belief if conditions[0].market.drift_sd > 0 else solve_oracle
+    market = conditions[0].market
+    solvers: list[tuple[bool, Callable[[Market, Order, int], Policy]]] = [
+        (market.signal.present, solve_signal),
+        (market.impact.has_memory, solve_transient),
+        (bool(market.drift_sd > 0), solve_belief),
+        (True, solve_oracle),
+    ]
+    limit = next(solve for applies, solve in solvers if applies)
     return validation_captures(conditions, n_days, n_buckets, seed, perceive, limit)
 
 

@@ -1,21 +1,16 @@
-"""The world of impact with memory: its conditions, training, opponents and scores."""
+"""The world of impact with memory: its conditions, training, schedules and scores."""
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, score_condition
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.execution.features import FEATURES, feature_count
 from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.batching import one_by_one
-from flowoe_lib.market.model import Condition, Market, Order, scalar
+from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
@@ -26,20 +21,14 @@ from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies.opponents import spanning
-from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import demonstrate, imitate
-from flowoe_lib.training.plateau import best_round, validation_captures
 from flowoe_lib.training.refinement import refine
-from flowoe_lib.training.reinforcement import train_ppo
-from flowoe_lib.training.specialist import train_specialists
 
 __all__ = [
     "imitate_experts",
     "opponents_in",
     "refine_twice",
     "score",
-    "train_opponents",
     "transient_conditions",
     "unaware_of_memory",
     "with_half_life",
@@ -88,7 +77,7 @@ def unaware_of_memory(paths: MarketPaths, market: Market, draws: torch.Generator
 def imitate_experts(
     drawn: TrainingRange, n_buckets: int, demonstrated: int, iterations: int, seed: int
 ) -> TrainingRun:
-    """Imitate ``DEMONSTRATORS`` in ``demonstrated`` conditions of a range; memory is not observed yet."""
+    """Imitate ``DEMONSTRATORS`` in ``demonstrated`` conditions of a range."""
     shown = drawn.draw(demonstrated, generator(seed, "transient demonstrations"))
     conditions = one_by_one("transient", map(str, range(demonstrated)), *shown)
     return imitate(demonstrate(DEMONSTRATORS, conditions, 2, n_buckets, seed), iterations, seed)
@@ -97,71 +86,9 @@ def imitate_experts(
 def refine_twice(
     start: EndpointField, drawn: TrainingRange, n_buckets: int, coarse: int, fine: int, seed: int
 ) -> TrainingRun:
-    """Refine on days of a third of the buckets, then on whole days.
-
-    If the range has memory or a signal, their features are added to the network first, with weights of zero.
-    """
-    observed = feature_count(drawn.draw(PATHS, generator(seed, "features"))[0])
-    field = EndpointField(torch.Generator(), observed)
-    wider = torch.nn.functional.pad(start.observe.weight.detach(), (0, observed - len(FEATURES)))
-    field.load_state_dict(start.state_dict() | {"observe.weight": wider})
-    rough = refine(field, drawn, n_buckets // 3, coarse, seed, PATHS).field
+    """Refine on days of a third of the buckets, then on whole days."""
+    rough = refine(start, drawn, n_buckets // 3, coarse, seed, PATHS).field
     return refine(rough, drawn, n_buckets, fine, seed + 1, PATHS, FINE_RATE)
-
-
-def train_opponents(
-    conditions: Sequence[Condition],
-    spanned: int,
-    n_buckets: int,
-    n_validation: int,
-    seed: int,
-    rl: Mapping[str, Any],
-    specialist: Mapping[str, Any],
-    limit: Callable[[Market, Order, int], Policy] = solve_transient,
-) -> dict[str, Tensor]:
-    """Train specialists, and RL experts of ``spanned`` conditions, until validation scores stop rising.
-
-    ``rl`` and ``specialist`` are options of
-    :func:`flowoe_lib.training.reinforcement.train_ppo` and
-    :func:`flowoe_lib.training.specialist.train_specialists`; ``limit`` solves for the optimum, whose
-    validation score is one. The result is for :func:`flowoe_lib.studies.opponents.unpack`.
-    """
-    days = n_buckets, n_validation, seed, limit
-    tasks: list[Any] = [partial(_specialists, conditions, *days, specialist)]
-    tasks += [partial(_rl_expert, c, *days, rl) for c in spanning(conditions, spanned)]
-    return {
-        k: t for made in sweep(operator.call, [(x,) for x in tasks], "opponents") for k, t in made.items()
-    }
-
-
-def _specialists(
-    conditions: Sequence[Condition],
-    n_buckets: int,
-    n_days: int,
-    seed: int,
-    limit: Callable[[Market, Order, int], Policy],
-    options: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    captures = validation_captures(conditions, n_days, n_buckets, seed, limit=limit)
-    rounds = train_specialists(conditions, n_buckets, seed, captures, **options)
-    out: dict[str, Tensor] = {}
-    for i, c in enumerate(conditions):
-        policy = best_round(rounds, i).policy.alone(i)
-        out |= {f"{c.world}/{c.name}:specialist:{k}": t for k, t in policy.to_tensors().items()}
-    return out
-
-
-def _rl_expert(
-    c: Condition,
-    n_buckets: int,
-    n_days: int,
-    seed: int,
-    limit: Callable[[Market, Order, int], Policy],
-    options: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    captures = validation_captures([c], n_days, n_buckets, seed, limit=limit)
-    policy = best_round(train_ppo(c, n_buckets, seed, captures, **options)).policy
-    return {f"{c.world}/{c.name}:rl:{k}": t for k, t in policy.to_tensors().items()}
 
 
 def opponents_in(condition: Condition, n_buckets: int, learned: Mapping[str, Policy]) -> dict[str, Policy]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, Policy, execute, fraction_of_score, score_of_fraction
-from flowoe_lib.execution.features import action_of_fraction, features
+from flowoe_lib.execution.features import action_of_fraction, feature_count, features
 from flowoe_lib.market.batching import batch, map_tensors
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.simulator import simulate
@@ -53,7 +53,7 @@ class Recorder:
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, noise included, [paths]."""
         fraction = self.expert(obs, noise)
-        self.observed.append(features(obs))
+        self.observed.append(features(obs, feature_count(obs.market)))
         self.actions.append(action_of_fraction(obs, fraction))
         n_left = obs.n_buckets - obs.k
         return fraction_of_score(score_of_fraction(fraction, n_left) + self.noise_sd * noise, n_left)
@@ -153,7 +153,7 @@ def imitate(
     >>> bool(losses[-10:].mean() < losses[:10].mean() / 2)
     True
     """
-    learner = EndpointField(generator(seed, "initial weights"))
+    learner = EndpointField(generator(seed, "initial weights"), demonstrations.observed.shape[1])
     draws = generator(seed, "minibatches")
     optimiser = torch.optim.Adam(learner.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=iterations)
