@@ -131,6 +131,14 @@ def shares(children: Sequence[Child]) -> list[float]:
     return [child.shares for child in children]
 
 
+def test_more_than_the_child_order_may_be_filled(tmp_path: Path) -> None:
+    order = bought(tmp_path)
+    child = order.next(DAY.iloc[[0]])
+    after = order.next(DAY.iloc[[1]], child.shares + 1_000)
+    assert order.state.filled == child.shares + 1_000
+    assert after.shares == round((SHARES - child.shares - 1_000) / (N - 1))
+
+
 def test_what_is_not_filled_is_carried_to_the_end_of_the_window(tmp_path: Path) -> None:
     order = bought(tmp_path)
     children = worked(order, share=lambda child: 0.5 if child.bucket < 5 else 0.0)
@@ -212,7 +220,7 @@ def test_a_policy_sees_the_order_at_its_changed_size(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[LiveOrder], Any], str]] = {
-    "more filled than sent": (lambda o: o.next(DAY.iloc[[2]], 100_001), "must be from 50,000"),
+    "more filled than ordered": (lambda o: o.next(DAY.iloc[[2]], SHARES + 1), "must be from 50,000"),
     "less filled than before": (
         lambda o: o.next(DAY.iloc[[2]], 49_999),
         "filled = 49,999: must be from",

@@ -149,7 +149,7 @@ class LiveOrder:
             For a bar that :func:`flowoe_lib.data.bars.load_bars` refuses.
         OrderError
             For a bar of another day or before the last one, and for fewer shares filled than before, or more
-            than were sent.
+            than the order has. More than the last child order may be filled, for it is only advice.
         """
         s, ticket, bars = self.state, self.plan.ticket, self._checked(bar)
         time = bars.index[-1]
@@ -161,11 +161,11 @@ class LiveOrder:
                 raise OrderError(f"time = {time}: must be on the day of {last} and not before it")
             if bucket == s.bucket:
                 return self.child
-        most = s.filled + s.sent
+        most = max(s.filled + s.sent, s.shares)
         if not s.filled <= filled <= most * (1 + 1e-9):
             raise OrderError(
                 f"filled = {filled:,.10g}: must be from {s.filled:,.10g}, the shares filled before, to "
-                f"{most:,.10g}, those and the last child order"
+                f"{most:,.10g}, those of the order"
             )
         seen = self._measured(bars, bucket, filled - s.filled)
         seen |= {"bucket": bucket, "time": str(time), "filled": float(filled)}
