@@ -282,7 +282,7 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
-    """Replace the notebooks and the weights beside them by those of the run, ready to be committed.
+    """Replace the notebooks and the results beside them by those of the run, ready to be committed.
 
     Raises ReproductionError if an input was edited while they ran, before anything is replaced.
     """
@@ -291,8 +291,8 @@ def publish(tasks: Sequence[Task], workspace: Workspace) -> None:
         clean = published(json.loads(task.executed.read_text(encoding="utf-8")))
         text = json.dumps(clean, indent=1, sort_keys=True, ensure_ascii=False)
         atomic_write(task.notebook, f"{text}\n".encode())
-    shutil.rmtree(workspace.trained.root, ignore_errors=True)
-    workspace.store.copy([card.name for card in workspace.store.learned()], workspace.trained)
+    shutil.rmtree(workspace.published.root, ignore_errors=True)
+    workspace.store.copy([card.name for card in workspace.store.results()], workspace.published)
 
 
 def pages(root: Path) -> list[Path]:
@@ -358,8 +358,8 @@ def compared(workspace: Workspace) -> str:
     runs = unpack(workspace.store.read_tensors("universal_policies"))
     apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
-    here = {card.name: card.sha256 for card in workspace.store.learned()}
-    there = [card for card in workspace.trained.learned() if card.holds_weights]
+    here = {card.name: card.sha256 for card in workspace.store.results()}
+    there = [card for card in workspace.published.results() if card.holds_weights]
     equal = sum(here.get(card.name) == card.sha256 for card in there)
     return (
         f"the policy that comes with the library is {same} that was trained here\n"

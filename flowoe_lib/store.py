@@ -100,6 +100,10 @@ _FORMATS = (
 )
 
 
+LARGEST = 1_000_000
+"""Bytes of the largest entry that is published; what is larger is quickly made."""
+
+
 PROFILES = ("full", "quick")
 """``full`` makes the committed results, ``quick`` runs the same pipeline at small scale."""
 
@@ -190,12 +194,11 @@ class Store:
         """A JSON value made by an earlier notebook. Raises MissingArtifact."""
         return json.loads(self._read(name, ".json")[1])
 
-    def learned(self) -> list[Card]:
-        """Cards of the entries with learned weights, and of the tables that the same tasks made."""
+    def results(self) -> list[Card]:
+        """Cards of the entries of at most ``LARGEST`` bytes."""
         names = (path.name.removesuffix(".card.json") for path in sorted(self.root.glob("*.card.json")))
-        cards = [entry[0] for entry in map(self._entry, names) if entry]
-        recipes = [card.recipe for card in cards if card.holds_weights and card.recipe]
-        return [card for card in cards if card.recipe in recipes]
+        entries = [entry for entry in map(self._entry, names) if entry]
+        return [card for card, content in entries if len(content) <= LARGEST]
 
     def copy(self, names: Iterable[str], to: "Store") -> None:
         """Copy entries, with their recipes, to another store. Raises MissingArtifact."""
@@ -300,17 +303,17 @@ class Workspace:
     def store(self) -> Store:
         """Results that later notebooks read: in ``artifacts``, or where FLOWOE_STORE points.
 
-        There, entries that ``artifacts`` or ``trained`` has are copied instead of being computed. The tests
-        of the notebooks use it, to train nothing that is published already.
+        There, entries that ``artifacts`` or ``published`` has are copied instead of being computed. The tests
+        of the notebooks use it, to compute nothing that is published already.
         """
         made = Store(self.root / "artifacts" / self.profile)
         apart = os.environ.get("FLOWOE_STORE")
-        return Store(Path(apart) / self.profile, (made, self.trained)) if apart else made
+        return Store(Path(apart) / self.profile, (made, self.published)) if apart else made
 
     @property
-    def trained(self) -> Store:
-        """The weights that the published notebooks learned."""
-        return Store(self.root / "notebooks" / "trained")
+    def published(self) -> Store:
+        """The weights and tables that the published notebooks made."""
+        return Store(self.root / "notebooks" / "results")
 
     @property
     def figures(self) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowoe_lib import recipes
 from flowoe_lib import store as artifacts
-from flowoe_lib.store import MissingArtifact, Store, atomic_write
+from flowoe_lib.store import LARGEST, MissingArtifact, Store, atomic_write
 
 TABLE = pd.DataFrame({"policy": ["TWAP", "AC"], "cost_bps": [10.4, 10.1]}, index=pd.Index([3, 5], name="row"))
 
@@ -388,13 +388,13 @@ def test_current_entries_of_other_stores_are_copied(store: Store, tmp_path: Path
     assert (anew.calls, store.read_json("run")) == (1, 1)
 
 
-def test_learned_entries_are_weights_and_the_tables_of_the_same_task(store: Store) -> None:
+def test_results_are_the_entries_that_are_not_large(store: Store) -> None:
     def trains(seed: int = 0) -> Results:
         return Results(TABLE, {"w": torch.zeros(2)}, 1.0)
 
     trains.__annotations__["return"] = Results
     store.made("run", as_task(trains))
-    store.made("score", Counted(TABLE).task, seed=1)
-    store.write("weights_without_recipe", {"w": torch.zeros(2)})
-    assert {card.name for card in store.learned()} == {"run_table", "run_weights", "run_seconds"}
-    assert [card.name for card in store.learned() if card.holds_weights] == ["run_weights"]
+    store.made("large", Counted({"w": torch.zeros(LARGEST // 4)}).task, seed=1)
+    store.write("level", 2.0)
+    assert {card.name for card in store.results()} == {"run_table", "run_weights", "run_seconds", "level"}
+    assert [card.name for card in store.results() if card.holds_weights] == ["run_weights"]
