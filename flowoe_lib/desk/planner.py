@@ -380,6 +380,7 @@ class _Desk:
         low, median, high = ticket.shares * np.quantile(inventory[1:], (0.1, 0.5, 0.9), axis=1)
         share = -ticket.shares * np.diff(inventory, axis=0)
         share /= np.maximum(expected_volume(ticket, self.known), 1e-9)[:, None]
+        low, high = (x if ticket.lot is None else ticket.lot * np.rint(x / ticket.lot) for x in (low, high))
         median[-1] = 0
         traded = whole_lots(median, ticket, self.room)
         columns = {

@@ -187,7 +187,7 @@ def write_review(result: Review, folder: Path) -> Path:
     parts = result.parts.copy()
     parts.loc["total"] = [*total, "implementation shortfall"]
     digits = {"currency": "{:,.0f}".format, "bps": "{:,.1f}".format, "price": "{:,.6g}".format}
-    tables = {"parts": parts, "benchmarks": result.benchmarks}
+    tables = {"parts": parts, "benchmarks": result.benchmarks.rename({"vwap": "VWAP", "twap": "TWAP"})}
     filled = {k: t.to_html(formatters=digits, classes="figures", border=0) for k, t in tables.items()}
     filled["review_figure"] = embedded(folder / "review.png")
     title = f"Review of an order to {result.ticket.side} {result.shares:,.10g} shares"
