@@ -10,7 +10,7 @@ WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# With one extra besides: $(INSTALLED)-benchmark, $(INSTALLED)-docs, $(INSTALLED)-lab.
+# With one extra besides: $(INSTALLED)-benchmark, $(INSTALLED)-lab, $(INSTALLED)-site.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt \
 	$(if $(EXTRA_INDEX),--extra-index-url $(EXTRA_INDEX))
 
@@ -36,7 +36,7 @@ export FLOWOE_ENGINE := $(ENGINE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce notebooks order work review test unit-tests notebook-tests lint lab explore test-lab docs benchmark clean
+.PHONY: help reproduce notebooks order work review test unit-tests notebook-tests lint lab explore test-lab site benchmark clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -83,13 +83,16 @@ lint: $(INSTALLED) ## check style and types
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
-docs: $(INSTALLED)-docs ## write the pages of the library from its docstrings into build/docs; fails on a warning
-	$(BIN)/python -W error -m pdoc --docformat numpy --output-directory build/docs flowoe_lib
+site: $(INSTALLED)-site ## build README, docs, notebooks as committed and the API into build/site; fails on a warning
+	rm -rf build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs/site -d build/doctrees . build/site
+	cp build/site/README.html build/site/index.html
+	$(BIN)/python -W error -m pdoc --docformat numpy --template-directory docs/site/pdoc -o build/site/api flowoe_lib
 
 explore: $(INSTALLED)-lab ## open the page that explores the trained policy, with voila
 	$(BIN)/voila notebooks/00_explore.ipynb
 
-test-lab: $(INSTALLED)-lab ## open that page in JupyterLab and voila with a real browser, and move a slider
+test-lab: $(INSTALLED)-lab site ## open that page in JupyterLab and voila with a real browser and move a slider; click through the site
 	$(BIN)/python -m pytest -rs tests_lab
 
 benchmark: $(INSTALLED)-benchmark ## measure speed and memory, beside other implementations

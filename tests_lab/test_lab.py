@@ -1,7 +1,8 @@
-"""The page of notebook 00 in a real browser: it opens, a slider moves, and the picture changes."""
+"""The page of notebook 00 and the site in a real browser: sliders move the picture, links lead to pages."""
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -24,6 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "notebooks/00_explore.ipynb"
+SITE = ROOT / "build" / "site"
 PATIENCE_S = 60
 BYTES = """
 const done = arguments[arguments.length - 1];
@@ -150,3 +154,50 @@ def test_in_voila(browser: Chrome, checkout: Path) -> None:
     with serving("voila", NOTEBOOK, checkout=checkout) as address:
         browser.get(address)
         check_page(browser)
+
+
+def check_illustrated(browser: Chrome, title: str) -> None:
+    """The page with this title, whose pictures are all loaded."""
+    find(browser, f"//article//h1[starts-with(., '{title}')]")
+    WebDriverWait(browser, PATIENCE_S).until(
+        lambda b: b.execute_script("return document.readyState") == "complete"
+    )
+    widths = browser.execute_script("return Array.from(document.images, image => image.naturalWidth)")
+    assert widths
+    assert all(widths)
+
+
+def test_site_from_its_landing_page(browser: Chrome) -> None:
+    browser.get((SITE / "index.html").as_uri())
+    check_illustrated(browser, "FlowOE, replicated")
+    find(browser, "//article//a[contains(., '03_imitation')]").click()
+    check_illustrated(browser, "3. Imitation")
+    # Mathematics is drawn without a network.
+    find(browser, "//mjx-container//mjx-math")
+    find(browser, "//nav//a[text()='Gallery']").click()
+    check_illustrated(browser, "Gallery")
+    find(browser, "//nav//a[text()='Running it']").click()
+    find(browser, "//td[contains(., 'make site')]")
+    find(browser, "//a[text()='API of the library']").click()
+    find(browser, "//nav//a[text()='FlowOE, replicated']").click()
+    check_illustrated(browser, "FlowOE, replicated")
+    assert browser.current_url == (SITE / "index.html").as_uri()
+
+
+def test_internal_links_of_the_site_lead_somewhere() -> None:
+    found = [path for path in SITE.rglob("*.html") if "_static" not in path.parts]
+    # Scripts have templates of links.
+    pages = {p: re.sub(r"(?s)<script.*?</script>", "", p.read_text(encoding="utf-8")) for p in found}
+    targets = {p: set(re.findall(r"\b(?:id|name)=[\"']([^\"']+)", text)) for p, text in pages.items()}
+    assert {SITE / f"{name}.html" for name in ("index", "docs/gallery", "api/flowoe_lib")} <= set(pages)
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert notebooks == {page.stem for page in pages if page.parent == SITE / "notebooks"}
+    dead = []
+    for page, text in pages.items():
+        for link in set(re.findall(r"\b(?:href|src)=[\"']([^\"']+)", text)):
+            url = urlsplit(unescape(link))
+            target = (page.parent / unquote(url.path)).resolve() if url.path else page
+            anchors = targets.get(target, set()) | {""}
+            if not url.scheme and not (target.is_file() and unquote(url.fragment) in anchors):
+                dead.append(f"{page.relative_to(SITE)}: {link}")
+    assert dead == []
