@@ -42,6 +42,10 @@ def in_one_step(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
     return rows
 
 
+def _of_heston(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
+    return in_one_step(comparisons[comparisons["world"] == "heston"], policy)
+
+
 def shares(comparisons: pd.DataFrame) -> pd.DataFrame:
     """Difference in utility with its interval, as shares of the cost that defines a material difference."""
     ends = comparisons[["utility", "utility_ci_low", "utility_ci_high"]]
@@ -109,15 +113,15 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
     Parameters
     ----------
     comparisons : pandas.DataFrame
-        Comparisons of "flow_refined" in all worlds and of "flow_imitation" in the Heston world.
+        Comparisons of "flow_refined" in all worlds and of "flow_imitation" at least in the Heston world.
     chosen : pandas.DataFrame
         The table of :func:`flowoe_lib.evaluation.frontier.dominance`.
     selected : mapping of str to bool
         Whether imitation acts most like the best expert, by condition.
     """
     everywhere = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
-    refined = everywhere[everywhere["world"] == "heston"]
-    imitation = in_one_step(comparisons, "flow_imitation")
+    refined = _of_heston(comparisons, "flow_refined")
+    imitation = _of_heston(comparisons, "flow_imitation")
     best, best_everywhere = _best(refined), _best(everywhere)
     benchmarks = refined[refined["reference"].isin(BENCHMARKS)]
     all_beaten = benchmarks.groupby("condition")["verdict"].apply(lambda v: set(v) == {"better"})
@@ -264,7 +268,7 @@ def evidence(
         _risk_line(f"liquidity, risk aversion chosen, over {LOOKS[str(name)].name}", rows)
         for name, rows in chosen.groupby("reference", sort=False)
     ]
-    lifted = _lifted(worlds["heston"], in_one_step(comparisons, "flow_imitation"))
+    lifted = _lifted(worlds["heston"], _of_heston(comparisons, "flow_imitation"))
     tables: dict[str, list[Line]] = {
         "1": [_line("the best opponent", best), *(_line(name, rows) for name, rows in versus.items())],
         "2": [_line(name, versus[name]) for name in (LOOKS[b].name for b in BENCHMARKS)],
