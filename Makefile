@@ -52,12 +52,12 @@ reproduce: $(INSTALLED) ## make every figure and table; does only what is not up
 notebooks: $(INSTALLED) ## reproduce in full, then put the executed copies into notebooks/
 	$(BIN)/python -m flowoe_lib.reproduce --profile full --device $(DEVICE) --publish
 
-# The notebooks keep one core busy and at times two; lint and a single process of tests fill the gaps.
+# Two processes of tests, one file at a time each, so that what the tests of a file share is made once.
 test: $(INSTALLED) ## lint, the tests, and the committed notebooks run again and compared, side by side
-	@WORKERS=0 $(MAKE) --jobs=3 $(SYNC) notebook-tests unit-tests lint
+	@WORKERS=2 $(MAKE) --jobs=3 $(SYNC) notebook-tests unit-tests lint
 
 unit-tests: $(INSTALLED) ## the tests alone, on all cores
-	MPLBACKEND=agg $(BIN)/python -m pytest -n $(WORKERS)
+	MPLBACKEND=agg $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and compared
 	FLOWOE_FIGURES=$(CURDIR)/build/test/figures FLOWOE_STORE=$(CURDIR)/build/test/artifacts \

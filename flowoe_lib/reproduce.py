@@ -135,7 +135,7 @@ def _defined(notebook: _Notebook, path: Path) -> dict[str, str]:
 def notebooks_in_order(folder: Path) -> list[Path]:
     """Notebooks by number, those of ``USE_PRETRAINED`` last; copies such as ``-Copy1`` are left out."""
     found = [p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem)]
-    return sorted(found, key=lambda p: (p.stem in USE_PRETRAINED, RUN_BEFORE.get(p.stem, p.name)))
+    return sorted(found, key=lambda p: (p.stem in USE_PRETRAINED, RUN_BEFORE.get(p.stem, p.name), p.name))
 
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
