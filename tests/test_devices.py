@@ -46,7 +46,7 @@ class WithoutValues(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
             if func is Tensor.__bool__:
                 return True
-            if func is Tensor.item:
+            if func in (Tensor.item, Tensor.__float__):
                 return 0.0
             if func is Tensor.cpu:
                 return args[0]

@@ -269,7 +269,7 @@ def test_publishing_ships_the_trained_policy_before_notebooks_use_it(project: Pa
     assert code == 0, printed
     assert ran == ["08_your_order"]
     assert "is the one that was trained here" in printed
-    assert "1 of 1 sets of weights that come with the notebooks are those trained here" in printed
+    assert "2 of 2 sets of weights that come with the notebooks are those trained here" in printed
     runs = project / "notebooks" / "results" / "runs.safetensors"
     assert runs.read_bytes() == (project / "artifacts" / "full" / "runs.safetensors").read_bytes()
     assert json.loads((project / POLICY).read_text())["n_buckets"] == 9
