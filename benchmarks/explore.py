@@ -1,7 +1,7 @@
-"""Seconds to redraw the page of notebook 00, beside matplotlib drawing an empty figure of three panels.
+"""Seconds to redraw the page of notebook 00, beside matplotlib drawing four empty figures of that size.
 
 A redraw is all that happens in the kernel once a slider has moved: solving the schedules, trading the days
-with the policy, and drawing the picture. Settings differ from one redraw to the next.
+with the policy, and drawing the pictures. Settings differ from one redraw to the next.
 """
 
 import io
@@ -14,17 +14,18 @@ import torch
 from _report import report
 from matplotlib.figure import Figure
 
-from flowoe_lib.desk.explorer_page import Page
+from flowoe_lib.desk.explorer_page import PANELS, SIZE, Page
 from flowoe_lib.training.pretrained import load_pretrained
 
 REPETITIONS = 30
-PAGE, EMPTY = "redraw of the page", "three empty panels"
+PAGE, EMPTY = "redraw of the page", "four empty figures"
 
 
-def empty_figure() -> None:
-    figure = Figure(figsize=(10, 3.6))
-    figure.subplots(1, 3)
-    figure.savefig(io.BytesIO(), format="png", dpi=120)
+def empty_figures() -> None:
+    for _ in PANELS:
+        figure = Figure(figsize=SIZE)
+        figure.subplots()
+        figure.savefig(io.BytesIO(), format="png", dpi=120)
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     def move() -> None:
         page.sliders["beta"].value = next(betas)
 
-    kernels: dict[str, Callable[[], object]] = {PAGE: move, EMPTY: empty_figure}
+    kernels: dict[str, Callable[[], object]] = {PAGE: move, EMPTY: empty_figures}
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     for _ in range(REPETITIONS):
         for name, run in kernels.items():

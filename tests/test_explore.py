@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from flowoe_lib.desk.explorer import SCHEDULES, Settings, View, explore
-from flowoe_lib.desk.explorer_page import DIALS, Page, explore_figure, newest_only
-from flowoe_lib.execution.execution import execute
+from flowoe_lib.desk.explorer_page import DIALS, PRESETS, Page, explore_figure, newest_only, numbers_table
+from flowoe_lib.execution.execution import Policy, execute
 from flowoe_lib.market.model import scalar
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.plotting import LOOKS
-from flowoe_lib.policies.schedules import expected_cost, expected_risk
+from flowoe_lib.policies.schedules import expected_cost, expected_risk, twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
@@ -40,7 +40,7 @@ def rows(table: pd.DataFrame, policy: str) -> pd.DataFrame:
 
 
 def test_schedules_run_from_the_whole_order_to_nothing(view: View) -> None:
-    for policy in ("twap", *SCHEDULES, "flow_refined"):
+    for policy in (*SCHEDULES, "flow_refined"):
         plan = rows(view.schedule, policy)[["low", "middle", "high"]].to_numpy()
         assert (plan[0] == 1).all()
         assert (plan[-1] == 0).all()
@@ -97,10 +97,10 @@ def test_same_settings_give_the_same_bits_and_another_seed_another_day(
     view: View, trained: PretrainedPolicy
 ) -> None:
     again, other = (explore(Settings(), trained, seed) for seed in (SEED, SEED + 1))
-    for table in ("schedule", "frontier", "day"):
+    for table in ("schedule", "frontier", "day", "reaction", "numbers"):
         pd.testing.assert_frame_equal(getattr(view, table), getattr(again, table), check_exact=True)
     assert view.gain_bps == again.gain_bps
-    assert (view.day["variance"] != other.day["variance"])[1:].all()
+    assert (view.day["volatility"] != other.day["volatility"])[1:].all()
 
 
 @pytest.mark.parametrize(
@@ -110,21 +110,55 @@ def test_order_and_impact_settings_do_not_change_the_simulated_day(
     change: dict[str, float], view: View, trained: PretrainedPolicy
 ) -> None:
     day = explore(replace(Settings(), **change), trained, SEED).day
-    unmoved = ["variance", "liquidity"]
+    unmoved = ["volatility", "liquidity"]
     pd.testing.assert_frame_equal(day[unmoved], view.day[unmoved], check_exact=True)
     assert (day["traded"] != view.day["traded"]).any()
 
 
 def test_vol_of_vol_changes_the_day_smoothly(view: View, trained: PretrainedPolicy) -> None:
     near, far = (explore(Settings(cv=cv), trained, SEED).day for cv in (1.301, 0.02))
-    np.testing.assert_allclose(near["variance"], view.day["variance"], atol=0.01)
-    np.testing.assert_allclose(far["variance"], 1, atol=0.1)
+    np.testing.assert_allclose(near["volatility"] ** 2, view.day["volatility"] ** 2, atol=0.01)
+    np.testing.assert_allclose(far["volatility"] ** 2, 1, atol=0.1)
     assert (near["liquidity"] == view.day["liquidity"]).all()
 
 
 def test_the_day_trades_the_order(view: View) -> None:
     assert view.day["traded"].sum() == pytest.approx(1, abs=1e-5)
-    assert view.day["twap"].sum() == pytest.approx(1)
+    assert view.day["static"].sum() == pytest.approx(1)
+
+
+def test_numbers_are_those_of_the_executed_schedules(view: View, trained: PretrainedPolicy) -> None:
+    market, order = Settings().condition(trained)
+    days = simulate(market, 8_000, trained.n_buckets, generator(2, "others"))
+    policies: dict[str, Policy] = {"twap": twap, "flow_refined": trained.policy()}
+    for name, policy in policies.items():
+        with torch.no_grad():
+            utility = execute(policy, days, market, order, generator(2, "noise")).utility_bps(order)
+        assert view.numbers.loc[name, "total_bps"] == pytest.approx(-utility.mean().item(), rel=0.03)
+    assert view.numbers.loc["twap", "gain_bps"] == 0
+    over_static = view.numbers["gain_bps"]["flow_refined"] - view.numbers["gain_bps"]["static_optimal"]
+    assert over_static == pytest.approx(view.gain_bps[0], abs=1e-3)
+
+
+def test_reaction_at_the_open_rises_with_volatility_and_depth(view: View, trained: PretrainedPolicy) -> None:
+    days = view.reaction
+    ranks = days.rank()
+    for state in ("volatility", "depth"):
+        other = ranks[["depth" if state == "volatility" else "volatility"]].assign(one=1.0)
+        trade, cause = (
+            ranks[c] - other @ np.linalg.lstsq(other, ranks[c], rcond=None)[0] for c in ("traded", state)
+        )
+        assert np.corrcoef(trade, cause)[0, 1] > 0.5
+    nothing = explore(Settings(cv=0.02, depth_sd=0.0), trained, SEED).reaction
+    assert nothing["traded"].std() < 0.1 * days["traded"].std()
+
+
+def test_formatted_numbers_have_no_negative_zero(view: View) -> None:
+    nearly = replace(view, gain_bps=(-0.001, -0.004, 0.001))
+    text = numbers_table(nearly).to_html()
+    assert "+0.00 bps of utility (95 %: +0.00 to +0.00)" in text
+    assert "-0.00" not in text
+    assert f"{view.numbers['cost_bps']['twap']:.2f}" in text
 
 
 def test_settings_outside_the_training_range_are_refused_by_name(trained: PretrainedPolicy) -> None:
@@ -134,15 +168,36 @@ def test_settings_outside_the_training_range_are_refused_by_name(trained: Pretra
 
 def test_figure_marks_the_settings_own_points(view: View) -> None:
     figure = explore_figure(view)
-    _, frontier, _, trades = figure.axes
-    marked = [
-        line for line in frontier.lines if line.get_marker() in {look.marker for look in LOOKS.values()}
+    _, frontier, reaction, volatility, liquidity, trades = figure.axes
+    drawn = [
+        [float(np.asarray(part)[line.get_markevery()[0]]) for part in line.get_data()]  # type: ignore[index]
+        for line in frontier.lines
     ]
-    drawn = [[float(np.asarray(part)[0]) for part in line.get_data()] for line in marked]
+    assert [line.get_marker() for line in frontier.lines] == [
+        LOOKS[name].marker for name in (*SCHEDULES, "flow_refined")
+    ]
     own = view.frontier.groupby("policy", sort=False).first()
     np.testing.assert_allclose(drawn, own[["risk_bps", "cost_bps"]])
-    [bars] = trades.patches
-    assert bars.get_data().values.sum() == pytest.approx(100, abs=1e-3)  # type: ignore[attr-defined]
+    assert sum(np.size(line.get_xdata()) for line in reaction.lines[:2]) == len(view.reaction)
+    for axes, state in ((volatility, "volatility"), (liquidity, "liquidity")):
+        np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), view.day[state])
+        assert axes.get_ylim()[1] == pytest.approx(view.day[state].max(), rel=0.2)
+    for stairs in trades.patches:
+        assert stairs.get_data().values.sum() == pytest.approx(100, abs=1e-3)  # type: ignore[attr-defined]
+
+
+def test_no_legend_of_the_figure_covers_a_label_or_leaves_it(view: View) -> None:
+    figure = explore_figure(view)
+    figure.draw_without_rendering()
+    legends = [part.legends[0].get_window_extent() for part in figure.subfigs]
+    # With titles, labels and ticks.
+    panels = [box for axes in figure.axes if (box := axes.get_tightbbox()) is not None]
+    assert len(panels) == 6
+    assert not any(legend.overlaps(panel) for legend in legends for panel in panels)
+    for box in [*legends, *panels]:
+        assert box.width > 100
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
 
 
 def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: PretrainedPolicy) -> None:
@@ -162,13 +217,28 @@ def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: 
 
 def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: PretrainedPolicy) -> None:
     page = Page(trained, SEED)
-    first = bytes(page.picture.value)
-    assert first.startswith(b"\x89PNG")
+    first = [bytes(picture.value) for picture in page.pictures]
+    assert all(picture.startswith(b"\x89PNG") for picture in first)
     page.sliders["beta"].value = 0.7
     assert page.settings == replace(Settings(), beta=0.7)
-    assert bytes(page.picture.value) != first
+    assert all(bytes(picture.value) != old for picture, old in zip(page.pictures, first, strict=True))
     page.sliders["beta"].value = 0.6
-    assert bytes(page.picture.value) == first
+    assert [bytes(picture.value) for picture in page.pictures] == first
+
+
+def test_presets_move_the_market_and_reset_moves_everything_back(
+    trained: PretrainedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Page, "draw", lambda page: None)
+    page = Page(trained, SEED)
+    page.sliders["beta"].value = 0.7
+    for name in ("calm", "crisis", "stressed"):
+        page.buttons[name].click()
+        expected = replace(Settings(), beta=0.7, **PRESETS[name])
+        assert vars(page.settings) == pytest.approx(vars(expected))
+        page.settings.condition(trained)
+    page.buttons["reset"].click()
+    assert vars(page.settings) == pytest.approx(vars(Settings()))
 
 
 def test_an_error_is_a_message_in_the_page(trained: PretrainedPolicy) -> None:
@@ -176,10 +246,10 @@ def test_an_error_is_a_message_in_the_page(trained: PretrainedPolicy) -> None:
     page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": -1.0})
     page.draw()
     assert "Heston.kappa = -1: must be finite" in page.message.value
-    assert page.picture.layout.visibility == "hidden"
+    assert page.results.layout.visibility == "hidden"
     page.trained = trained
     page.draw()
-    assert (page.message.value, page.picture.layout.visibility) == ("", "visible")
+    assert (page.message.value, page.results.layout.visibility) == ("", "visible")
 
 
 def test_of_moves_in_quick_succession_only_the_last_is_drawn_in_the_thread_of_the_page() -> None:

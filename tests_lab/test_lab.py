@@ -122,7 +122,7 @@ def moved(browser: Chrome, label: str, key: str) -> None:
 
 
 def check_page(browser: Chrome) -> None:
-    """Eight sliders and a picture that follows them there and back, without an error."""
+    """Eight sliders and a picture that follows them there and back and a button, without an error."""
     wait = WebDriverWait(browser, PATIENCE_S)
     first = picture(browser)
     assert first.startswith(b"\x89PNG")
@@ -135,6 +135,14 @@ def check_page(browser: Chrome) -> None:
         wait.until(lambda b: picture(b) == first)
     moved(browser, "volatility,", Keys.ARROW_RIGHT)
     wait.until(lambda b: picture(b) != first)
+    find(browser, "//button[contains(@class, 'widget-button')][contains(., 'reset')]").click()
+    wait.until(lambda b: picture(b) == first)
+    # In a narrow window the pictures stand below each other, within it.
+    browser.set_window_size(500, 1000)
+    images = browser.find_elements(By.XPATH, "//img[contains(@class, 'widget-image')]")
+    assert len(images) == 4
+    wait.until(lambda b: len({image.rect["x"] for image in images}) == 1)
+    assert all(image.rect["width"] <= 500 for image in images)
     assert "Traceback" not in browser.find_element(By.TAG_NAME, "body").text
     assert not browser.find_elements(By.XPATH, "//*[contains(@data-mime-type, 'error')]")
 

@@ -38,7 +38,13 @@ SHOWN = N_PATHS // 2
 N_AVERSIONS = 8
 
 
+def _even(market: Market, order: Order, n_buckets: int) -> Schedule:
+    left = torch.linspace(1, 0, n_buckets + 1, dtype=torch.float64)
+    return Schedule(left.expand(*order.risk_aversion.shape, -1).movedim(-1, 0))
+
+
 SCHEDULES: dict[str, Callable[[Market, Order, int], Schedule]] = {
+    "twap": _even,
     "almgren_chriss": almgren_chriss,
     "static_optimal": static_optimal,
 }
@@ -68,12 +74,8 @@ class Settings:
         Raises ValueError naming each quantity that is invalid or outside the training range.
         """
         calibrated = trained.calibration
-        heston = Heston(
-            theta=scalar(self.volatility**2),
-            kappa=scalar(calibrated["kappa"]),
-            cv=scalar(self.cv),
-            rho=scalar(trained.conditions.rho),
-        )
+        kappa, rho = scalar(calibrated["kappa"]), scalar(trained.conditions.rho)
+        heston = Heston(theta=scalar(self.volatility**2), kappa=kappa, cv=scalar(self.cv), rho=rho)
         liquidity = Liquidity(
             illiquidity=scalar(self.illiquidity),
             depth_sd=scalar(self.depth_sd),
@@ -108,10 +110,20 @@ class View:
     Risk is the standard deviation of P&L from price moves alone, whose square lambda multiplies.
     """
     day: pd.DataFrame
-    """One day by bucket: time, variance over its mean, liquidity (volume times depth over its usual level),
-    traded and twap (fractions of the order)."""
+    """One day by bucket: time, volatility and liquidity (depth times volume), each over its usual level, and
+    what FlowOE and the static optimum trade (traded, static; fractions of the order)."""
+    reaction: pd.DataFrame
+    """Each day at the open: volatility and depth over their usual level, and the first trade (traded)."""
     gain_bps: tuple[float, float, float]
     """Gain in utility over the static optimum on the same days, with the ends of its 95 % interval."""
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """By policy at the setting's own risk aversion, in bps: cost_bps, risk_bps, total_bps = cost + lambda
+        risk^2, and gain_bps, the total of TWAP less its own."""
+        own = self.frontier.groupby("policy", sort=False).first()
+        total = own["cost_bps"] + own["risk_aversion"] * own["risk_bps"] ** 2
+        return own[["cost_bps", "risk_bps"]].assign(total_bps=total, gain_bps=total["twap"] - total)
 
 
 def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
@@ -150,7 +162,12 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
             _columns(policy=name, risk_aversion=orders.risk_aversion, cost_bps=c, risk_bps=r.sqrt())
             for name, (c, r) in points.items()
         ).reset_index(drop=True),
-        day=_day(days, market, inventory[:, SHOWN]),
+        day=_day(days, market, inventory[:, SHOWN], plans["static_optimal"][:, 0]),
+        reaction=_columns(
+            volatility=(days.variance[0, :N_PATHS] / market.heston.theta).sqrt(),
+            depth=days.log_depth[0].expand(days.n_paths)[:N_PATHS].exp(),
+            traded=1 - inventory[1],
+        ),
         gain_bps=paired_interval(gain[:N_PATHS]),
     )
 
@@ -172,20 +189,19 @@ def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
     """Quantiles of ``inventory`` [N + 1, paths] and the fixed schedules, each [N + 1], in one table."""
     time = torch.linspace(0, 1, len(inventory), dtype=torch.float64)
     low, middle, high = torch.quantile(inventory.double(), torch.tensor([0.1, 0.5, 0.9]).double(), dim=1)
-    fixed = {"twap": 1 - time} | plans
-    tables = [_columns(time=time, policy=k, low=q, middle=q, high=q) for k, q in fixed.items()]
+    tables = [_columns(time=time, policy=k, low=q, middle=q, high=q) for k, q in plans.items()]
     return pd.concat([*tables, _columns(time=time, policy="flow_refined", low=low, middle=middle, high=high)])
 
 
-def _day(days: MarketPaths, market: Market, inventory: Tensor) -> pd.DataFrame:
-    """The day that is shown, by bucket, with its ``inventory`` [N + 1]."""
+def _day(days: MarketPaths, market: Market, inventory: Tensor, plan: Tensor) -> pd.DataFrame:
+    """The day that is shown, by bucket, with its ``inventory`` and that of the static optimum, [N + 1]."""
     n = days.n_buckets
     # Constant depth and volume have one column for all paths.
     depth, volume = (x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume))
     return _columns(
         time=(torch.arange(n) + 0.5) / n,
-        variance=days.variance[:, SHOWN] / market.heston.theta,
+        volatility=(days.variance[:, SHOWN] / market.heston.theta).sqrt(),
         liquidity=volume * depth.exp(),
         traded=-inventory.diff(),
-        twap=1 / n,
+        static=-plan.diff(),
     )

@@ -1,23 +1,28 @@
-"""The page of the explorer: a slider for each setting, and the picture of its results."""
+"""The page of the explorer: a slider for each setting, and the numbers and pictures of its results."""
 
 import asyncio
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import log10
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from pandas.io.formats.style import Styler
 
 from flowoe_lib.desk.explorer import Settings, View, bounds, explore
 from flowoe_lib.plotting import LOOKS, style
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
-__all__ = ["DIALS", "Page", "explore_figure"]
+__all__ = ["DIALS", "PANELS", "PRESETS", "Page", "explore_figure", "headline", "numbers_table"]
+
+
+Panel = Callable[[FigureBase, View], None]
+"""Draws a part of the results; its last axes hold what the legend lists."""
 
 
 PAUSE_S = 0.05
@@ -26,6 +31,26 @@ PAUSE_S = 0.05
 
 FAST = {"figure.constrained_layout.use": False, "axes.titley": 1.0}
 """Automatic layout and placement of titles would take longer than all other drawing."""
+
+
+SIZE = (4.8, 3.3)
+"""Inches of a panel: in a narrow window the panels stand below each other, and stay legible."""
+
+
+PRESETS: dict[str, Mapping[str, float]] = {
+    "calm": {"volatility": 0.007, "illiquidity": 1.0},
+    "stressed": {"volatility": 0.02, "illiquidity": 1.0},
+    "crisis": {"volatility": 0.04, "illiquidity": 3.0},
+    "reset": vars(Settings()),
+}
+"""Settings that a button changes; the market's levels are those of the grid of conditions."""
+
+
+WRAPPED = {"flex": "1 1 420px", "min_width": "0px", "max_width": "640px"}
+"""Layout of what stands side by side where the window is wide enough."""
+
+
+ROW = {"flex_flow": "row wrap", "align_items": "flex-start"}
 
 
 class Dial(NamedTuple):
@@ -38,7 +63,6 @@ class Dial(NamedTuple):
     logarithmic: bool = False
     scale: float = 1.0
     """Units of the slider in one unit of the setting."""
-    digits: str = ".2f"
 
     def bounds(self, trained: PretrainedPolicy) -> tuple[float, float]:
         """The training range, in units of the slider."""
@@ -47,50 +71,50 @@ class Dial(NamedTuple):
 
     def slider(self, trained: PretrainedPolicy) -> ipywidgets.Widget:
         """The slider over the training range, at the default of the setting."""
-        low, high = self.bounds(trained)
-        kind, ends = ipywidgets.FloatSlider, (low, high)
-        if self.logarithmic:
-            kind, ends = ipywidgets.FloatLogSlider, (log10(low), log10(high))
+        kind = ipywidgets.FloatLogSlider if self.logarithmic else ipywidgets.FloatSlider
+        low, high = (log10(end) if self.logarithmic else end for end in self.bounds(trained))
         return kind(
             value=self.scale * getattr(Settings, self.setting),
-            min=ends[0],
-            max=ends[1],
+            min=low,
+            max=high,
             step=self.step,
             description=self.label,
-            readout_format=self.digits,
             continuous_update=False,
             style={"description_width": "15em"},
-            layout={"width": "99%"},
+            layout=WRAPPED,
         )
 
 
 DIALS = (
     Dial("volatility", "volatility, % per √day", 0.02, logarithmic=True, scale=100),
     Dial("cv", "volatility of volatility", 0.02),
-    Dial("illiquidity", "illiquidity, normal = 1", 0.1, digits=".1f"),
+    Dial("illiquidity", "illiquidity, normal = 1", 0.1),
     Dial("depth_sd", "depth variability, sd of log", 0.05),
-    Dial("size", "order size, % of ADV", 0.02, logarithmic=True, scale=100, digits=".1f"),
+    Dial("size", "order size, % of ADV", 0.02, logarithmic=True, scale=100),
     Dial("beta", "impact exponent β", 0.01),
     Dial("risk_aversion", "risk aversion λ, 10⁻⁴ per bps", 0.02, logarithmic=True, scale=1e4),
-    Dial("drift", "drift, daily sd", 0.05, digits="+.2f"),
+    Dial("drift", "drift, daily sd", 0.05),
 )
 
 
 class Page:
-    """Sliders, a line for error messages, and the picture; display ``widget``."""
+    """Buttons, sliders, a line for error messages, and the results; display ``widget``."""
 
     def __init__(self, trained: PretrainedPolicy, seed: int) -> None:
         self.trained, self.seed = trained, seed
         self.sliders = {dial.setting: dial.slider(trained) for dial in DIALS}
-        self.message = ipywidgets.HTML()
-        self.picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1200px"})
+        self.buttons = {name: ipywidgets.Button(description=name) for name in PRESETS}
+        self.message, self.numbers = ipywidgets.HTML(), ipywidgets.HTML()
+        self.pictures = [ipywidgets.Image(format="png", layout=WRAPPED) for _ in PANELS]
         moved = newest_only(self.draw, PAUSE_S)
         for slider in self.sliders.values():
             slider.observe(moved, "value")
-        sliders = list(self.sliders.values())
-        columns = [ipywidgets.VBox(half, layout={"width": "50%"}) for half in (sliders[:4], sliders[4:])]
-        top = ipywidgets.HBox(columns, layout={"max_width": "1200px"})
-        self.widget = ipywidgets.VBox([top, self.message, self.picture])
+        for name, button in self.buttons.items():
+            button.on_click(partial(self.choose, PRESETS[name]))
+        parts = (self.buttons.values(), self.sliders.values(), self.pictures)
+        rows = [ipywidgets.Box(list(part), layout=ROW) for part in parts]
+        self.results = ipywidgets.VBox([self.numbers, rows[2]])
+        self.widget = ipywidgets.VBox([*rows[:2], self.message, self.results], layout={"max_width": "1300px"})
         self.draw()
 
     @property
@@ -98,22 +122,30 @@ class Page:
         """The settings of the sliders."""
         return Settings(**{d.setting: self.sliders[d.setting].value / d.scale for d in DIALS})
 
+    def choose(self, preset: Mapping[str, float], button: object) -> None:
+        """Move the sliders of ``preset``."""
+        for dial in DIALS:
+            if dial.setting in preset:
+                self.sliders[dial.setting].value = dial.scale * preset[dial.setting]
+
     def draw(self) -> None:
-        """Draw the picture for the sliders, or show the error message."""
+        """Show the results for the sliders, or the error message."""
         try:
             view = explore(self.settings, self.trained, self.seed)
         except ValueError as error:
             self.message.value = f"<b>Cannot be shown:</b> {html.escape(str(error))}"
-            self.picture.layout.visibility = "hidden"
+            self.results.layout.visibility = "hidden"
             return
-        buffer = io.BytesIO()
-        with style():
-            explore_figure(view).savefig(buffer, format="png", dpi=120, pil_kwargs={"compress_level": 1})
-        self.picture.value, self.message.value = buffer.getvalue(), ""
-        self.picture.layout.visibility = "visible"
+        self.numbers.value = numbers_table(view).to_html()
+        for panel, picture in zip(PANELS, self.pictures, strict=True):
+            buffer = io.BytesIO()
+            figure = explore_figure(view, [panel], (1, 1))
+            figure.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})
+            picture.value = buffer.getvalue()
+        self.message.value, self.results.layout.visibility = "", "visible"
 
 
-def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], None]:
+def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], object]:
     """An event handler that calls ``act`` once no event has come for ``pause_s`` seconds.
 
     Outside a kernel it acts at once. Kernels may handle events in another thread while a cell runs;
@@ -131,63 +163,84 @@ def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], N
             waiting.cancel()
         waiting = loop.call_later(pause_s, act)
 
-    def handle(event: object) -> None:
-        loop.call_soon_threadsafe(restart)
-
-    return handle
+    return lambda event: loop.call_soon_threadsafe(restart)
 
 
-def explore_figure(view: View) -> Figure:
-    """Schedule, frontier and one day, in three panels."""
-    with style(), mpl.rc_context(FAST):  # type: ignore[arg-type]
-        figure = Figure(figsize=(10, 3.6))
-        figure.subplots_adjust(left=0.055, right=0.99, top=0.83, bottom=0.23, wspace=0.22, hspace=0.12)
-        panels = figure.subplot_mosaic("abc;abd")
-        _schedule_panel(panels["a"], view)
-        _frontier_panel(panels["b"], view)
-        _day_panels(panels["c"], panels["d"], view)
-        gain, low, high = view.gain_bps
-        message = (
-            f"FlowOE over the static optimum: {gain:+.2f} bps of utility (95 %: {low:+.2f} to {high:+.2f})"
-        )
-        figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        figure.legend(*panels["a"].get_legend_handles_labels(), loc="lower left", ncols=4)
-    return figure
+def headline(view: View) -> str:
+    """The gain over the best fixed schedule, in a sentence."""
+    gain, low, high = (f"{x:+z.2f}" for x in view.gain_bps)
+    return f"FlowOE over the static optimum: {gain} bps of utility (95 %: {low} to {high})"
 
 
-def _schedule_panel(axes: Axes, view: View) -> None:
+def numbers_table(view: View) -> Styler:
+    """The numbers of the order by policy, formatted, the largest gain in bold."""
+    table, gain = view.numbers.rename(index=lambda policy: LOOKS[policy].name), "gain over TWAP, bps"
+    table.columns = ["expected cost, bps", "price risk (sd), bps", "cost + λ risk², bps", gain]
+    styled = table.rename_axis(None).style.format("{:z.2f}").format("{:+z.2f}", subset=[gain])
+    return styled.highlight_max(subset=[gain], props="font-weight: bold").set_caption(headline(view))
+
+
+def _drawn(policy: str) -> dict[str, Any]:
+    look = LOOKS[policy]
+    return {"color": look.colour, "linestyle": look.line, "label": look.name}
+
+
+def _schedule_panel(figure: FigureBase, view: View) -> None:
+    axes = figure.subplots()
     for policy, row in view.schedule.groupby("policy", sort=False):
-        look = LOOKS[str(policy)]
-        axes.fill_between(row["time"], row["low"], row["high"], color=look.colour, alpha=0.2, lw=0)
-        axes.plot(row["time"], row["middle"], color=look.colour, linestyle=look.line, label=look.name)
+        look = _drawn(str(policy))
+        axes.fill_between(row["time"], row["low"], row["high"], color=look["color"], alpha=0.2, lw=0)
+        axes.plot(row["time"], row["middle"], **look)
     axes.set(title="Schedule; shaded: 80 % of days", xlabel="time of day", ylabel="inventory, of the order")
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
-def _frontier_panel(axes: Axes, view: View) -> None:
+def _frontier_panel(figure: FigureBase, view: View) -> None:
+    axes = figure.subplots()
     for policy, row in view.frontier.groupby("policy", sort=False):
-        look, curve, own = LOOKS[str(policy)], row.sort_values("risk_aversion"), row.iloc[0]
-        axes.plot(curve["risk_bps"], curve["cost_bps"], color=look.colour, linestyle=look.line)
-        axes.plot(own["risk_bps"], own["cost_bps"], look.marker, color=look.colour)
+        curve, look = row.sort_values("risk_aversion"), _drawn(str(policy))
+        own = [curve.index.get_loc(row.index[0])]
+        axes.plot(curve["risk_bps"], curve["cost_bps"], LOOKS[str(policy)].marker, markevery=own, **look)
     axes.set(title="Frontier; marked: your λ", xlabel="price risk (sd), bps", ylabel="expected cost, bps")
 
 
-def _day_panels(market: Axes, trades: Axes, view: View) -> None:
-    day, flow, twap = view.day, LOOKS["flow_refined"], LOOKS["twap"]
-    market.plot(day["time"], day["variance"], color="black", lw=1.2, label="variance")
-    market.plot(day["time"], day["liquidity"], color="#4aa89d", lw=1.2, ls="--", label="depth × volume")
-    market.set(title="One day", ylabel="over its usual level", xlim=(0, 1), ylim=(0, None))
-    market.tick_params(labelbottom=False)
-    # The legend goes above the frame, beside the title.
-    market.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.02, 0.97),
-        borderaxespad=0,
-        ncols=2,
-        fontsize=8,
-        handlelength=1.3,
-        columnspacing=1,
-    )
-    trades.stairs(100 * day["traded"], np.linspace(0, 1, len(day) + 1), fill=True, color=flow.colour)
-    trades.plot(day["time"], 100 * day["twap"], color=twap.colour, linestyle=twap.line)
-    trades.set(xlabel="time of day", ylabel="traded, %", xlim=(0, 1), ylim=(0, None))
+def _reaction_panel(figure: FigureBase, view: View) -> None:
+    axes, days, colour = figure.subplots(), view.reaction, LOOKS["flow_refined"].colour
+    thin = days["depth"] < days["depth"].median()
+    for name, rows in days.groupby(thin.map({True: "FlowOE, thin market", False: "FlowOE, deep market"})):
+        fill = "none" if "thin" in str(name) else colour
+        axes.plot(rows["volatility"], 100 * rows["traded"], "o", ms=4, mec=colour, mfc=fill, label=name)
+    axes.axhline(100 * view.day["static"][0], **_drawn("static_optimal"))
+    axes.set(title="Reaction: the first trade on each day", ylim=(0, max(1, 1.1 * axes.dataLim.y1)))
+    axes.set(xlim=(0, 1.1 * axes.dataLim.x1), ylabel="traded, % of the order")
+    axes.set_xlabel("volatility at the open, over its usual level")
+
+
+def _day_panel(figure: FigureBase, view: View) -> None:
+    volatility, liquidity, trades = panels = figure.subplots(3, 1, sharex=True)
+    day, flow, edges = view.day, LOOKS["flow_refined"], np.linspace(0, 1, len(view.day) + 1)
+    volatility.plot(day["time"], day["volatility"], color="black", lw=1.2)
+    liquidity.plot(day["time"], day["liquidity"], color="#2f7d72", lw=1.2)
+    trades.stairs(100 * day["traded"], edges, fill=True, color=flow.colour, alpha=0.6, label=flow.name)
+    trades.stairs(100 * day["static"], edges, lw=1.2, **_drawn("static_optimal"))
+    for axes, name in zip(panels, ("volatility", "liquidity", "traded, %"), strict=True):
+        axes.set(ylabel=name, xlim=(0, 1), ylim=(0, 1.1 * axes.dataLim.y1))
+    volatility.set_title("One day; liquidity: depth × volume; usual = 1")
+    trades.set_xlabel("time of day")
+
+
+PANELS = (_schedule_panel, _frontier_panel, _reaction_panel, _day_panel)
+
+
+def explore_figure(view: View, panels: Sequence[Panel] = PANELS, shape: tuple[int, int] = (2, 2)) -> Figure:
+    """The ``panels`` in ``shape`` rows and columns."""
+    with style(), mpl.rc_context(FAST):  # type: ignore[arg-type]
+        figure = Figure(figsize=(SIZE[0] * shape[1], SIZE[1] * shape[0]))
+        figure.subplots_adjust(left=0.14, right=0.97, top=0.84, bottom=0.24, hspace=0.25)
+        for part, panel in zip(figure.subfigures(*shape, squeeze=False).flat, panels, strict=True):
+            panel(part, view)
+            for axes in part.axes:
+                axes.locator_params(nbins=4)
+            legend = part.axes[-1].get_legend_handles_labels()
+            part.legend(*legend, loc="lower center", ncols=4, fontsize=8, handlelength=1.9, columnspacing=1)
+    return figure
