@@ -303,9 +303,12 @@ def test_the_first_price_is_the_root_that_brent_finds() -> None:
     def f(x: Tensor) -> Tensor:
         return above - x**power - steep * x**3
 
-    found = _root_of_decreasing(f, torch.ones(500), torch.full((500,), 2e-7))
+    found = _root_of_decreasing(f, torch.ones(500), 2e-7 * above.abs())
     for i, x in enumerate(found.tolist()):
         a, b, p = above[i].item(), steep[i].item(), power[i].item()
         root = brentq(lambda x, a=a, b=b, p=p: a - x**p - b * x**3, 0, 1) if a > 0 else 0
         slope = p * root ** (p - 1) + 3 * b * root**2 if root else math.inf
         assert abs(x - root) <= 5e-7 * (root + (a + b) / slope)
+    # A root does not depend on the other paths of the batch.
+    above, steep, power = above[:99], steep[:99], power[:99]
+    assert torch.equal(_root_of_decreasing(f, torch.ones(99), 2e-7 * above.abs()), found[:99])

@@ -153,13 +153,14 @@ def _root_of_decreasing(f: Callable[[Tensor], Tensor], high: Tensor, precision: 
     """The root of ``f`` in [0, ``high``] to ``precision`` in f, or 0 where f(0) <= 0, [paths].
 
     The Illinois method (Dowell, Jarratt 1971, BIT 11), with a halving in every fourth step, which bounds the
-    number of steps.
+    number of steps. A path's root does not change once it is found, so it does not depend on the other paths.
     """
     low, at_low, at_high = torch.zeros_like(high), f(torch.zeros_like(high)), f(high)
-    nothing, raised, x = at_low <= 0, torch.zeros_like(high, dtype=torch.bool), high
+    found, raised = at_low <= 0, torch.zeros_like(high, dtype=torch.bool)
+    x = torch.where(found, 0, high)
     for step in range(MAX_STEPS):
         share = at_low / (at_low - at_high) if step % 4 < 3 else torch.full_like(high, 0.5)
-        x = low + (high - low) * share.nan_to_num(0.5).clamp(0, 1)
+        x = torch.where(found, x, low + (high - low) * share.nan_to_num(0.5).clamp(0, 1))
         at_x = f(x)
         up = at_x > 0
         # An end that stays a second time counts half, or the other end would creep.
@@ -167,6 +168,7 @@ def _root_of_decreasing(f: Callable[[Tensor], Tensor], high: Tensor, precision: 
         halves = torch.where(again, 0.5, 1.0)
         at_low, at_high = torch.where(up, at_x, at_low * halves), torch.where(up, at_high * halves, at_x)
         low, high, raised = torch.where(up, x, low), torch.where(up, high, x), up
-        if bool((nothing | (at_x.abs() <= precision) | (high - low <= PRECISION * high)).all()):
+        found = found | (at_x.abs() <= precision) | (high - low <= PRECISION * high)
+        if bool(found.all()):
             break
-    return torch.where(nothing, 0, x)
+    return x
