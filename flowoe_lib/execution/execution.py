@@ -76,7 +76,7 @@ class Observation:
     signal: Tensor = NO_SIGNAL
     """Estimate of the signal in the order's favour, bps per day."""
 
-    def drift_ahead(self, days: float | Tensor, length: float) -> Tensor:
+    def drift_ahead(self, days: float | Tensor, length: float | Tensor) -> Tensor:
         """Expected mean drift over ``length`` days, from ``days`` ahead on, in the order's favour, bps a day.
 
         The known drift, or the posterior mean of a hidden one, and the signal as it reverts to zero.

@@ -329,7 +329,7 @@ class Signal:
         """Whether there is a signal on any path."""
         return bool((self.sd > 0).any())
 
-    def mean_ahead(self, days: float | Tensor, length: float) -> Tensor:
+    def mean_ahead(self, days: float | Tensor, length: float | Tensor) -> Tensor:
         """Expected mean of mu over ``length`` days, from ``days`` ahead on, as a multiple of mu now."""
         span = self.reversion * length
         return torch.exp(-self.reversion * days) * -torch.expm1(-span) / span
