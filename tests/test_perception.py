@@ -446,6 +446,20 @@ def test_filtered_depth_has_the_theoretical_error() -> None:
         assert abs(z_score(error * estimate[k], 0)) < 4.5
 
 
+def test_market_under_errors_has_the_moments_of_estimated_depth_and_of_impact_given_the_estimate() -> None:
+    m, n, beta = market(liquidity=LIQUID), 40_000, 0.6
+    paths = days(m, n)
+    known = Errors(volatility=0.0, illiquidity=0.0, returns=None)(paths, m, generator(14, "errors"))
+    believed = known.market.liquidity
+    for k, later in ((4, 4), (4, 6), (N - 1, N - 1)):
+        estimate, decay = known.log_depth[k].double(), math.exp(-9.0 * (later - k) / N)
+        assert abs(z_score((estimate / believed.depth_sd).square(), 1, math.sqrt(2))) < 4.5
+        forecast = (beta * believed.depth_sd.double()).square() * (1 - decay**2) / 2 - beta * estimate * decay
+        surprise = torch.exp(-beta * paths.log_depth[later].double()) - believed.illiquidity * forecast.exp()
+        assert abs(z_score(surprise, 0)) < 4.5
+        assert abs(z_score(surprise * estimate, 0)) < 4.5
+
+
 def test_constant_depth_is_known_exactly() -> None:
     plain = market()
     assert with_errors(days(plain, 9), plain, generator(14, "errors")).log_depth.count_nonzero() == 0
@@ -465,7 +479,8 @@ def test_errors_are_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> None:
     known = with_errors(paths, m, generator(15, "errors"))
     believed = known.market
     volatility = (believed.heston.theta / THETA).double().log() / 2
-    illiquidity = (believed.liquidity.illiquidity / 3).double().log()
+    # Conditional on three displays, the error of log depth at the close has a standard deviation of .3123.
+    illiquidity = (believed.liquidity.illiquidity / 3).double().log() - 0.6**2 * 0.3123**2 / 2
     for error, spread in ((volatility, 0.1), (illiquidity, 0.2)):
         assert error.shape == (n,)
         assert abs(z_score(error, 0, spread)) < 4.5
@@ -476,7 +491,7 @@ def test_errors_are_a_tenth_in_volatility_and_a_fifth_in_illiquidity() -> None:
     told = dataclasses.replace(
         believed,
         heston=dataclasses.replace(believed.heston, theta=m.heston.theta),
-        liquidity=dataclasses.replace(believed.liquidity, illiquidity=m.liquidity.illiquidity),
+        liquidity=dataclasses.replace(believed.liquidity, illiquidity=scalar(3.0), depth_sd=scalar(0.5)),
     )
     assert same(told, m)
     for error in (volatility, illiquidity):

@@ -14,8 +14,9 @@ import torch
 from scipy.special import chndtr, gammainc, gammaincinv
 from torch import Tensor
 
-from flowoe_lib.market.model import Market
+from flowoe_lib.market.model import Liquidity, Market, Signal
 from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.signal import kalman
 from flowoe_lib.market.simulator import MarketPaths
 
 __all__ = [
@@ -174,7 +175,12 @@ def relative_depth(market: Market, believed: Market) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """Information with errors: estimated parameters, filtered variance, and depth observed with noise."""
+    """Information with errors: estimated parameters, filtered variance, and depth observed with noise.
+
+    Log depth of the believed market is its filtered estimate m, with error variance P. Because
+    E[L^-beta | m] = exp(-beta m + beta^2 P / 2), the last factor is part of the believed illiquidity. P is
+    that at the close, which the filter reaches within a few buckets of the open.
+    """
 
     volatility: float = 0.1
     """Standard deviation of the log error of the volatility estimate."""
@@ -189,17 +195,20 @@ class Errors:
         """What traders know of ``paths``; ``generator`` draws the errors."""
         errors = torch.randn(2, paths.n_paths, generator=generator, device=generator.device)
         theta = market.heston.theta * torch.exp(2 * self.volatility * errors[0])
-        illiquidity = market.liquidity.illiquidity * torch.exp(self.illiquidity * errors[1])
-        believed = replace(
-            market,
-            heston=replace(market.heston, theta=theta),
-            liquidity=replace(market.liquidity, illiquidity=illiquidity),
+        gains, variances = depth_filter(market.liquidity, paths.n_buckets, self.depth)
+        error = variances[-1] * (1 - gains[-1])
+        scale = self.illiquidity * errors[1] + market.impact.beta.square() * error / 2
+        liquidity = replace(
+            market.liquidity,
+            illiquidity=market.liquidity.illiquidity * torch.exp(scale),
+            depth_sd=(market.liquidity.depth_sd.square() - error).clamp_min(0).sqrt(),
         )
+        believed = replace(market, heston=replace(market.heston, theta=theta), liquidity=liquidity)
         variance = paths.variance
         if self.returns is not None:
             measured = realised_variance(paths, generator, self.returns)
             variance, _ = filtered_state(measured, believed, paths.dt, self.returns)
-        return Information(believed, variance, filtered_depth(paths, believed, generator, self.depth))
+        return Information(believed, variance, filtered_depth(paths, market, generator, self.depth))
 
 
 with_errors = Errors()
@@ -265,23 +274,25 @@ def _variance_chain(cv: float, kappa: float, dt: float, cells: int) -> tuple[Ten
     return torch.tensor(nodes).float(), torch.tensor(step).float()
 
 
+def depth_filter(liquidity: Liquidity, n_buckets: int, noise_sd: float) -> tuple[Tensor, Tensor]:
+    """:func:`flowoe_lib.market.signal.kalman` of log depth, displayed with noise of ``noise_sd``."""
+    noise = torch.full_like(liquidity.depth_sd, noise_sd)
+    return kalman(Signal(liquidity.depth_sd, liquidity.depth_reversion, noise), n_buckets)
+
+
 def filtered_depth(
-    paths: MarketPaths, believed: Market, generator: torch.Generator, noise_sd: float = DEPTH_NOISE
+    paths: MarketPaths, market: Market, generator: torch.Generator, noise_sd: float = DEPTH_NOISE
 ) -> Tensor:
     """Filter log depth at the start of each bucket from the depth displayed up to then, [N, paths].
 
     Displayed log depth is true log depth plus normal noise of standard deviation ``noise_sd``. The filter is
     Kalman's for a stationary first-order autoregression. Where depth is constant the estimate is zero.
     """
-    liquidity = believed.liquidity
-    decay = torch.exp(-liquidity.depth_reversion * paths.dt)
-    stationary = liquidity.depth_sd**2
-    estimate, error = torch.zeros_like(paths.variance[0]), stationary
-    estimates = []
-    for depth in paths.log_depth:
-        noise = torch.empty_like(estimate).normal_(generator=generator)
-        gain = error / (error + noise_sd**2).clamp_min(1e-12)
-        updated = estimate + gain * (depth + noise_sd * noise - estimate)
-        estimates.append(updated)
-        estimate, error = decay * updated, decay**2 * (1 - gain) * error + (1 - decay**2) * stationary
-    return torch.stack(estimates)
+    decay = torch.exp(-market.liquidity.depth_reversion * paths.dt)
+    gains, _ = depth_filter(market.liquidity, paths.n_buckets, noise_sd)
+    estimates = [torch.zeros_like(paths.variance[0])]
+    for gain, depth in zip(gains, paths.log_depth, strict=True):
+        displayed = depth + noise_sd * torch.empty_like(estimates[0]).normal_(generator=generator)
+        predicted = decay * estimates[-1]
+        estimates.append(predicted + gain * (displayed - predicted))
+    return torch.stack(estimates[1:])

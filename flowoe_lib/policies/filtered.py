@@ -12,7 +12,7 @@ from scipy.special import roots_genlaguerre
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
+from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS, depth_filter
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.policies.dynamic_programming import (
     expectation,
@@ -90,14 +90,10 @@ def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: f
     """The filtered log depth m, whose error variance P_k does not depend on the observations."""
     liquidity, beta = market.liquidity, market.impact.beta
     normal, weights = normal_rule(1001)
-    decay, stationary = torch.exp(-liquidity.depth_reversion / n_buckets), liquidity.depth_sd.square()
-    prior, posteriors, updates = stationary, [], []
-    for _ in range(n_buckets):
-        posteriors.append(prior * noise_sd**2 / (prior + noise_sd**2))
-        updates.append(prior - posteriors[-1])
-        prior = decay**2 * posteriors[-1] + (1 - decay**2) * stationary
-    error, update_sd = torch.stack(posteriors), torch.stack(updates).sqrt()
-    half_width = DEPTH_SDS * float((stationary - error).amax().sqrt())
+    decay = torch.exp(-liquidity.depth_reversion / n_buckets)
+    gains, variances = depth_filter(liquidity, n_buckets, noise_sd)
+    error, update_sd = variances * (1 - gains), (gains * variances).sqrt()
+    half_width = DEPTH_SDS * float((liquidity.depth_sd.square() - error).amax().sqrt())
     estimate = torch.linspace(half_width, -half_width, nodes, dtype=torch.float64)
     cost = torch.exp(-beta * estimate)
     following = [torch.exp(-beta * (decay * estimate[:, None] + sd * normal)) for sd in update_sd]
