@@ -578,7 +578,8 @@ def test_round_trip_agrees_with_two_executions(delta: float, buy: int, sell: int
     torch.testing.assert_close((paid - left_behind)[0], predicted, rtol=1e-4, atol=1e-4)
 
 
-def test_following_a_schedule_is_executing_it() -> None:
+@pytest.mark.parametrize("columns", [(), (200,)], ids=["one", "each"])
+def test_following_a_schedule_is_executing_it(columns: tuple[int, ...]) -> None:
     market = Market(
         Heston(scalar(THETA), scalar(5.0), scalar(1.2), scalar(-0.6)),
         liquidity=Liquidity(depth_sd=scalar(0.4), profile_amplitude=scalar(0.8)),
@@ -586,8 +587,9 @@ def test_following_a_schedule_is_executing_it() -> None:
         drift_sd=scalar(20.0),
     )
     paths = simulate(market, 200, 13, generator(3, "test"))
-    left = torch.rand(12, generator=generator(3, "plan")).sort(descending=True).values
-    inventory = torch.cat((torch.ones(1), left, torch.zeros(1)))
+    left = torch.rand(12, *columns, generator=generator(3, "plan")).sort(0, descending=True).values
+    whole = torch.ones_like(left[:1])
+    inventory = torch.cat((whole, left, 0 * whole))
 
     def scheduled(obs: Observation, noise: Tensor) -> Tensor:
         return 1 - inventory[obs.k + 1] / inventory[obs.k] + torch.zeros_like(noise)

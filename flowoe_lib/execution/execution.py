@@ -342,9 +342,9 @@ def _check_day(fractions: Tensor, path: Tensor) -> None:
 
 
 def execute_schedule(inventory: Tensor, paths: MarketPaths, market: Market, order: Order) -> Execution:
-    """Execute ``order`` by the fixed schedule ``inventory``, [N + 1] from one to zero, in one operation."""
+    """Execute ``order`` by a fixed schedule from one to zero, [N + 1] or [N + 1, paths], in one operation."""
     simulation = OrderSimulation(paths, market, order)
-    path = inventory[:, None].expand(-1, paths.n_paths)
+    path = inventory.reshape(len(inventory), -1).expand(-1, paths.n_paths)
     traded = path[:-1] - path[1:]
     impact = impact_path(traded, simulation.decay, NO_IMPACT)
     _, temporary, permanent = simulation.fill(slice(None), path[:-1], traded, impact[:-1])
