@@ -80,14 +80,17 @@ LOOKS: dict[str, Look] = {
     "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
     "static_unaware": Look("Static optimum, unaware", "#7d93b8", ":", ">"),
     "alfonsi_fruth_schied": Look("Alfonsi-Fruth-Schied", "#b08d2e", ":", "d"),
+    "linear_quadratic": Look("Closed form", "#b08d2e", "--", "d"),
     "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
     "mpc": Look("MPC", "#2f7d32", "-.", "p"),
     "mpc_unaware": Look("MPC, unaware", "#9bc59d", ":", "p"),
+    "mpc_informed": Look("MPC, informed", "#164a18", ":", "p"),
     "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
     "flow_unaware": Look("FlowOE, unaware", "#e39a90", ":", "o"),
+    "flow_informed": Look("FlowOE, informed", "#7d1f14", ":", "o"),
     "limit": Look("Limit", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
     "oracle": Look("Oracle", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
 }

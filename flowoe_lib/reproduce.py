@@ -29,7 +29,9 @@ from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write,
 __all__ = ["Record", "main", "plan", "reproduce", "run"]
 
 
-RUN_BEFORE = dict.fromkeys(("06_ablations", "07_dynamic_markets", "12_transient_impact", "14_signal"), "05")
+RUN_BEFORE = dict.fromkeys(
+    ("06_ablations", "07_dynamic_markets", "12_transient_impact", "14_signal", "15_everything_at_once"), "05"
+)
 """Notebooks that run right before another: the result tables include the ablations and the worlds."""
 
 

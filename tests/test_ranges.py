@@ -112,6 +112,23 @@ def test_depth_and_profile_are_at_their_lower_bound_half_of_the_time() -> None:
     torch.testing.assert_close(none.heston.kappa.expand(50), torch.full((50,), 2.0))
 
 
+def test_a_third_of_days_have_a_signal_unless_drift_is_hidden_and_half_of_those_noise() -> None:
+    market, _ = draw(dataclasses.replace(EVERYTHING, signal=0.4))
+    signal, volatility = market.signal, 1e4 * market.heston.theta.sqrt()
+    hidden, present = market.drift_sd > 0, signal.sd > 0
+    assert not bool((hidden & present).any())
+    assert abs(z_share(present[~hidden], 1 / 3)) < 4.5
+    assert abs(z_share(signal.noise_sd[present] > 0, 0.5)) < 4.5
+    # The variance of the day's mean of an Ornstein-Uhlenbeck process, by double summation of its covariance.
+    times = (torch.arange(2_000).double() + 0.5) / 2_000
+    lasting = torch.exp(-signal.reversion.double() * (times[:, None] - times).abs()).mean()
+    strength = (signal.sd / volatility)[present].double() * lasting.sqrt()
+    assert stats.kstest(strength.numpy(), stats.uniform(0, 0.4).cdf).pvalue > 1e-4
+    noise = (signal.noise_sd / signal.sd)[signal.noise_sd > 0].double()
+    assert stats.kstest(noise.numpy(), stats.uniform(0, 4).cdf).pvalue > 1e-4
+    assert not draw()[0].signal.present
+
+
 def test_drift_is_known_on_one_day_in_four_and_hidden_on_another() -> None:
     market, _ = draw()
     known, hidden = market.drift != 0, market.drift_sd != 0

@@ -8,22 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.scorecard import Evaluation
 from flowoe_lib.execution.environment import advance, advantage_over_twap
 from flowoe_lib.execution.execution import Observation, OrderSimulation, execute, fraction_of_score
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES, feature_count, features
 from flowoe_lib.market.impact import impact_slope
-from flowoe_lib.market.model import Condition, Heston, Impact, Market, Order, Signal, scalar
-from flowoe_lib.market.signal import kalman, signal_paths
+from flowoe_lib.market.model import Heston, Impact, Market, Order, Signal, scalar
+from flowoe_lib.market.signal import kalman, signal_paths, with_signal
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_signal
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies import opponents, signal_world
-from flowoe_lib.studies.transient_world import imitate_experts, refine_twice
-from flowoe_lib.studies.worlds import World
 
 N = 13
 ORDER = Order(scalar(0.1), scalar(5e-4))
@@ -218,52 +214,11 @@ def test_rewards_sum_to_the_lead_over_an_even_pace() -> None:
 
 def test_the_drift_of_a_day_has_the_strength_of_the_condition() -> None:
     for strength in (0.3, 0.1):
-        m = signal_world.with_signal(market(), scalar(strength), scalar(2.0))
+        m = with_signal(market(), scalar(strength), scalar(2.0))
         drift = simulate(m, 20_000, N, generator(8, "days")).day_drift_bps
         mean, error = mean_and_error((drift / 200).square())
         assert abs(mean - strength**2) < 4 * error
         assert float(m.signal.noise_sd / m.signal.sd) == pytest.approx(2)
-
-
-GRID = [
-    Condition(
-        "heston",
-        f"{level}/{liquidity}/cv{cv:g}",
-        Market(replace(HESTON, theta=scalar(vol**2), cv=scalar(cv))),
-        ORDER,
-    )
-    for level, vol in {"calm": 0.01, "crisis": 0.04}.items()
-    for liquidity in ("normal", "thin")
-    for cv in (0.5, 1.3)
-]
-RANGE = signal_world.SignalRange(kappa=(2.0, 2.0), rho=-0.6, cv=(0.02, 0.02))
-
-
-def test_conditions_cross_volatility_strength_and_noise() -> None:
-    found = [c.name for c in signal_world.signal_conditions(GRID)]
-    assert len({*found}) == len(found) == 8
-    assert found[0] == "calm/strong/exact"
-
-
-def test_networks_learn_the_signal_and_every_policy_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    n = 6
-    start = imitate_experts(RANGE, n, 4, 3, 1).field
-    refined = refine_twice(start, RANGE, n, 1, 1, 1).field
-    assert refined.observe.in_features == feature_count(market())
-    condition = signal_world.signal_conditions(GRID)[0]
-    monkeypatch.setattr(opponents, "sweep", lambda task, arguments, label: [task(*a) for a in arguments])
-    rl = {"patience": 1, "tolerance": 0.5, "days": 1, "n_orders": 64}
-    specialist = {"patience": 1, "tolerance": 0.5, "iterations": 2, "paths": 8}
-    world = World("signal", [condition], "the drift", "the signal")
-    made = opponents.train_opponents([world], [0], n, 100, 1, rl=rl, specialist=specialist).policies
-    rivals = signal_world.opponents_in(condition, n, opponents.unpack(made)[f"signal/{condition.name}"])
-    days = Evaluation(n_paths=500, n_buckets=n, seed=1, chunk=500)
-    table = signal_world.score(condition, rivals, {0: start}, {0: refined, 1: refined}, days).scorecard
-    share = table.assign(share=signal_world.share_of_value(table)).groupby("policy")["share"].mean()
-    assert set(share.index) == {*rivals, "flow_imitation", "flow_refined", "limit"}
-    assert share["static_optimal"] == pytest.approx(0)
-    assert share["limit"] == pytest.approx(1) == pytest.approx(share.max())
-    assert share["mpc"] > share["linear_quadratic"] > share["twap"]
 
 
 def test_what_cannot_be_solved_is_refused() -> None:

@@ -278,7 +278,7 @@ def score_condition(
     A learner is the contenders of one name and number of solver steps; its training seeds are compared
     together with each reference: every opponent, and the one-step imitation. ``is_best_opponent`` marks the
     opponent with the highest mean utility on these days, the hardest to beat. ``capture`` is 0 for TWAP and 1
-    for the yardstick, which is "limit" if that is among the ``informed``, else "oracle".
+    for the first of the ``informed``.
 
     Parameters
     ----------
@@ -293,8 +293,7 @@ def score_condition(
     perceive : callable
         The information of opponents and contenders about the market; by default full information.
     informed : sequence of flowoe_lib.evaluation.scorecard.Contender
-        Optima and other references with their own information. The oracle is added if neither a "limit" nor
-        an "oracle" is among them.
+        Optima and other references with their own information; by default the oracle.
 
     Returns
     -------
@@ -318,9 +317,9 @@ def score_condition(
     >>> scores.scorecard.set_index("policy")["capture"].round(2).to_dict()
     {'twap': 0.0, 'static': 0.9, 'oracle': 1.0}
     """
-    if not {"limit", "oracle"} & {e.name for e in informed}:
+    if not informed:
         oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-        informed = [*informed, Contender(oracle, "oracle")]
+        informed = [Contender(oracle, "oracle")]
     everyone = [
         *(Contender(policy, name, perceive=perceive) for name, policy in opponents.items()),
         *(replace(entry, perceive=perceive) for entry in contenders),
@@ -331,7 +330,7 @@ def score_condition(
         [(clash, _)] = Counter(map(_key, everyone)).most_common(1)
         raise ValueError(f"two policies are named {clash} (name/solver steps/training seed): must differ")
     outcomes = _run(keyed, condition, evaluation, "test")
-    yardstick = outcomes.get("limit/None/None") or outcomes["oracle/None/None"]
+    yardstick = outcomes[_key(informed[0])]
     market, order = condition.market, condition.order
     label = {"world": condition.world, "condition": condition.name}
     where = label | {

@@ -5,6 +5,7 @@ with memory Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limi
 shape functions", Quantitative Finance 10.
 """
 
+import math
 from dataclasses import replace
 from itertools import accumulate
 
@@ -24,6 +25,7 @@ __all__ = [
     "round_trip_cost",
     "temporary_cost",
     "variance_cost",
+    "with_half_life",
 ]
 
 
@@ -54,6 +56,14 @@ def impact_slope(market: Market, pace: Tensor, n_buckets: int) -> Tensor:
     decay = torch.exp(-impact.resilience.double() / n_buckets)
     earlier = decay * (1 - decay ** steps.reshape(-1, *[1] * decay.dim())) / (1 - decay)
     return slope / temporary_cost(earlier, torch.ones_like(earlier), impact.beta).mean(0).to(slope)
+
+
+def with_half_life(market: Market, half_life: Tensor) -> Market:
+    """The market with temporary impact of this half-life, in days; 0 is impact without memory.
+
+    An even schedule costs the same at every half-life.
+    """
+    return replace(market, impact=replace(market.impact, resilience=math.log(2) / half_life))
 
 
 def temporary_cost(state: Tensor, traded: Tensor, beta: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.randomness import generator
 
 __all__ = ["RangeViolation", "TrainingRange"]
@@ -60,6 +62,9 @@ class TrainingRange:
     """Share of paths whose temporary impact has memory."""
     half_life: tuple[float, float] = (0.04, 0.5)
     """Half-life of that impact, in days, log-uniform."""
+    signal: float = 0.0
+    """Largest strength of a signal, :func:`flowoe_lib.market.signal.with_signal`. A third of the paths
+    without a hidden drift have one, half of them with noise of up to four times its standard deviation."""
     window: float = 1.0
     """Length of the shortest window of an order, as a part of the day."""
 
@@ -104,7 +109,7 @@ class TrainingRange:
         drift, drift_sd = market.drift / before.cost_bps, market.drift_sd / before.cost_bps
         # Constant depth has no rate of mean reversion.
         moving = liquidity.depth_reversion if liquidity.depth_sd > 0 else scalar(self.depth_reversion[0])
-        urgency, largest, largest_sd = _drawn(self)
+        urgency, largest, largest_sd, largest_signal = _drawn(self)
         placed = {
             "urgency": (before.urgency, urgency),
             "kappa": (heston.kappa, self.kappa),
@@ -115,7 +120,7 @@ class TrainingRange:
             "beta": (market.impact.beta, self.beta),
             "drift over cost": (drift, (-largest, largest)),
             "sd of the hidden drift over cost": (drift_sd, (0.0, largest_sd)),
-            "sd of the signal over cost": (market.signal.sd / before.cost_bps, (0.0, 0.0)),
+            "sd of the signal over cost": (market.signal.sd / before.cost_bps, (0.0, largest_signal)),
         }
         if market.drift_sd > 0:
             # Training draws hidden drift only without known drift and with the lowest cv.
@@ -146,13 +151,14 @@ class TrainingRange:
         cv = torch.where(drift_sd > 0, self.cv[0], market.heston.cv)
         market = replace(market, heston=replace(market.heston, cv=cv), drift=drift, drift_sd=drift_sd)
         market = self._with_regimes(market, torch.rand(5, n, generator=generator, device=device))
-        if self.memory > 0:
-            kind, place = torch.rand(2, n, generator=generator, device=device)
-            shortest, longest = self.half_life
-            half_life = torch.where(kind < self.memory, shortest * (longest / shortest) ** place, 0)
-            impact = replace(market.impact, resilience=math.log(2) / half_life)
-            market = replace(market, impact=impact)
-        return market, order
+        kind, place = torch.rand(2, n, generator=generator, device=device)
+        shortest, longest = self.half_life
+        half_life = torch.where(kind < self.memory, shortest * (longest / shortest) ** place, 0)
+        kind, strength, noise = torch.rand(3, n, generator=generator, device=device)
+        # The filter of a hidden drift cannot tell it from a signal.
+        strength = self.signal * strength * ((kind < 1 / 3) & (drift_sd == 0))
+        noise = 8 * (noise - 0.5).clamp_min(0)
+        return with_signal(with_half_life(market, half_life), strength, noise), order
 
     def _with_regimes(self, market: Market, points: Tensor) -> Market:
         """Add regimes on some paths by ``points`` [5, n] in [0, 1), and keep mean variance and mean cost."""
@@ -174,12 +180,14 @@ class TrainingRange:
 
 
 @cache
-def _drawn(conditions: TrainingRange) -> tuple[tuple[float, float], float, float]:
-    """Urgency, largest drift over cost and largest sd of hidden drift over cost in 99 % of training draws."""
-    before = PreTrade.of(*(drawn := conditions.draw(20_000, generator(1, "training range"))))
+def _drawn(conditions: TrainingRange) -> tuple[tuple[float, float], float, float, float]:
+    """Urgency, and the largest drift, sd of hidden drift and sd of a signal over cost: 99 % of the draws."""
+    market, order = conditions.draw(20_000, generator(1, "training range"))
+    before = PreTrade.of(market, order)
     ends = before.urgency.quantile(before.urgency.new_tensor([0.005, 0.995])).tolist()
-    # A quarter of the draws have a drift, another quarter a hidden one.
-    drift, drift_sd = (
-        (x.abs() / before.cost_bps).quantile(0.9975).item() for x in (drawn[0].drift, drawn[0].drift_sd)
+    # A quarter of the draws have a drift, another quarter a hidden one, and a quarter of all a signal.
+    drift, drift_sd, signal = (
+        (x.abs() / before.cost_bps).quantile(0.9975).item()
+        for x in (market.drift, market.drift_sd, market.signal.sd)
     )
-    return (ends[0], ends[1]), drift, drift_sd
+    return (ends[0], ends[1]), drift, drift_sd, signal

@@ -4,12 +4,27 @@ Source: Kalman (1960), Journal of Basic Engineering 82; Gillespie (1996), Physic
 simulation of an Ornstein-Uhlenbeck process and of its integral.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from flowoe_lib.market.model import Signal
+from flowoe_lib.market.model import BPS, Market, Signal
 
-__all__ = ["kalman", "signal_paths"]
+__all__ = ["kalman", "signal_paths", "with_signal"]
+
+
+def with_signal(market: Market, strength: Tensor, noise: Tensor) -> Market:
+    """The market with a signal of this strength and noise.
+
+    ``strength`` is the standard deviation of the drift of a whole day, in daily standard deviations of the
+    price; ``noise`` that of the noise of an observation, in those of the signal.
+    """
+    reversion = Signal().reversion
+    # Variance of the mean of mu over the day, in units of its stationary variance.
+    lasting = 2 * (reversion + torch.expm1(-reversion)) / reversion.square()
+    sd = strength * BPS * market.heston.theta.sqrt() / lasting.sqrt()
+    return replace(market, signal=Signal(sd, reversion, noise * sd))
 
 
 def kalman(signal: Signal, n_buckets: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from . import policy_figures as policy_figures
 from . import replay as replay
 from . import robustness as robustness
 from . import side_by_side as side_by_side
-from . import signal_world as signal_world
 from . import training_runs as training_runs
 from . import unannounced_world as unannounced_world
 from . import worlds as worlds

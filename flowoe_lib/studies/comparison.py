@@ -4,21 +4,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, evaluate, score_condition
 from flowoe_lib.evaluation.statistics import model_confidence_set, spa_pvalue
 from flowoe_lib.execution.execution import Policy
-from flowoe_lib.execution.information import Errors, Perceive, exact, regimes_as_depth, variance_revealed
-from flowoe_lib.market.model import Condition, scalar
+from flowoe_lib.execution.information import (
+    Errors,
+    Information,
+    Perceive,
+    exact,
+    regimes_as_depth,
+    variance_revealed,
+)
+from flowoe_lib.market.impact import with_half_life
+from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
-from flowoe_lib.policies.schedules import twap
+from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.schedules import static_optimal, twap
+from flowoe_lib.policies.signal import solve_linear_quadratic, solve_signal
+from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
 from flowoe_lib.studies.worlds import World
 
 __all__ = [
@@ -30,6 +43,8 @@ __all__ = [
     "opponents_in",
     "score_in_world",
     "share_of_informed_gain",
+    "share_of_value",
+    "unaware_of_memory",
     "whole_range",
 ]
 
@@ -44,9 +59,11 @@ def opponents_in(
     """The opponents in a condition, all with the information of its world.
 
     They are the experts calibrated to that information, a random policy, the policies trained for the
-    condition, and with a hidden drift the optimal policy of a trader unaware of it ("blind_optimum").
+    condition, and what suits its market: with a hidden drift the optimal policy of a trader unaware of it
+    ("blind_optimum"), where impact has memory the closed form and the static optimum unaware of memory, and
+    with a signal the closed form under linearised impact.
     """
-    market = condition.market
+    market, problem = condition.market, (condition.market, condition.order, n_buckets)
     if isinstance(perceive, Errors):
         experts = from_estimates(condition, n_buckets)
     else:
@@ -56,6 +73,11 @@ def opponents_in(
     if market.drift_sd > 0:
         unaware = replace(market, drift_sd=scalar(0.0))
         experts["blind_optimum"] = solve_oracle(unaware, condition.order, n_buckets)
+    if market.impact.has_memory and perceive is exact:
+        experts["static_unaware"] = static_optimal(with_half_life(market, scalar(0.0)), *problem[1:])
+        experts["alfonsi_fruth_schied"] = alfonsi_fruth_schied(*problem)
+    if market.signal.present and perceive is exact:
+        experts["linear_quadratic"] = solve_linear_quadratic(*problem)
     return {"random": uniform_scores} | experts | dict(trained.get(f"{condition.world}/{condition.name}", {}))
 
 
@@ -64,9 +86,16 @@ def optima_in(perceive: Perceive, condition: Condition, n_buckets: int) -> list[
 
     With full information the two are the same, and a hidden drift has no oracle. Under hidden regimes the
     limit observes the variance of the calm regime; under errors it knows the parameters and observes
-    variance. There it is an upper bound, which is exact where variance is constant.
+    variance. There it is an upper bound, which is exact where variance is constant. With memory and a signal
+    at once no optimum can be computed; the yardstick is re-planning with full information.
     """
-    problem = condition.market, condition.order, n_buckets
+    market, problem = condition.market, (condition.market, condition.order, n_buckets)
+    if market.impact.has_memory and market.signal.present:
+        return [Contender(mpc, "mpc_informed")]
+    if market.impact.has_memory:
+        return [Contender(solve_transient(*problem), "limit")]
+    if market.signal.present:
+        return [Contender(solve_signal(*problem), "limit")]
     if condition.market.drift_sd > 0:
         return [Contender(solve_belief(*problem), "limit")]
     oracle = Contender(solve_oracle(*problem), "oracle")
@@ -103,20 +132,28 @@ def score_in_world(
 
     All training seeds run on all days with one solver step; further numbers of steps of the first seed run on
     the first ``n_few``. Where information is incomplete, "flow_informed" is the same policy with full
-    information.
+    information; where impact has memory, "flow_unaware" and "mpc_unaware" trade as if it had none.
     """
-    first_seed, n_buckets = min(fields), evaluation.n_buckets
+    first_seed, n_buckets, memory = min(fields), evaluation.n_buckets, condition.market.impact.has_memory
     few = min(evaluation.n_few, evaluation.n_paths)
     contenders = [Contender(FlowPolicy(field, 1), "flow_refined", 1, seed) for seed, field in fields.items()]
     contenders += [
         Contender(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
     ]
     informed = optima_in(perceive, condition, n_buckets)
+    first = FlowPolicy(fields[first_seed], 1)
     if perceive is not exact:
-        knowing = FlowPolicy(fields[first_seed], 1)
-        informed.append(Contender(knowing, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
+        informed.append(Contender(first, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
+    elif memory:
+        informed.append(Contender(first, "flow_unaware", 1, first_seed, perceive=unaware_of_memory))
+        informed.append(Contender(mpc, "mpc_unaware", perceive=unaware_of_memory))
     opponents = opponents_in(perceive, condition, n_buckets, trained)
     return score_condition(condition, opponents, contenders, evaluation, perceive, informed)
+
+
+def unaware_of_memory(paths: MarketPaths, market: Market, draws: torch.Generator) -> Information:
+    """Full information, except that the trader believes impact to be gone by the next bucket."""
+    return exact(paths, with_half_life(market, scalar(0.0)), draws)
 
 
 def whole_range(
@@ -140,6 +177,16 @@ def whole_range(
         rows.append((condition.name, trained, steps, *capture, regret))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def share_of_value(scorecard: pd.DataFrame) -> pd.Series:
+    """Share of a signal's value that each row earns, (U - U_blind) / (U_limit - U_blind).
+
+    U_blind is the utility of the static optimum, the best policy that does not observe the signal.
+    """
+    utility = scorecard.pivot_table("utility_bps", "condition", "policy")
+    blind, limit = (scorecard["condition"].map(utility[name]) for name in ("static_optimal", "limit"))
+    return (scorecard["utility_bps"] - blind) / (limit - blind)
 
 
 def share_of_informed_gain(scorecard: pd.DataFrame) -> pd.Series:

@@ -17,6 +17,7 @@ from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import Perceive
 from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.signal import solve_signal
 from flowoe_lib.policies.specialist import Specialist
@@ -146,9 +147,13 @@ def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
 def _captures(
     conditions: Sequence[Condition], n_days: int, n_buckets: int, seed: int, perceive: Perceive
 ) -> Score:
-    """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices."""
+    """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices.
+
+    With memory of impact and a signal at once re-planning stands for the limit, which is not known.
+    """
     market = conditions[0].market
     solvers: list[tuple[bool, Callable[[Market, Order, int], Policy]]] = [
+        (market.signal.present and market.impact.has_memory, lambda *problem: mpc),
         (market.signal.present, solve_signal),
         (market.impact.has_memory, solve_transient),
         (bool(market.drift_sd > 0), solve_belief),

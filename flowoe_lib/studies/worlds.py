@@ -5,17 +5,28 @@ All agents of a world have the same information.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 
 from flowoe_lib.data.conditions import one_digit
 from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
 from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.tested import TESTED_BUCKETS, TESTED_LIMITS
 
-__all__ = ["World", "beyond_training", "dynamic_worlds", "liquid_day"]
+__all__ = [
+    "HALF_LIVES",
+    "World",
+    "beyond_training",
+    "dynamic_worlds",
+    "full_world",
+    "liquid_day",
+    "signal_world",
+    "transient_world",
+]
 
 
 DRIFT = 0.3
@@ -27,6 +38,18 @@ LEVELS = {"normal": 1.0, "lean": 2.0, "thin": 3.0}
 
 JUMPS = {"rare": 2.0, "frequent": 6.0}
 """Rates of transition into and out of the stressed regime, per day."""
+
+
+HALF_LIVES = (0.05, 0.15, 0.4)
+"""Half-lives of impact, in days."""
+
+
+STRENGTHS = {"strong": 0.3, "weak": 0.1}
+"""Strength of a signal, :func:`flowoe_lib.market.signal.with_signal`."""
+
+
+NOISES = {"exact": 0.0, "noisy": 2.0}
+"""Noise of a signal, in the same units."""
 
 
 LOW, HIGH = 0, 1
@@ -104,6 +127,57 @@ def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
             with_errors,
         ),
     ]
+
+
+def transient_world(grid: Sequence[Condition]) -> World:
+    """Impact with memory: the grid with normal liquidity, by turns at each of ``HALF_LIVES``."""
+    return World(
+        "transient",
+        _with_memory([c for c in grid if "/normal/" in c.name], "transient"),
+        "variance, while the impact of earlier trades decays",
+        "the parameters and variance, exactly",
+    )
+
+
+def signal_world(grid: Sequence[Condition]) -> World:
+    """A drift that reverts to zero: the volatilities of the grid at constant variance, with every signal."""
+    calmest = min(c.market.heston.cv for c in grid)
+    steady = [c for c in grid if "/normal/" in c.name and c.market.heston.cv == calmest]
+    out = []
+    for c, (strength, drift), (noise, of_sd) in product(steady, STRENGTHS.items(), NOISES.items()):
+        heston = replace(c.market.heston, cv=scalar(CONSTANT_CV))
+        market = with_signal(replace(c.market, heston=heston), scalar(drift), scalar(of_sd))
+        out.append(_named(c, "signal", f"{c.name.split('/')[0]}/{strength}/{noise}", market))
+    return World(
+        "signal", out, "a drift that reverts to zero", "the parameters, and the signal exactly or with noise"
+    )
+
+
+def full_world(grid: Sequence[Condition], day: Liquidity) -> World:
+    """Everything at once: the realistic world with memory of impact and a noisy signal."""
+    normal = [replace(c, market=replace(c.market, liquidity=day)) for c in grid if "/normal/" in c.name]
+    signal = scalar(STRENGTHS["strong"]), scalar(NOISES["noisy"])
+    remembering = _with_memory(normal, "full")
+    return World(
+        "full",
+        [replace(c, market=with_signal(c.market, *signal)) for c in remembering],
+        "variance, depth, volume and a signal, while the impact of earlier trades decays",
+        "volatility to 10 %, illiquidity to 20 %, realised variance, depth and the signal with noise",
+        with_errors,
+    )
+
+
+def _with_memory(normal: Sequence[Condition], world: str) -> list[Condition]:
+    """The conditions by turns at each of ``HALF_LIVES``.
+
+    Of three volatilities and two cv, each half-life has two conditions, which differ in both.
+    """
+    out = []
+    for i, c in enumerate(normal):
+        half_life = HALF_LIVES[(i // 2 + i % 2) % len(HALF_LIVES)]
+        name = c.name.replace("/normal/", f"/half-life {half_life:g}/")
+        out.append(_named(c, world, name, with_half_life(c.market, scalar(half_life))))
+    return out
 
 
 def _named(condition: Condition, world: str, name: str, market: Market) -> Condition:

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from flowoe_lib.data.calibration import Calibration
-from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES
 from flowoe_lib.market.model import Heston, Liquidity, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
@@ -25,7 +25,7 @@ from flowoe_lib.training.card import CARD, SHIPPED, WEIGHTS, TrainedPolicyError,
 __all__ = ["PretrainedPolicy", "load_pretrained", "max_weight_difference", "ship_from"]
 
 
-OBSERVED = [*FEATURES, *MEMORY_FEATURES]
+OBSERVED = [*FEATURES, *MEMORY_FEATURES, *SIGNAL_FEATURES]
 """What a network can observe; each observes the first of them, as many as it has inputs."""
 
 
@@ -170,8 +170,10 @@ def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
         bounds = (value, value) if f.type is float else value
         if not (len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] <= bounds[1]):
             raise ValueError(f"range: {f.name} = {value}: must be finite, the lower bound first")
-    if not (found.drift >= 0 and 0 <= found.regimes <= 1 and 0 < found.window <= 1):
-        raise ValueError("range: drift must be >= 0, regimes within [0, 1], window within (0, 1]")
+    shares = found.regimes, found.memory
+    if not (min(found.drift, found.signal, *shares) >= 0 and max(shares) <= 1 and 0 < found.window <= 1):
+        allowed = "drift and signal must be >= 0, regimes and memory within [0, 1], window within (0, 1]"
+        raise ValueError(f"range: {allowed}")
     return found
 
 

@@ -22,7 +22,7 @@ from flowoe_lib.training.refinement import refine
 __all__ = ["design", "train_universal", "universal_range"]
 
 
-PATHS, FINE_RATE = 1152, 2e-2
+PATHS, FINE_RATE = 768, 2e-2
 """Simulated days in each iteration, and the learning rate of the last stage."""
 
 
@@ -43,6 +43,8 @@ def universal_range(rho: float) -> TrainingRange:
         drift=0.4,
         regimes=0.12,
         beta=(0.45, 0.75),
+        memory=0.3,
+        signal=0.4,
         window=0.2,
     )
 
