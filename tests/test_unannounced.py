@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
-from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
+from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy, execute
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.flow import FlowPolicy, unpack
@@ -29,6 +30,7 @@ from flowoe_lib.studies.unannounced_world import (
     NAMES,
     QUANTILES,
     STATIC,
+    LevelAsVariance,
     announced,
     draw_days,
     examine,
@@ -205,3 +207,17 @@ def test_what_cannot_be_solved_is_refused() -> None:
     moving = replace(MARKET, liquidity=Liquidity(depth_sd=scalar(0.5)))
     with pytest.raises(ValueError, match=r"depth_sd = 0\.5: must be 0"):
         solve_level_belief(UnannouncedLevel(moving, 3.0), ORDER, 5)
+
+
+def test_a_policy_of_stochastic_variance_is_told_a_slow_one_and_sees_the_posterior_mean() -> None:
+    world = UnannouncedLevel(MARKET, 3.25)
+    days, _ = draw_days(world, ORDER, 8, N, generator(1, "days"))
+    told = []
+
+    def watching(obs: Observation, noise: Tensor) -> Tensor:
+        told.append((obs.market.heston, obs.variance))
+        return torch.full_like(noise, 0.5)
+
+    days.utility(LevelAsVariance(watching, scalar(0.5), scalar(0.6)), generator(1, "noise"))
+    assert {(h.kappa.item(), h.cv.item()) for h, _ in told} == {(0.5, scalar(0.6).item())}
+    assert all(torch.equal(v, days.known.variance[k]) for k, (_, v) in enumerate(told))

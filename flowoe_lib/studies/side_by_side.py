@@ -46,25 +46,19 @@ def gains(
     """Utility of each policy, and its gain over the best of ``references`` with a 95 % interval, bps."""
     runs = evaluate(policies, condition, evaluation, stream)
     best = max(references, key=lambda name: runs[name].utility.mean().item())
-    rows = [
-        (condition.name, name, best, run.utility.double().mean().item())
-        + paired_interval(run.utility - runs[best].utility)
-        for name, run in runs.items()
-    ]
+    rows = []
+    for name, run in runs.items():
+        gain = paired_interval(run.utility - runs[best].utility)
+        rows.append((condition.name, name, best, run.utility.double().mean().item(), *gain))
     columns = ["condition", "policy", "reference", "utility_bps", "gain_bps", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def oracle_values(condition: Condition, n_buckets: int, grids: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
     """Value of the oracle, bps, on each of ``grids``: their numbers of nodes of inventory and of variance."""
-    rows = [
-        (
-            condition.name,
-            name,
-            solve_oracle(
-                condition.market, condition.order, n_buckets, inventory_nodes=q, variance_nodes=v
-            ).value_bps,
-        )
-        for name, (q, v) in grids.items()
-    ]
+    rows = []
+    for name, (q, v) in grids.items():
+        nodes = {"inventory_nodes": q, "variance_nodes": v}
+        solved = solve_oracle(condition.market, condition.order, n_buckets, **nodes)
+        rows.append((condition.name, name, solved.value_bps))
     return pd.DataFrame(rows, columns=["condition", "grid", "value_bps"])

@@ -7,7 +7,7 @@ Carlo theory, methods and examples, chapter 9, for mixtures as importance sample
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -34,7 +34,16 @@ from flowoe_lib.training.imitation import Demonstrations, Recorder, expert_weigh
 from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
 
-__all__ = ["NAMES", "Outcome", "announced", "draw_days", "examine", "opponents", "train"]
+__all__ = [
+    "NAMES",
+    "LevelAsVariance",
+    "Outcome",
+    "announced",
+    "draw_days",
+    "examine",
+    "opponents",
+    "train",
+]
 
 
 NAMES, QUANTILES = ("calm", "normal", "stressed"), (0.1, 0.5, 0.9)
@@ -121,6 +130,24 @@ def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str
         "TWAP": twap,
         "random": uniform_scores,
     }
+
+
+@dataclass(frozen=True)
+class LevelAsVariance:
+    """A policy trained under stochastic variance; it takes the posterior mean of the level for the variance.
+
+    It is told a mean reversion ``kappa``, the slowest of its training, since the mean is a martingale, and
+    as ``cv`` the standard deviation of the logarithm of the level.
+    """
+
+    policy: Policy
+    kappa: Tensor
+    cv: Tensor
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, [paths]."""
+        heston = replace(obs.market.heston, kappa=self.kappa, cv=self.cv)
+        return self.policy(replace(obs, market=replace(obs.market, heston=heston)), noise)
 
 
 def announced(market: Market, order: Order, n_buckets: int) -> EstimatedSchedule:
