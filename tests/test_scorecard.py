@@ -364,7 +364,8 @@ def test_informed_policies_have_full_information_and_others_that_of_the_world() 
 
 
 def test_informed_on_fewer_paths_are_compared_on_these() -> None:
-    knowing = [Contender(twap, "knowing", n_paths=100)]
+    oracle = solve_oracle(CONDITION.market, CONDITION.order, N_BUCKETS)
+    knowing = [Contender(oracle, "oracle"), Contender(twap, "knowing", n_paths=100)]
     scores, _, _ = score_condition(CONDITION, {"twap": twap}, [], days(300), informed=knowing)
     row = scores.set_index("policy").loc["knowing"]
     assert row["n_paths"] == 100
