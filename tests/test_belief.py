@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flowoe_lib.execution.execution import execute
 from flowoe_lib.market.model import BPS, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.policies.oracle import BeliefOptimum, solve_belief, solve_oracle
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.randomness import generator
 
 Array = NDArray[np.float64]
@@ -167,6 +167,6 @@ def test_other_markets_days_and_empty_grids_are_refused() -> None:
         solve_belief(*condition(0.3, depth_sd=0.5), 5)
     with pytest.raises(ValueError, match=r"Market\.regimes"):
         solve_belief(dataclasses.replace(market, regimes=Regimes(cost_multiplier=scalar(2.0))), order, 5)
-    optimum: BeliefOptimum = solve_belief(market, order, 5)
+    optimum = solve_belief(market, order, 5)
     with pytest.raises(ValueError, match="n_buckets = 6: must be 5"):
         execute(optimum, simulate(market, 2, 6, generator(0)), market, order, generator(0))

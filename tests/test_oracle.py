@@ -17,7 +17,7 @@ from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.simulator import MarketPaths, simulate
-from flowoe_lib.policies.oracle import Oracle, solve_oracle
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.schedules import Schedule, expected_utility, static_optimal
 from flowoe_lib.randomness import generator
@@ -305,7 +305,7 @@ def test_a_batch_a_day_of_other_buckets_and_empty_grids_are_refused() -> None:
         solve_oracle(market, order, 0)
     with pytest.raises(ValueError, match="3 nodes"):
         solve_oracle(market, order, 5, depth_nodes=3)
-    oracle: Oracle = solve_oracle(market, order, 5)
+    oracle = solve_oracle(market, order, 5)
     with pytest.raises(ValueError, match="n_buckets = 6: must be 5"):
         execute(oracle, simulate(market, 2, 6, generator(0)), market, order, generator(0))
 
@@ -388,11 +388,14 @@ def test_the_oracle_infers_the_regime_from_depth_and_rescales_variance(cost: flo
     market, order = condition()
     market = with_regimes(market, 2.0, cost, 2.0, 6.0)
     oracle = solve_oracle(market, order, 5)
+    heston = market.heston
+    # The last node of variance is exceeded with probability 1e-6.
+    last = gamma(float(heston.cv**-2), scale=float(heston.theta * heston.cv**2)).isf(1e-6)
     node = torch.tensor([4, 9, 14, 4, 9, 14])
     stressed = torch.tensor([0, 0, 0, 1, 1, 1])
     obs = dataclasses.replace(
         OrderSimulation(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
-        variance=oracle.variance_max * (node / 24).square() * (1 + 3 * stressed),
+        variance=last * (node / 24).square() * (1 + 3 * stressed),
         log_depth=-math.log(cost) / market.impact.beta * stressed,
     )
     answer = oracle(obs, torch.zeros(6)).double()

@@ -19,12 +19,13 @@ from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, sc
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths, simulate
+from flowoe_lib.policies.dynamic_programming import Optimum
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, static_optimal, twap
 from flowoe_lib.policies.trajectory import best_trades
-from flowoe_lib.policies.transient import TransientOptimum, alfonsi_fruth_schied, solve_transient
+from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.refinement import refine
 
@@ -326,7 +327,7 @@ STRESSED = market(0.15, volatility=0.019, cv=1.3)
 
 
 @pytest.fixture(scope="module")
-def optimum() -> TransientOptimum:
+def optimum() -> Optimum:
     return solve_transient(STRESSED, order(), SHORT, **NODES)
 
 
@@ -335,12 +336,12 @@ def utility(policy: Policy, n: int = 4_000) -> Tensor:
     return execute(policy, paths, STRESSED, order(), generator(1, "n")).utility_bps(order()).double()
 
 
-def test_the_value_of_the_oracle_is_its_simulated_utility(optimum: TransientOptimum) -> None:
+def test_the_value_of_the_oracle_is_its_simulated_utility(optimum: Optimum) -> None:
     u = utility(optimum)
     assert u.mean().item() == pytest.approx(optimum.value_bps, abs=4 * float(u.std()) / 4_000**0.5)
 
 
-def test_no_policy_beats_the_oracle(optimum: TransientOptimum) -> None:
+def test_no_policy_beats_the_oracle(optimum: Optimum) -> None:
     best, replanned, static, even = (
         utility(policy, 1_000) for policy in (optimum, mpc, static_optimal(STRESSED, order(), SHORT), twap)
     )
@@ -417,7 +418,7 @@ def test_a_range_with_memory_draws_half_lives_log_uniformly_and_changes_nothing_
     assert not any("half-life" in str(v) for v in some.violations(STRESSED, order()))
 
 
-def test_refinement_through_the_simulator_reaches_the_oracle(optimum: TransientOptimum) -> None:
+def test_refinement_through_the_simulator_reaches_the_oracle(optimum: Optimum) -> None:
     one = TrainingRange(
         kappa=(5.0, 5.0),
         rho=-0.6,

@@ -12,8 +12,9 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy, execute
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import simulate
+from flowoe_lib.policies.dynamic_programming import Optimum
 from flowoe_lib.policies.flow import FlowPolicy, unpack
-from flowoe_lib.policies.oracle import Oracle, solve_oracle
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
 from flowoe_lib.policies.unannounced import (
@@ -109,12 +110,12 @@ def test_a_level_that_is_almost_certain_is_a_known_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def optimum() -> Oracle:
+def optimum() -> Optimum:
     return solve_level_belief(WORLD, ORDER, N)
 
 
 def test_value_is_simulated_utility_between_the_static_and_the_informed_optimum(
-    optimum: Oracle,
+    optimum: Optimum,
 ) -> None:
     days, weight = draw_days(WORLD, ORDER, 6_000, N, generator(3, "days"))
     static = static_optimal(MARKET, ORDER, N)
@@ -149,7 +150,7 @@ def test_value_is_simulated_utility_between_the_static_and_the_informed_optimum(
 
 
 def test_to_learn_early_is_worth_trading_differently_from_the_posterior_mean(
-    optimum: Oracle,
+    optimum: Optimum,
 ) -> None:
     days, weight = draw_days(WORLD, ORDER, 2_000, N, generator(4, "days"))
     lead = weight * (days.utility(optimum, generator(1)) - days.utility(mpc, generator(1))).double()

@@ -1,17 +1,20 @@
 """Backward induction on a grid: quadrature, interpolation and maximisation over the inventory left."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import impact_slope, permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
 __all__ = [
+    "Optimum",
     "backward_induction",
     "expectation",
     "interpolate_table",
@@ -20,8 +23,38 @@ __all__ = [
     "peak_between",
     "policy_jump",
     "require_grid",
+    "solve_estimate",
     "steady_condition",
 ]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The optimal policy of one condition, as a table over the state, and its value.
+
+    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
+    the market estimates in the observation.
+    """
+
+    fraction: Tensor
+    """Fraction of the remaining inventory to trade, [N - 1, inventory, ...], float64. Nodes are uniform in
+    sqrt(q) from 0 to 1, and in each of ``places`` from 0 to 1."""
+    places: Callable[[Observation], tuple[Tensor, ...]]
+    """Where an observation is on each axis of the table after inventory, from 0 (first node) to 1 (last)."""
+    value_bps: float
+    """Expected utility of the order under the stationary law of the state, bps."""
+    jump: float = torch.inf
+    """Fractions at neighbouring nodes that differ by more are not averaged."""
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
+
+        Raises ValueError if the day has another number of buckets.
+        """
+        if obs.n_buckets != len(self.fraction) + 1:
+            raise ValueError(f"n_buckets = {obs.n_buckets}: must be {len(self.fraction) + 1}, as solved for")
+        table = self.fraction[obs.k].to(obs.inventory)
+        return interpolate_table(table, (obs.inventory.sqrt(), *self.places(obs)), self.jump).clamp(0, 1)
 
 
 HALVINGS = 9
@@ -182,3 +215,29 @@ def backward_induction(
         table[k, 1:] = 1 - left[1:] / q[1:]
         table[k, 0] = table[k, 1]
     return value[-1], table
+
+
+def solve_estimate(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    inventory_nodes: int,
+    gain: Tensor,
+    risk: Tensor,
+    step: Callable[[int], Tensor],
+    start: Tensor,
+    places: Callable[[Observation], tuple[Tensor, ...]],
+) -> Optimum:
+    """Solve for the optimal policy in inventory and an estimate, on which impact does not depend.
+
+    ``gain`` and ``risk`` of holding the order through a bucket are [] or [nodes, 1]. ``step(k)`` maps f on
+    the nodes of the estimate to its conditional expectation one bucket later, [nodes, nodes], ``start`` to
+    its expectation at the open, [1, nodes].
+    """
+
+    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
+        return gain - risk * q + step(k) @ ahead
+
+    unchanged = torch.ones_like(start.T).expand(n_buckets, -1, -1)
+    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
+    return Optimum(table[..., 0], places, float(start[0] @ value[:, 0]), policy_jump(market))

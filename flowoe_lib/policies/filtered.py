@@ -5,7 +5,7 @@ the probability of stress, or the filtered log depth. Source: Astrom (1965), Jou
 and Applications 10, for beliefs as the state.
 """
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.special import roots_genlaguerre
@@ -15,15 +15,15 @@ from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS, depth_filter
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.policies.dynamic_programming import (
+    Optimum,
     expectation,
     normal_rule,
     one_condition,
-    policy_jump,
     require_grid,
 )
-from flowoe_lib.policies.oracle import DEPTH_SDS, LiquidityAxis, Oracle, look_up, solve_grid
+from flowoe_lib.policies.oracle import DEPTH_SDS, LiquidityAxis, place_of_depth, solve_grid
 
-__all__ = ["FilteredRegimeOptimum", "solve_filtered_depth", "solve_filtered_regimes"]
+__all__ = ["solve_filtered_depth", "solve_filtered_regimes"]
 
 
 LIKELIHOOD_POINTS = 64
@@ -39,7 +39,7 @@ def solve_filtered_depth(
     inventory_nodes: int = 41,
     variance_nodes: int = 25,
     depth_nodes: int = 13,
-) -> Oracle:
+) -> Optimum:
     """Solve for the optimal policy of a trader who observes variance, but depth only with noise.
 
     The filter of :func:`flowoe_lib.execution.information.filtered_depth` estimates log depth by m_k with a
@@ -60,7 +60,7 @@ def solve_filtered_depth(
 
     Returns
     -------
-    flowoe_lib.policies.oracle.Oracle
+    flowoe_lib.policies.dynamic_programming.Optimum
         The policy, which uses ``log_depth`` of the observation as m_k, and its value.
 
     Raises
@@ -82,8 +82,7 @@ def solve_filtered_depth(
     if market.regimes.present:
         raise ValueError("Market.regimes: must be absent")
     axis = _filtered_depth_axis(market, n_buckets, depth_nodes, noise_sd)
-    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return Oracle(table, variance_max, axis.ends, 1.0, value, policy_jump(market))
+    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
 
 
 def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float) -> LiquidityAxis:
@@ -101,41 +100,15 @@ def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: f
     step = torch.stack([expectation(cost, later, weights) for later in following]).roll(-1, 0)
     start = expectation(cost, torch.exp(-beta * update_sd[0] * normal)[None], weights)
     cost_multiplier = cost * torch.exp(beta.square() * error[:, None] / 2)
-    ends = half_width, -half_width
-    return LiquidityAxis(ends, cost_multiplier, torch.ones_like(cost), step, start)
+    place = partial(place_of_depth, half_width, -half_width)
+    return LiquidityAxis(place, cost_multiplier, torch.ones_like(cost), step, start)
 
 
-@dataclass(frozen=True)
-class FilteredRegimeOptimum:
-    """The optimal policy of one condition with hidden regimes and observed variance, and its value.
-
-    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved, and from the
-    observation the probability of stress and the variance. If variance is estimated rather than observed,
-    the policy is certainty-equivalent and ``value_bps`` an upper bound.
-    """
-
-    fraction: Tensor
-    """Fraction of the remaining inventory to trade, [N - 1, inventory, variance, probability], float64. Nodes
-    are uniform in sqrt(q) from 0 to 1, in sqrt(V) of the calm regime from 0, and in p from 0 to 1."""
-    variance_max: float
-    """Last node of variance, per day."""
-    stressed_variance: float
-    """Multiplier of variance in the stressed regime."""
-    value_bps: float
-    """Expected utility of the order under the stationary law of variance and regime, bps."""
-    jump: float = 1.0
-    """Fractions at neighbouring nodes that differ by more are not averaged."""
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
-
-        Raises ValueError if the day has another number of buckets, or the observation no ``regimes``.
-        """
-        if obs.regimes is None:
-            raise ValueError("Observation.regimes = None: must hold the probability of stress")
-        stressed = obs.regimes.stressed.expand_as(noise)
-        variance = obs.variance / (1 + stressed * (self.stressed_variance - 1))
-        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), stressed, jump=self.jump)
+def _probability_of_stress(obs: Observation) -> Tensor:
+    """Raises ValueError if the observation has no ``regimes``."""
+    if obs.regimes is None:
+        raise ValueError("Observation.regimes = None: must hold the probability of stress")
+    return obs.regimes.stressed.expand_as(obs.inventory)
 
 
 def solve_filtered_regimes(
@@ -147,7 +120,7 @@ def solve_filtered_regimes(
     inventory_nodes: int = 41,
     variance_nodes: int = 25,
     belief_nodes: int = 31,
-) -> FilteredRegimeOptimum:
+) -> Optimum:
     """Solve for the optimal policy of a trader who observes the calm regime's variance, but not the regime.
 
     The probability p of stress is filtered from realised variance, which is gamma-distributed around the true
@@ -168,8 +141,10 @@ def solve_filtered_regimes(
 
     Returns
     -------
-    flowoe_lib.policies.filtered.FilteredRegimeOptimum
-        The policy, and ``value_bps``, the expected utility of the order in bps.
+    flowoe_lib.policies.dynamic_programming.Optimum
+        The policy, and ``value_bps``, the expected utility of the order in bps. It uses the probability of
+        stress and the variance in the observation. If variance is estimated rather than observed, the policy
+        is certainty-equivalent and ``value_bps`` an upper bound.
 
     Raises
     ------
@@ -190,8 +165,7 @@ def solve_filtered_regimes(
     if not market.regimes.present:
         raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
     axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
-    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return FilteredRegimeOptimum(table, variance_max, float(axis.variance[-1]), value, policy_jump(market))
+    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
 
 
 def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> LiquidityAxis:
@@ -209,4 +183,5 @@ def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> Liquidi
     step = expectation(p, following, probability.flatten(1)[:, None])[:, 0]
     start = expectation(p, regimes.stressed_share.reshape(1, 1), torch.ones_like(p[:1]))
     cost_multiplier = 1 + p * (regimes.cost_multiplier - 1)
-    return LiquidityAxis((0.0, 1.0), cost_multiplier[None], 1 + p * (factor[1] - 1), step[None], start)
+    variance = 1 + p * (factor[1] - 1)
+    return LiquidityAxis(_probability_of_stress, cost_multiplier[None], variance, step[None], start)

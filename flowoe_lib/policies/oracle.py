@@ -12,7 +12,9 @@ Source: Bellman (1957), Dynamic Programming; Almgren (2012), SIAM Journal on Fin
 execution under random volatility and liquidity.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.special import gammainccinv, ndtr
@@ -24,20 +26,19 @@ from flowoe_lib.market.model import Heston, Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
 from flowoe_lib.policies.dynamic_programming import (
+    Optimum,
     backward_induction,
     expectation,
-    interpolate_table,
     normal_rule,
     one_condition,
     policy_jump,
     require_grid,
+    solve_estimate,
     steady_condition,
 )
 
 __all__ = [
     "LiquidityAxis",
-    "Oracle",
-    "look_up",
     "solve_belief",
     "solve_grid",
     "solve_oracle",
@@ -54,58 +55,11 @@ DEPTH_SDS = 4.0
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """The optimal policy of one condition, and its value.
-
-    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
-    the market estimates in the observation.
-    """
-
-    fraction: Tensor
-    """Fraction of the remaining inventory to trade, [N - 1, inventory, variance, depth], float64. Nodes are
-    uniform in sqrt(q) from 0 to 1, in sqrt(V) from 0, and in l between ``depth_ends``."""
-    variance_max: float
-    """Last node of variance, per day."""
-    depth_ends: tuple[float, float]
-    """Highest and lowest log depth of the grid; with regimes, log depth of the calm and of the stressed one;
-    both zero if depth is constant."""
-    stressed_variance: float
-    """Multiplier of variance at the last node of depth; one without regimes."""
-    value_bps: float
-    """Expected utility of the order under the stationary law of variance, depth and regime, bps."""
-    jump: float = 1.0
-    """Fractions at neighbouring nodes that differ by more are not averaged."""
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
-
-        Raises ValueError if the day has another number of buckets.
-        """
-        first, last = self.depth_ends
-        thin = torch.zeros_like(noise)
-        if first != last:
-            thin = ((first - obs.log_depth) / (first - last)).clamp(0, 1)
-        variance = obs.variance / (1 + thin * (self.stressed_variance - 1))
-        return look_up(self.fraction, obs, (variance / self.variance_max).sqrt(), thin, jump=self.jump)
-
-
-def look_up(fraction: Tensor, obs: Observation, *state: Tensor, jump: float) -> Tensor:
-    """Interpolate a table [N - 1, inventory, ...] of fractions at the observed inventory and ``state``.
-
-    ``jump`` is that of :func:`flowoe_lib.policies.dynamic_programming.interpolate_table`.
-    """
-    if obs.n_buckets != len(fraction) + 1:
-        raise ValueError(f"n_buckets = {obs.n_buckets}: must be {len(fraction) + 1}, as solved for")
-    places = obs.inventory.sqrt(), *state
-    return interpolate_table(fraction[obs.k].to(obs.inventory), places, jump).clamp(0, 1)
-
-
-@dataclass(frozen=True)
 class LiquidityAxis:
     """The state variable of liquidity on its nodes: depth, the regime, or an estimate of either."""
 
-    ends: tuple[float, float]
-    """First and last node."""
+    place: Callable[[Observation], Tensor]
+    """Where an observation is on the axis, from 0 (first node) to 1 (last)."""
     cost_multiplier: Tensor
     """Expected multiplier of temporary impact, [N or 1, nodes]."""
     variance: Tensor
@@ -114,6 +68,18 @@ class LiquidityAxis:
     """Maps f on the nodes to its conditional expectation one bucket later, [N or 1, nodes, nodes]."""
     start: Tensor
     """Maps f on the nodes to its expectation at the open, [1, nodes]."""
+
+
+def place_of_depth(first: float, last: float, obs: Observation) -> Tensor:
+    """Where observed log depth is between the ``first`` node and the ``last``, 0 to 1."""
+    return ((first - obs.log_depth) / ((first - last) or 1.0)).clamp(0, 1)
+
+
+def _places(variance_max: float, axis: LiquidityAxis, obs: Observation) -> tuple[Tensor, Tensor]:
+    """Where an observation is in sqrt(V) of the first node of ``axis``, up to ``variance_max``, and on it."""
+    place = axis.place(obs)
+    variance = obs.variance / (1 + place * (float(axis.variance[-1]) - 1))
+    return (variance / variance_max).sqrt(), place
 
 
 def _depth_axis(market: Market, dt: float, nodes: int) -> LiquidityAxis:
@@ -125,8 +91,8 @@ def _depth_axis(market: Market, dt: float, nodes: int) -> LiquidityAxis:
     following = decay * depth[:, None] + torch.sqrt(1 - decay**2) * shock
     cost_multiplier, later, first = (torch.exp(-beta * x) for x in (depth, following, shock[None]))
     step, start = expectation(cost_multiplier, later, weights), expectation(cost_multiplier, first, weights)
-    ends = float(depth[0]), float(depth[-1])
-    return LiquidityAxis(ends, cost_multiplier[None], torch.ones_like(depth), step[None], start)
+    place = partial(place_of_depth, float(depth[0]), float(depth[-1]))
+    return LiquidityAxis(place, cost_multiplier[None], torch.ones_like(depth), step[None], start)
 
 
 def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
@@ -140,8 +106,8 @@ def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
     chance = torch.stack((*regimes.jump(dt), share))
     law = torch.stack((1 - chance, chance), 1)
     variance = torch.stack((unchanged, regimes.volatility_multiplier.square()))
-    calm, stressed = (-cost_multiplier.log() / market.impact.beta).tolist()
-    return LiquidityAxis((calm, stressed), cost_multiplier[None], variance, law[None, :2], law[2:])
+    place = partial(place_of_depth, *(-cost_multiplier.log() / market.impact.beta).tolist())
+    return LiquidityAxis(place, cost_multiplier[None], variance, law[None, :2], law[2:])
 
 
 def solve_grid(
@@ -151,12 +117,8 @@ def solve_grid(
     inventory_nodes: int,
     variance_nodes: int,
     axis: LiquidityAxis,
-) -> tuple[Tensor, float, float]:
-    """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``.
-
-    Returns the fractions to trade [N - 1, inventory, variance, axis], the last node of variance and the
-    value of the order in bps.
-    """
+) -> Optimum:
+    """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``."""
     heston, dt = market.heston, 1 / n_buckets
     v, step_v, start_v = variance_axis(heston, dt, variance_nodes)
 
@@ -175,7 +137,8 @@ def solve_grid(
     cost_multiplier = variance_cost(market, v)[:, None] * axis.cost_multiplier[:, None]
     cost_multiplier = cost_multiplier.expand(n_buckets, -1, -1)
     value, table = backward_induction(market, order, n_buckets, inventory_nodes, cost_multiplier, carry)
-    return table, float(v[-1]), float(start_v[0] @ value @ axis.start[0])
+    places, at_open = partial(_places, float(v[-1]), axis), float(start_v[0] @ value @ axis.start[0])
+    return Optimum(table, places, at_open, policy_jump(market))
 
 
 def variance_axis(heston: Heston, dt: float, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,7 +167,7 @@ def solve_oracle(
     inventory_nodes: int = 41,
     variance_nodes: int = 25,
     depth_nodes: int = 13,
-) -> Oracle:
+) -> Optimum:
     """Solve for the optimal policy of one condition by dynamic programming.
 
     The value per unit J / q is interpolated by cubic splines in V and in L^-beta, in which the utility of a
@@ -224,7 +187,7 @@ def solve_oracle(
 
     Returns
     -------
-    flowoe_lib.policies.oracle.Oracle
+    flowoe_lib.policies.dynamic_programming.Optimum
         The policy, and ``value_bps``, the expected utility of the order in bps.
 
     Raises
@@ -251,45 +214,22 @@ def solve_oracle(
     market, order = one_condition(market, order)
     dt = 1 / n_buckets
     axis = _regime_axis(market, dt) if market.regimes.present else _depth_axis(market, dt, depth_nodes)
-    table, variance_max, value = solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-    return Oracle(table, variance_max, axis.ends, float(axis.variance[-1]), value, policy_jump(market))
+    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
 
 
 BELIEF_SDS = 5.0
 """Half-width of the grid of beliefs, in standard deviations of the belief at the close."""
 
 
-@dataclass(frozen=True)
-class BeliefOptimum:
-    """The optimal policy of one condition with hidden drift, and its value.
-
-    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
-    the market estimates and the variance in the observation.
-    """
-
-    market: Market
-    order: Order
-    fraction: Tensor
-    """Fraction of the remaining inventory to trade, [N - 1, inventory, belief], float64. Nodes are uniform in
-    sqrt(q) from 0 to 1, and in m around its value at the open."""
-    half_width: float
-    """Half-width of the grid of beliefs, bps per day."""
-    value_bps: float
-    """Expected utility of the order, bps."""
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
-
-        Raises ValueError if the day has another number of buckets.
-        """
-        belief = posterior_drift(self.market, self.order, obs.return_bps, obs.k / obs.n_buckets)
-        learned = (belief - self.order.side * self.market.drift) / self.half_width
-        return look_up(self.fraction, obs, (1 + learned) / 2, jump=policy_jump(self.market))
+def _place_of_drift(market: Market, order: Order, half_width: float, obs: Observation) -> tuple[Tensor]:
+    """Where the posterior mean of the drift is on nodes around its value at the open, 0 to 1."""
+    belief = posterior_drift(market, order, obs.return_bps, obs.k / obs.n_buckets)
+    return ((1 + (belief - order.side * market.drift) / half_width) / 2,)
 
 
 def solve_belief(
     market: Market, order: Order, n_buckets: int, *, inventory_nodes: int = 41, belief_nodes: int = 61
-) -> BeliefOptimum:
+) -> Optimum:
     """Solve for the optimal policy of a trader who learns the hidden drift from prices.
 
     The state is inventory and the posterior mean m of the drift. Variance is constant at theta, whatever its
@@ -313,11 +253,10 @@ def solve_belief(
     shocks = (-posterior.diff()).sqrt()
     risk = order.risk_aversion * 1e8 * theta * dt
 
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        step = expectation(m, m[:, None] + shocks[k] * normal, weights)
-        return m[:, None] * dt - risk * q + step @ ahead
+    def step(k: int) -> Tensor:
+        return expectation(m, m[:, None] + shocks[k] * normal, weights)
 
-    unchanged = torch.ones_like(m)[:, None].expand(n_buckets, -1, -1)
-    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
-    at_open = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
-    return BeliefOptimum(market, order, table[..., 0], half_width, float(at_open[0] @ value[:, 0]))
+    problem = market, order, n_buckets, inventory_nodes
+    start = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
+    places = partial(_place_of_drift, market, order, half_width)
+    return solve_estimate(*problem, m[:, None] * dt, risk, step, start, places)

@@ -6,6 +6,7 @@ observed exactly or with noise (:func:`flowoe_lib.market.signal.kalman`). Varian
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,48 +16,26 @@ from flowoe_lib.market.impact import impact_slope
 from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.signal import kalman
 from flowoe_lib.policies.dynamic_programming import (
-    backward_induction,
+    Optimum,
     expectation,
     normal_rule,
     one_condition,
-    policy_jump,
     require_grid,
+    solve_estimate,
 )
-from flowoe_lib.policies.oracle import BELIEF_SDS, look_up
+from flowoe_lib.policies.oracle import BELIEF_SDS
 
-__all__ = ["LinearQuadratic", "SignalOptimum", "solve_linear_quadratic", "solve_signal"]
+__all__ = ["LinearQuadratic", "solve_linear_quadratic", "solve_signal"]
 
 
-@dataclass(frozen=True)
-class SignalOptimum:
-    """The optimal policy of one condition with a signal, and its value.
-
-    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved, and from the
-    observation inventory and signal.
-    """
-
-    fraction: Tensor
-    """Fraction of the remaining inventory to trade, [N - 1, inventory, signal], float64. Nodes are uniform in
-    sqrt(q) from 0 to 1, and in m around zero."""
-    half_width: float
-    """Half-width of the grid of estimates, bps per day."""
-    value_bps: float
-    """Expected utility of the order, bps."""
-    jump: float = 1.0
-    """Fractions at neighbouring nodes that differ by more are not averaged."""
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
-
-        Raises ValueError if the day has another number of buckets.
-        """
-        place = (1 + obs.signal.expand_as(noise) / self.half_width) / 2
-        return look_up(self.fraction, obs, place, jump=self.jump)
+def _place_of_signal(half_width: float, obs: Observation) -> tuple[Tensor]:
+    """Where the estimate of the signal is on nodes around zero, 0 to 1."""
+    return ((1 + obs.signal.expand_as(obs.inventory) / half_width) / 2,)
 
 
 def solve_signal(
     market: Market, order: Order, n_buckets: int, *, inventory_nodes: int = 41, signal_nodes: int = 61
-) -> SignalOptimum:
+) -> Optimum:
     """Solve for the optimal policy of a trader who observes a signal, by dynamic programming.
 
     The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and by parabolas in
@@ -73,7 +52,7 @@ def solve_signal(
 
     Returns
     -------
-    flowoe_lib.policies.signal.SignalOptimum
+    flowoe_lib.policies.dynamic_programming.Optimum
         The policy, and ``value_bps``, the expected utility of the order in bps.
 
     Raises
@@ -112,14 +91,11 @@ def solve_signal(
     drift = gain * m[:, None] + order.side * market.drift * dt
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
 
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        step = expectation(m, decay * m[:, None] + shocks[k + 1] * normal, weights)
-        return drift - risk * q + step @ ahead
+    def step(k: int) -> Tensor:
+        return expectation(m, decay * m[:, None] + shocks[k + 1] * normal, weights)
 
-    unchanged = torch.ones_like(m)[:, None].expand(n_buckets, -1, -1)
-    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
-    at_open = expectation(m, shocks[0] * normal[None], weights)
-    return SignalOptimum(table[..., 0], half_width, float(at_open[0] @ value[:, 0]), policy_jump(market))
+    start, places = expectation(m, shocks[0] * normal[None], weights), partial(_place_of_signal, half_width)
+    return solve_estimate(market, order, n_buckets, inventory_nodes, drift, risk, step, start, places)
 
 
 def _require_signal(market: Market) -> None:

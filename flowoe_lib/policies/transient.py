@@ -4,7 +4,6 @@ Source: Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limit or
 functions", Quantitative Finance 10; Bellman (1957), Dynamic Programming.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,11 +15,17 @@ from flowoe_lib.market.batching import align
 from flowoe_lib.market.impact import impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.dynamic_programming import expectation, peak_between, require_grid, steady_condition
-from flowoe_lib.policies.oracle import look_up, variance_axis
+from flowoe_lib.policies.dynamic_programming import (
+    Optimum,
+    expectation,
+    peak_between,
+    require_grid,
+    steady_condition,
+)
+from flowoe_lib.policies.oracle import variance_axis
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["TransientOptimum", "alfonsi_fruth_schied", "solve_transient"]
+__all__ = ["alfonsi_fruth_schied", "solve_transient"]
 
 
 FINER = 4
@@ -74,29 +79,10 @@ def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedu
     return Schedule(torch.cat((torch.ones_like(left[:1]), left[:-1], torch.zeros_like(left[:1]))))
 
 
-@dataclass(frozen=True)
-class TransientOptimum:
-    """The optimal policy of one condition under impact with memory, and its value.
-
-    A :class:`flowoe_lib.execution.execution.Policy`. It uses the market for which it was solved and ignores
-    the market estimates in the observation.
-    """
-
-    fraction: Tensor
-    """Fraction of the remaining inventory to trade, [N - 1, inventory, impact, variance], float64. Nodes are
-    uniform from 0 to 1 in sqrt(q), in sqrt(E / (1 - q)) and in sqrt(V / variance_max)."""
-    variance_max: float
-    """Last node of variance, per day."""
-    value_bps: float
-    """Expected utility of the order under the stationary law of variance, bps."""
-
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
-
-        Raises ValueError if the day has another number of buckets.
-        """
-        spread = (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt()
-        return look_up(self.fraction, obs, spread, (obs.variance / self.variance_max).sqrt(), jump=torch.inf)
+def _places(variance_max: float, obs: Observation) -> tuple[Tensor, Tensor]:
+    """Where an observation is in sqrt(E / (1 - q)) and in sqrt(V) up to ``variance_max``, 0 to 1."""
+    spread = (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt()
+    return spread, (obs.variance / variance_max).sqrt()
 
 
 def solve_transient(
@@ -107,7 +93,7 @@ def solve_transient(
     inventory_nodes: int = 41,
     impact_nodes: int = 31,
     variance_nodes: int = 17,
-) -> TransientOptimum:
+) -> Optimum:
     """Solve for the optimal policy of one condition under impact with memory by dynamic programming.
 
     The state is inventory q, impact state E and variance V; since impact decays, q + E is at most one. The
@@ -126,7 +112,7 @@ def solve_transient(
 
     Returns
     -------
-    flowoe_lib.policies.transient.TransientOptimum
+    flowoe_lib.policies.dynamic_programming.Optimum
         The policy, and ``value_bps``, the expected utility of the order in bps.
 
     Raises
@@ -201,4 +187,4 @@ def solve_transient(
         table[k] = root.square()
         table[k, :, 0] = table[k, :, 1]
     open_value = float(start_v[0] @ value[:, -1, 0])
-    return TransientOptimum(table.permute(0, 2, 3, 1), float(v[-1]), open_value)
+    return Optimum(table.permute(0, 2, 3, 1), partial(_places, float(v[-1])), open_value)

@@ -23,14 +23,14 @@ from flowoe_lib.execution.information import CONSTANT_CV, RETURNS, Information, 
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.dynamic_programming import (
-    backward_induction,
+    Optimum,
     expectation,
     normal_rule,
-    policy_jump,
     require_grid,
+    solve_estimate,
     steady_condition,
 )
-from flowoe_lib.policies.oracle import Oracle, solve_oracle
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, static_optimal
 
 __all__ = [
@@ -140,6 +140,11 @@ class UnannouncedLevel:
         return probability
 
 
+def _place_of_level(high: float, obs: Observation) -> tuple[Tensor]:
+    """Where the posterior mean of the level, which is observed as variance, is below ``high``, 0 to 1."""
+    return ((obs.variance / high).sqrt(),)
+
+
 def solve_level_belief(
     world: UnannouncedLevel,
     order: Order,
@@ -147,7 +152,7 @@ def solve_level_belief(
     *,
     inventory_nodes: int = 41,
     belief_nodes: int = 81,
-) -> Oracle:
+) -> Optimum:
     """Solve for the optimal policy of a trader who does not know the level, but infers it.
 
     The state is inventory and the posterior mean M. The value per unit J / q is interpolated by cubic splines
@@ -166,7 +171,7 @@ def solve_level_belief(
 
     Returns
     -------
-    flowoe_lib.policies.oracle.Oracle
+    flowoe_lib.policies.dynamic_programming.Optimum
         The policy, whose variance is the posterior mean of the level, and its value.
 
     Raises
@@ -188,20 +193,19 @@ def solve_level_belief(
     risk = order.risk_aversion * 1e8 * dt * mean[:, None]
     gain = order.side * market.drift * dt
 
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
+    def step(k: int) -> Tensor:
         shape = world.shape + k * half
         # 1 / (1 + X) is beta-distributed; its quantiles are exact in the upper tail of M.
         shrinkage = torch.from_numpy(betaincinv(shape, half, ndtr(-normal.numpy())))
         following = mean[:, None] * (shape - 1) / (shape + half - 1) / shrinkage
-        return gain - risk * q + expectation(mean, following, weights) @ ahead
+        return expectation(mean, following, weights)
 
-    unchanged = torch.ones_like(mean)[:, None].expand(n_buckets, -1, -1)
-    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
-    at_open = expectation(mean, market.heston.theta.reshape(1, 1), torch.ones_like(mean[:1]))
-    return Oracle(table, high, (0.0, 0.0), 1.0, float(at_open[0] @ value[:, 0]), policy_jump(market))
+    start = expectation(mean, market.heston.theta.reshape(1, 1), torch.ones_like(mean[:1]))
+    places = partial(_place_of_level, high)
+    return solve_estimate(market, order, n_buckets, inventory_nodes, gain, risk, step, start, places)
 
 
-def specialist(plan: Oracle, level: float, obs: Observation, noise: Tensor) -> Tensor:
+def specialist(plan: Policy, level: float, obs: Observation, noise: Tensor) -> Tensor:
     """Trade by the ``plan`` of one variance ``level``, from any inventory, whatever the day tells."""
     return plan(replace(obs, variance=torch.full_like(noise, level)), noise)
 
