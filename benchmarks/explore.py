@@ -14,6 +14,7 @@ import torch
 from _report import report
 from matplotlib.figure import Figure
 
+from flowoe_lib.desk.explorer import Settings
 from flowoe_lib.desk.explorer_page import PANELS, SIZE, Page
 from flowoe_lib.training.pretrained import load_pretrained
 
@@ -30,7 +31,7 @@ def empty_figures() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    page = Page(load_pretrained(), 2025)
+    page = Page(load_pretrained(), 2025, Settings())
     betas = cycle([0.5, 0.55, 0.6, 0.65, 0.7])
 
     def move() -> None:

@@ -12,9 +12,11 @@ import torch
 from flowoe_lib.desk.explorer import SCHEDULES, Settings, View, explore
 from flowoe_lib.desk.explorer_page import DIALS, PRESETS, Page, explore_figure, newest_only, numbers_table
 from flowoe_lib.execution.execution import Policy, execute
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES
 from flowoe_lib.market.model import scalar
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.plotting import LOOKS
+from flowoe_lib.policies.flow import EndpointField
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
@@ -23,11 +25,22 @@ SEED = 7
 ELSEWHERE = Settings(
     volatility=0.04, cv=0.6, illiquidity=2.0, depth_sd=0.8, size=0.2, beta=0.5, risk_aversion=2e-4
 )
+REMEMBERED = replace(ELSEWHERE, half_life=0.15, signal=0.3)
+FIT = {"eta": 0.1, "beta": 0.5, "gamma": 0.4}
+"""The options of a fit of past orders."""
 
 
 @pytest.fixture(scope="module")
 def trained() -> PretrainedPolicy:
     return load_pretrained()
+
+
+@pytest.fixture(scope="module")
+def aware(trained: PretrainedPolicy) -> PretrainedPolicy:
+    """A network, not trained, that observes memory and signal."""
+    everything = len(FEATURES) + len(MEMORY_FEATURES) + len(SIGNAL_FEATURES)
+    field = EndpointField(generator(1, "network"), everything)
+    return replace(trained, field=field, conditions=replace(trained.conditions, memory=0.3, signal=0.4))
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +65,28 @@ def test_schedules_run_from_the_whole_order_to_nothing(view: View) -> None:
     assert (band["high"] - band["low"]).max() > 0.05
 
 
-@pytest.mark.parametrize("settings", [Settings(), ELSEWHERE, Settings(drift=-0.3)], ids=["0", "1", "2"])
-def test_frontiers_of_schedules_are_exact(settings: Settings, trained: PretrainedPolicy) -> None:
-    market, order = settings.condition(trained)
-    frontier = explore(settings, trained, SEED).frontier
+@pytest.mark.parametrize(
+    "settings", [Settings(), ELSEWHERE, Settings(drift=-0.3), REMEMBERED], ids=["0", "1", "2", "3"]
+)
+def test_frontiers_of_schedules_are_exact(settings: Settings, aware: PretrainedPolicy) -> None:
+    market, order = settings.condition(aware)
+    frontier = explore(settings, aware, SEED).frontier
     for policy, solver in SCHEDULES.items():
         for row in rows(frontier, policy).to_dict("records"):
             turned = replace(order, risk_aversion=scalar(row["risk_aversion"]))
-            plan = solver(market, turned, trained.n_buckets).inventory
-            assert row["cost_bps"] == pytest.approx(expected_cost(market, turned, plan).item(), rel=1e-6)
-            assert row["risk_bps"] == pytest.approx(expected_risk(market, plan).sqrt().item(), rel=1e-6)
+            plan = solver(market, turned, aware.n_buckets).inventory
+            # Newton's method ends at the batch's precision, which is 1e-6 of the cost of a block trade.
+            precision = 1e-5 if settings.half_life else 1e-6
+            cost, risk = expected_cost(market, turned, plan), expected_risk(market, plan).sqrt()
+            assert row["cost_bps"] == pytest.approx(cost.item(), rel=precision)
+            assert row["risk_bps"] == pytest.approx(risk.item(), rel=precision)
 
 
-@pytest.mark.parametrize("settings", [Settings(), ELSEWHERE], ids=["0", "1"])
+@pytest.mark.parametrize("settings", [Settings(), ELSEWHERE, REMEMBERED], ids=["0", "1", "2"])
 def test_frontier_of_the_policy_is_that_of_many_other_days(
-    settings: Settings, trained: PretrainedPolicy
+    settings: Settings, trained: PretrainedPolicy, aware: PretrainedPolicy
 ) -> None:
+    trained = aware if settings is REMEMBERED else trained
     market, order = settings.condition(trained)
     # A view has few days, so that it is drawn at once; four of them together are near to what many say.
     views = [rows(explore(settings, trained, SEED + i).frontier, "flow_refined") for i in range(4)]
@@ -153,6 +172,42 @@ def test_reaction_at_the_open_rises_with_volatility_and_depth(view: View, traine
     assert nothing["traded"].std() < 0.1 * days["traded"].std()
 
 
+def test_reaction_shows_the_signal_whose_mean_over_the_day_has_the_strength_of_the_slider(
+    aware: PretrainedPolicy,
+) -> None:
+    view = explore(REMEMBERED, aware, SEED)
+    # Of a process with covariance sd^2 exp(-r |s - t|), which halves in an hour, over the day.
+    times = (np.arange(390) + 0.5) / 390
+    mean_variance = np.mean(0.5 ** (6.5 * np.abs(times[:, None] - times)))
+    assert view.reaction["signal"].std() == pytest.approx(0.3 / np.sqrt(mean_variance), rel=0.15)
+    drawn = explore_figure(view).axes[2]
+    assert "signal" in drawn.get_xlabel()
+    assert sorted(np.concatenate([line.get_xdata() for line in drawn.lines[:2]])) == pytest.approx(
+        view.reaction["signal"].sort_values()
+    )
+
+
+def test_own_impact_counts_as_illiquidity_and_as_a_price_move_that_no_policy_changes(
+    view: View, trained: PretrainedPolicy
+) -> None:
+    costly, thin = (explore(s, trained, SEED) for s in (Settings(eta=0.284), Settings(illiquidity=2.0)))
+    pd.testing.assert_frame_equal(costly.frontier, thin.frontier, rtol=1e-5)
+    more = explore(Settings(gamma=0.514), trained, SEED).numbers["cost_bps"] - view.numbers["cost_bps"]
+    assert more.to_numpy() == pytest.approx(1e4 * 0.2 * 0.02 * 263**0.25 * 0.1 / 2, rel=1e-3)
+
+
+def test_what_is_outside_the_training_range_is_named_beside_the_results(
+    view: View, trained: PretrainedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert view.outside == []
+    [told] = explore(Settings(eta=0.02, size=0.01, risk_aversion=4e-3), trained, SEED).outside
+    assert told.startswith("urgency = ")
+    monkeypatch.setattr("flowoe_lib.desk.explorer_page.explore", lambda *_: replace(view, outside=[told]))
+    page = Page(trained, SEED, Settings())
+    assert page.message.value.endswith(told)
+    assert page.results.layout.visibility == "visible"
+
+
 def test_formatted_numbers_have_no_negative_zero(view: View) -> None:
     nearly = replace(view, gain_bps=(-0.001, -0.004, 0.001))
     text = numbers_table(nearly).to_html()
@@ -200,23 +255,23 @@ def test_no_legend_of_the_figure_covers_a_label_or_leaves_it(view: View) -> None
         assert box.x1 <= figure.bbox.x1
 
 
-def test_there_is_a_slider_for_each_setting_over_the_range_of_training(trained: PretrainedPolicy) -> None:
+def test_there_is_a_slider_for_each_setting_over_its_range(aware: PretrainedPolicy) -> None:
     assert [dial.setting for dial in DIALS] == [field.name for field in fields(Settings)]
     for dial in DIALS:
-        slider = dial.slider(trained)
+        slider = dial.slider(aware, Settings())
         assert slider.value == pytest.approx(dial.scale * getattr(Settings(), dial.setting))
-        low, high = dial.bounds(trained)
+        low, high = dial.bounds(aware)
         margin = (high - low) / 100
         for end, bound, outside in ((slider.min, low, low - margin), (slider.max, high, high + margin)):
             slider.value = 10**end if dial.logarithmic else end
             assert slider.value == pytest.approx(bound)
-            replace(Settings(), **{dial.setting: slider.value / dial.scale}).condition(trained)
+            replace(Settings(), **{dial.setting: slider.value / dial.scale}).condition(aware)
             with pytest.raises(ValueError, match=f"{dial.setting} = "):
-                replace(Settings(), **{dial.setting: outside / dial.scale}).condition(trained)
+                replace(Settings(), **{dial.setting: outside / dial.scale}).condition(aware)
 
 
 def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: PretrainedPolicy) -> None:
-    page = Page(trained, SEED)
+    page = Page(trained, SEED, Settings())
     first = [bytes(picture.value) for picture in page.pictures]
     assert all(picture.startswith(b"\x89PNG") for picture in first)
     page.sliders["beta"].value = 0.7
@@ -226,23 +281,30 @@ def test_a_move_redraws_and_moving_back_shows_the_same_picture(trained: Pretrain
     assert [bytes(picture.value) for picture in page.pictures] == first
 
 
-def test_presets_move_the_market_and_reset_moves_everything_back(
+def test_presets_move_the_market_and_reset_moves_everything_back_to_the_start(
     trained: PretrainedPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Page, "draw", lambda page: None)
-    page = Page(trained, SEED)
+    start = Settings(**FIT)
+    page = Page(trained, SEED, start)
+    assert vars(page.settings) == pytest.approx(vars(start))
     page.sliders["beta"].value = 0.7
     for name in ("calm", "crisis", "stressed"):
         page.buttons[name].click()
-        expected = replace(Settings(), beta=0.7, **PRESETS[name])
+        expected = replace(start, beta=0.7, **PRESETS[name])
         assert vars(page.settings) == pytest.approx(vars(expected))
         page.settings.condition(trained)
     page.buttons["reset"].click()
-    assert vars(page.settings) == pytest.approx(vars(Settings()))
+    assert vars(page.settings) == pytest.approx(vars(start))
+
+
+def test_a_fit_that_the_policy_was_not_trained_for_is_refused(trained: PretrainedPolicy) -> None:
+    with pytest.raises(ValueError, match=r"beta = 0\.9: trained on 0\.45 to 0\.75"):
+        Page(trained, SEED, Settings(**FIT | {"beta": 0.9}))
 
 
 def test_an_error_is_a_message_in_the_page(trained: PretrainedPolicy) -> None:
-    page = Page(trained, SEED)
+    page = Page(trained, SEED, Settings())
     page.trained = replace(trained, calibration=dict(trained.calibration) | {"kappa": -1.0})
     page.draw()
     assert "Heston.kappa = -1: must be finite" in page.message.value

@@ -122,11 +122,11 @@ def moved(browser: Chrome, label: str, key: str) -> None:
 
 
 def check_page(browser: Chrome) -> None:
-    """Eight sliders and a picture that follows them there and back and a button, without an error."""
+    """Twelve sliders and a picture that follows them there and back and a button, without an error."""
     wait = WebDriverWait(browser, PATIENCE_S)
     first = picture(browser)
     assert first.startswith(b"\x89PNG")
-    assert len(browser.find_elements(By.XPATH, "//*[@role='slider']")) == 8
+    assert len(browser.find_elements(By.XPATH, "//*[@role='slider']")) == 12
     for label in ("β", "drift"):
         moved(browser, label, Keys.ARROW_RIGHT)
         wait.until(lambda b: picture(b) != first)

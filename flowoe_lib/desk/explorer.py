@@ -14,10 +14,12 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.execution.execution import execute
+from flowoe_lib.execution.execution import execute, execute_schedule
 from flowoe_lib.market.batching import tile
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.ranges import RangeViolation
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal
@@ -62,17 +64,28 @@ class Settings:
     depth_sd: float = 0.3
     size: float = 0.1
     """phi, of ADV, to be sold."""
+    eta: float = 0.142
+    """This and the next two are the options of :class:`flowoe_lib.data.impact_fit.ImpactFit`; by default the
+    published coefficients."""
     beta: float = 0.6
+    gamma: float = 0.314
+    half_life: float = 0.0
+    """Half-life of temporary impact, in days; 0 if it is gone by the next bucket."""
     risk_aversion: float = 5e-4
     """lambda, per bps."""
     drift: float = 0.0
     """Drift known to all policies, in daily standard deviations; a rising price favours waiting."""
+    signal: float = 0.0
+    """Strength of a signal that is observed exactly, as in :func:`flowoe_lib.market.signal.with_signal`."""
 
     def condition(self, trained: PretrainedPolicy) -> tuple[Market, Order]:
         """The market and the order, fields of shape [].
 
-        Raises ValueError naming each quantity that is invalid or outside the training range.
+        Raises ValueError naming each setting that is invalid or outside its :func:`bounds`.
         """
+        placed = [RangeViolation(name, v, *bounds(trained, name)) for name, v in vars(self).items()]
+        if outside := [str(p) for p in placed if not p.low <= round(p.value, 9) <= p.high]:
+            raise ValueError("; ".join(outside))
         calibrated = trained.calibration
         kappa, rho = scalar(calibrated["kappa"]), scalar(trained.conditions.rho)
         heston = Heston(theta=scalar(self.volatility**2), kappa=kappa, cv=scalar(self.cv), rho=rho)
@@ -82,20 +95,24 @@ class Settings:
             depth_reversion=scalar(calibrated["depth_reversion"]),
             profile_amplitude=scalar(calibrated["profile_amplitude"]),
         )
-        drift = scalar(self.drift * BPS * self.volatility)
-        market = Market(heston, Impact(beta=scalar(self.beta)), liquidity, drift)
-        order = Order(scalar(self.size), scalar(self.risk_aversion))
-        placed = [RangeViolation(name, v, *bounds(trained, name)) for name, v in vars(self).items()]
-        if outside := [str(p) for p in placed if not p.low <= round(p.value, 9) <= p.high]:
-            raise ValueError("; ".join(outside))
-        return market, order
+        impact = Impact(scalar(self.eta), scalar(self.beta), scalar(self.gamma))
+        market = Market(heston, impact, liquidity, scalar(self.drift * BPS * self.volatility))
+        market = with_half_life(with_signal(market, scalar(self.signal), scalar(0)), scalar(self.half_life))
+        return market, Order(scalar(self.size), scalar(self.risk_aversion))
 
 
 def bounds(trained: PretrainedPolicy, setting: str) -> tuple[float, float]:
-    """The training range of a setting."""
-    found = getattr(trained.conditions, setting)
-    low, high = found if isinstance(found, tuple) else (-found, found)
-    return low, high
+    """Lowest and highest value of a setting: its training range, if training draws it on its own."""
+    drawn = trained.conditions
+    found: dict[str, tuple[float, float]] = vars(drawn) | {
+        "drift": (-drawn.drift, drawn.drift),
+        "half_life": (0.0, drawn.half_life[1]),
+        "signal": (0.0, drawn.signal),
+        # Eta acts through urgency, and permanent impact moves no schedule.
+        "eta": (0.02, 1.0),
+        "gamma": (0.0, 2.0),
+    }
+    return found[setting]
 
 
 @dataclass(frozen=True)
@@ -113,9 +130,12 @@ class View:
     """One day by bucket: time, volatility and liquidity (depth times volume), each over its usual level, and
     what FlowOE and the static optimum trade (traded, static; fractions of the order)."""
     reaction: pd.DataFrame
-    """Each day at the open: volatility and depth over their usual level, and the first trade (traded)."""
+    """Each day at the open: volatility and depth over their usual level, the signal in daily standard
+    deviations a day, and the first trade (traded)."""
     gain_bps: tuple[float, float, float]
     """Gain in utility over the static optimum on the same days, with the ends of its 95 % interval."""
+    outside: list[str]
+    """Quantities outside the training range; the settings are within their :func:`bounds` one by one."""
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -136,12 +156,10 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
 
     days = tile(_days(market, n, seed), len(orders.risk_aversion), N_PATHS)
     wide = replace(order, risk_aversion=orders.risk_aversion.repeat_interleave(N_PATHS))
-    fixed = Schedule(plans["static_optimal"].repeat_interleave(N_PATHS, 1))
+    fixed = plans["static_optimal"].float().repeat_interleave(N_PATHS, 1)
+    static = execute_schedule(fixed, days, market, wide)
     with torch.no_grad():
-        flow, static = (
-            execute(policy, days, market, wide, generator(seed, "explore", "policy"))
-            for policy in (trained.policy(), fixed)
-        )
+        flow = execute(trained.policy(), days, market, wide, generator(seed, "explore", "policy"))
 
     def exact(name: str) -> tuple[Tensor, Tensor]:
         return expected_cost(market, orders, plans[name]), expected_risk(market, plans[name])
@@ -166,9 +184,11 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
         reaction=_columns(
             volatility=(days.variance[0, :N_PATHS] / market.heston.theta).sqrt(),
             depth=days.log_depth[0].expand(days.n_paths)[:N_PATHS].exp(),
+            signal=days.signal_bps[0].expand(days.n_paths)[:N_PATHS] / (BPS * settings.volatility),
             traded=1 - inventory[1],
         ),
         gain_bps=paired_interval(gain[:N_PATHS]),
+        outside=[str(x) for x in trained.conditions.violations(market, order)],
     )
 
 

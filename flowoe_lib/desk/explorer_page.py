@@ -41,9 +41,8 @@ PRESETS: dict[str, Mapping[str, float]] = {
     "calm": {"volatility": 0.007, "illiquidity": 1.0},
     "stressed": {"volatility": 0.02, "illiquidity": 1.0},
     "crisis": {"volatility": 0.04, "illiquidity": 3.0},
-    "reset": vars(Settings()),
 }
-"""Settings that a button changes; the market's levels are those of the grid of conditions."""
+"""Settings that a button changes: levels of the grid of conditions."""
 
 
 WRAPPED = {"flex": "1 1 420px", "min_width": "0px", "max_width": "640px"}
@@ -65,16 +64,16 @@ class Dial(NamedTuple):
     """Units of the slider in one unit of the setting."""
 
     def bounds(self, trained: PretrainedPolicy) -> tuple[float, float]:
-        """The training range, in units of the slider."""
+        """The range of the setting, in units of the slider."""
         low, high = bounds(trained, self.setting)
         return self.scale * low, self.scale * high
 
-    def slider(self, trained: PretrainedPolicy) -> ipywidgets.Widget:
-        """The slider over the training range, at the default of the setting."""
+    def slider(self, trained: PretrainedPolicy, start: Settings) -> ipywidgets.Widget:
+        """The slider over the range of the setting, at its value in ``start``."""
         kind = ipywidgets.FloatLogSlider if self.logarithmic else ipywidgets.FloatSlider
         low, high = (log10(end) if self.logarithmic else end for end in self.bounds(trained))
         return kind(
-            value=self.scale * getattr(Settings, self.setting),
+            value=self.scale * getattr(start, self.setting),
             min=low,
             max=high,
             step=self.step,
@@ -91,26 +90,36 @@ DIALS = (
     Dial("illiquidity", "illiquidity, normal = 1", 0.1),
     Dial("depth_sd", "depth variability, sd of log", 0.05),
     Dial("size", "order size, % of ADV", 0.02, logarithmic=True, scale=100),
+    Dial("eta", "temporary impact η", 0.02, logarithmic=True),
     Dial("beta", "impact exponent β", 0.01),
+    Dial("gamma", "permanent impact γ", 0.01),
+    Dial("half_life", "half-life of impact, days", 0.05),
     Dial("risk_aversion", "risk aversion λ, 10⁻⁴ per bps", 0.02, logarithmic=True, scale=1e4),
     Dial("drift", "drift, daily sd", 0.05),
+    Dial("signal", "signal, daily sd", 0.02),
 )
 
 
 class Page:
-    """Buttons, sliders, a line for error messages, and the results; display ``widget``."""
+    """Buttons, sliders at ``start``, a line for messages, and the results; display ``widget``.
 
-    def __init__(self, trained: PretrainedPolicy, seed: int) -> None:
+    ``Settings(**fit.options)`` starts it at the impact coefficients of a fit,
+    :func:`flowoe_lib.data.impact_fit.fit_impact`. Raises ValueError as :meth:`Settings.condition`.
+    """
+
+    def __init__(self, trained: PretrainedPolicy, seed: int, start: Settings) -> None:
+        start.condition(trained)
         self.trained, self.seed = trained, seed
-        self.sliders = {dial.setting: dial.slider(trained) for dial in DIALS}
-        self.buttons = {name: ipywidgets.Button(description=name) for name in PRESETS}
+        self.sliders = {dial.setting: dial.slider(trained, start) for dial in DIALS}
+        presets = PRESETS | {"reset": vars(start)}
+        self.buttons = {name: ipywidgets.Button(description=name) for name in presets}
         self.message, self.numbers = ipywidgets.HTML(), ipywidgets.HTML()
         self.pictures = [ipywidgets.Image(format="png", layout=WRAPPED) for _ in PANELS]
         moved = newest_only(self.draw, PAUSE_S)
         for slider in self.sliders.values():
             slider.observe(moved, "value")
         for name, button in self.buttons.items():
-            button.on_click(partial(self.choose, PRESETS[name]))
+            button.on_click(partial(self.choose, presets[name]))
         parts = (self.buttons.values(), self.sliders.values(), self.pictures)
         rows = [ipywidgets.Box(list(part), layout=ROW) for part in parts]
         self.results = ipywidgets.VBox([self.numbers, rows[2]])
@@ -142,7 +151,8 @@ class Page:
             figure = explore_figure(view, [panel], (1, 1))
             figure.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})
             picture.value = buffer.getvalue()
-        self.message.value, self.results.layout.visibility = "", "visible"
+        outside = f"<b>Outside the training range:</b> {html.escape('; '.join(view.outside))}"
+        self.message.value, self.results.layout.visibility = outside * bool(view.outside), "visible"
 
 
 def newest_only(act: Callable[[], None], pause_s: float) -> Callable[[object], object]:
@@ -207,13 +217,17 @@ def _frontier_panel(figure: FigureBase, view: View) -> None:
 def _reaction_panel(figure: FigureBase, view: View) -> None:
     axes, days, colour = figure.subplots(), view.reaction, LOOKS["flow_refined"].colour
     thin = days["depth"] < days["depth"].median()
+    cause = "signal" if days["signal"].any() else "volatility"
     for name, rows in days.groupby(thin.map({True: "FlowOE, thin market", False: "FlowOE, deep market"})):
         fill = "none" if "thin" in str(name) else colour
-        axes.plot(rows["volatility"], 100 * rows["traded"], "o", ms=4, mec=colour, mfc=fill, label=name)
+        axes.plot(rows[cause], 100 * rows["traded"], "o", ms=4, mec=colour, mfc=fill, label=name)
     axes.axhline(100 * view.day["static"][0], **_drawn("static_optimal"))
     axes.set(title="Reaction: the first trade on each day", ylim=(0, max(1, 1.1 * axes.dataLim.y1)))
-    axes.set(xlim=(0, 1.1 * axes.dataLim.x1), ylabel="traded, % of the order")
-    axes.set_xlabel("volatility at the open, over its usual level")
+    axes.set(ylabel="traded, % of the order")
+    if cause == "signal":
+        axes.set_xlabel("signal at the open, daily sd; above 0 the price rises")
+    else:
+        axes.set(xlim=(0, 1.1 * axes.dataLim.x1), xlabel="volatility at the open, over its usual level")
 
 
 def _day_panel(figure: FigureBase, view: View) -> None:
