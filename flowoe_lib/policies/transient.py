@@ -133,7 +133,7 @@ def solve_transient(
     >>> order = fo.Order(fo.scalar(0.1), fo.scalar(5e-4))
     >>> nodes = {"inventory_nodes": 17, "impact_nodes": 9, "variance_nodes": 7}
     >>> round(fo.policies.transient.solve_transient(market, order, 6, **nodes).value_bps, 1)
-    -12.0
+    -22.1
     """
     require_grid(n_buckets, inventory_nodes, impact_nodes, variance_nodes)
     market, order = steady_condition(market, order)
