@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-__all__ = ["LOOKS", "Look", "line", "panel_grid", "save", "save_table", "style", "titled"]
+__all__ = ["LOOKS", "Look", "by_name", "line", "panel_grid", "save", "save_table", "style", "titled"]
 
 
 @contextmanager
@@ -75,17 +75,17 @@ class Look(NamedTuple):
 LOOKS: dict[str, Look] = {
     "random": Look("Random", "#d0d0d0", ":", "x"),
     "twap": Look("TWAP", "#8c8c8c", ":", "s"),
-    "vwap": Look("VWAP", "#b5b5b5", "--", "D"),
+    "vwap": Look("VWAP", "#b5b5b5", "--", "d"),
     "almgren_chriss": Look("Almgren-Chriss", "#5b8db8", "--", "v"),
     "static_optimal": Look("Static optimum", "#1b3a6b", "-.", "^"),
     "static_unaware": Look("Static optimum, unaware", "#7d93b8", ":", ">"),
     "alfonsi_fruth_schied": Look("Alfonsi-Fruth-Schied", "#b08d2e", ":", "d"),
     "linear_quadratic": Look("Closed form", "#b08d2e", "--", "d"),
     "replanned": Look("Re-planned", "#4aa89d", (0, (5, 1)), "P"),  # type: ignore[arg-type]
-    "mpc": Look("MPC", "#2f7d32", "-.", "p"),
-    "mpc_unaware": Look("MPC, unaware", "#9bc59d", ":", "p"),
-    "mpc_informed": Look("MPC, informed", "#164a18", ":", "p"),
-    "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
+    "mpc": Look("MPC", "#2f7d32", "-.", "D"),
+    "mpc_unaware": Look("MPC, unaware", "#9bc59d", ":", "D"),
+    "mpc_informed": Look("MPC, informed", "#164a18", ":", "D"),
+    "specialist": Look("Specialist", "#8a5a2b", "--", "+"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
@@ -95,6 +95,12 @@ LOOKS: dict[str, Look] = {
     "oracle": Look("Oracle", "#000000", (0, (1, 2)), "*"),  # type: ignore[arg-type]
 }
 """Policies in the order in which legends and tables list them."""
+
+
+def by_name(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the names of figures in place of the keys of policies, in its index and its columns."""
+    names = {key: look.name for key, look in LOOKS.items()}
+    return table.rename(index=names, columns=names)
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:

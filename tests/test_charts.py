@@ -83,13 +83,19 @@ def test_other_figures_draw_every_row() -> None:
     [axes] = charts.loss_figure(curve, "message").axes
     smooth = [1.1, 0.775, 0.6]
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), smooth)
-    for axes in charts.learning_figure(curve, curve, "message").axes:
-        np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), smooth)
+    measured, gradient = (axes.lines[0] for axes in charts.learning_figure(curve, curve, "message").axes)
+    np.testing.assert_allclose(np.asarray(measured.get_ydata(), float), [1.1, 0.45, 0.25])
+    np.testing.assert_allclose(np.asarray(measured.get_xdata(), float), [0, 1.5, 3])
+    np.testing.assert_allclose(np.asarray(gradient.get_ydata(), float), smooth)
     points = pd.DataFrame({"condition": CONDITIONS, "policy": "twap", "std_bps": 1.0, "cost_bps": 2.0})
     assert len(charts.frontier_figure(points, points, "message").axes[0].lines) == 2
-    capture = pd.DataFrame({"condition": CONDITIONS, "policy": "rl", "capture": [0.2, 0.9]})
-    drawn = charts.capture_figure(capture, "message").axes[0].lines[0]
-    np.testing.assert_allclose(np.asarray(drawn.get_xdata(), float), [0.8, 0.1])
+    ends = {"capture": [0.2, 0.9], "capture_ci_low": [0.1, 0.8], "capture_ci_high": [0.3, 1.1]}
+    axes = charts.capture_figure(
+        pd.DataFrame({"condition": CONDITIONS, "policy": "rl"} | ends), "message"
+    ).axes[0]
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xdata(), float), [0.8, 0.1])
+    reach = [np.asarray(path.vertices)[:, 0] for path in axes.collections[0].get_paths()]
+    np.testing.assert_allclose(np.stack(reach), [[0.7, 0.9], [1e-5, 0.2]])
     solver = pd.DataFrame({"condition": "calm", "policy": "flow_refined", "solver_steps": [1, 2, 4, 8]})
     lines = charts.solver_figure(solver.assign(advantage=0.01), "message").axes[0].lines
     np.testing.assert_array_equal(lines[0].get_xdata(), [1, 2, 4, 8])
@@ -111,8 +117,10 @@ def test_the_flow_and_the_day_are_drawn_as_they_are_given() -> None:
     np.testing.assert_array_equal(panels[0].lines[1].get_ydata(), [-1.0, 0.0])
     np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), [1.0, 0.3])
     market = pd.DataFrame({"price_bps": [0.0, 5.0], "volatility": [1.0, 2.0]})
-    below = story.day_figure(market, {"twap": np.array([1.0, 0.5, 0.0])}, {"twap": 4.24}, "message").axes[2]
+    held = {"twap": np.array([1.0, 0.5, 0.0]), "oracle": np.array([1.0, 0.4, 0.0])}
+    *_, below, apart = story.day_figure(market, held, {"twap": 4.24, "oracle": 4.0}, "message").axes
     assert below.lines[0].get_label() == "TWAP: 4.2 bps"
+    np.testing.assert_allclose(np.asarray(apart.lines[0].get_ydata(), float), [0, 0.1, 0])
 
 
 def test_a_replayed_order_shows_the_record_and_the_forecast() -> None:

@@ -132,21 +132,29 @@ def test_claim_5_fails_where_imitation_alone_is_already_there(imitation: float) 
 def test_tables_of_the_claims() -> None:
     told = evidence(tables(), CHOSEN, SELECTED)
     first = told["1"].set_index("against")
-    assert list(first.loc["the best opponent", ["better", "equal", "above zero"]]) == ["1 of 2"] * 2 + [
-        "2 of 2"
+    assert list(first.loc["the best opponent", ["conditions", "better", "equal", "above zero"]]) == [
+        2,
+        1,
+        1,
+        2,
     ]
-    assert first.loc["the best opponent", "least favourable, %"] == "+0.050 [+0.040, +0.060] in heston `b`"
-    assert first.loc["the best opponent", "most favourable, %"] == "+2.000 [+1.990, +2.010] in heston `a`"
-    assert list(told["2"]["better"]) == ["2 of 2"] * 4
-    risks = told["3"].set_index("where")
-    assert list(risks.loc["hidden, over MPC"]) == ["0 of 1", "1 of 1", "0 of 1", "0 of 1", "1 of 1"]
-    assert risks.loc["liquidity, risk aversion chosen, over TWAP", "both"] == "1 of 2"
+    assert first.loc["the best opponent", "least, %"] == "+0.05 [+0.04, +0.06] in `b`"
+    assert first.loc["the best opponent", "most, %"] == "+2.00 [+1.99, +2.01] in `a`"
+    assert list(told["2"]["against"]) == ["TWAP", "Almgren-Chriss", "Static optimum"]
+    assert list(told["2"]["better"]) == [2] * 3
+    risks = told["3"].set_index("world")
+    assert list(risks.loc["hidden", ["conditions", "TWAP", "MPC"]]) == [1, "1 (1)", "0 (1)"]
+    assert list(risks.loc["liquidity, risk aversion chosen", ["conditions", "TWAP", "MPC"]]) == [
+        2,
+        "1 (0)",
+        "-",
+    ]
     assert list(told["4"].iloc[1]) == ["b", "MPC", "no"]
     assert told["5"].to_numpy().tolist() == [
         ["a", "better", "worse", "better", "yes"],
         ["b", "better", "worse", "equal", "no"],
     ]
-    assert list(told["6"]["worse"]) == ["0 of 2", "1 of 1"]
+    assert list(told["6"]["worse"]) == [0, 1]
     text = blocks(judge(tables(), CHOSEN, SELECTED), told)
     assert text["claim_4"].startswith("**1 of 2**: conditions in which imitation acts most like")
     assert len(text) == 6
@@ -165,8 +173,8 @@ def test_the_result_in_five_sentences() -> None:
     assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
     assert "in 1 of 3 conditions (heston 1 of 2): they differ by less than 0.1% of the cost" in lines[0]
     assert "in 1 of 3 conditions (heston 1 of 2)" in lines[1]
-    assert "+2.00 [+1.99, +2.01] in heston `a`" in lines[1]
-    assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in hidden `h`" in lines[2]
+    assert "+2.00 [+1.99, +2.01] in `heston/a`" in lines[1]
+    assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in `hidden/h`" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
     assert "at most 0.6500 in mean capture" in lines[3]
     assert lines[4].endswith("takes 0.42 ms on one processor core, one of MPC 3.1 ms.")

@@ -1,22 +1,79 @@
-"""The published scorecard follows from the published weights: conditions are scored again."""
+"""The published results agree with each other, and the scorecard follows from the published weights."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_days
 from flowoe_lib.evaluation.scorecard import Evaluation
+from flowoe_lib.evaluation.verdicts import verdicts
 from flowoe_lib.policies.flow import FlowPolicy, unpack
 from flowoe_lib.store import Store
 from flowoe_lib.studies import comparison, opponents
+from flowoe_lib.studies.claims import Z_LIMIT
 from flowoe_lib.studies.worlds import dynamic_worlds, liquid_day
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "07_dynamic_markets.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "07_dynamic_markets.ipynb"
 STORE = Store(NOTEBOOK.parent / "results")
 KEYS = ["policy", "solver_steps", "training_seed"]
+
+
+def figures(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "figures" / f"{name}.csv")
+
+
+@pytest.mark.parametrize("world", ["heston", "worlds", "transient", "signal"])
+def test_no_policy_looks_ahead_or_keeps_inventory(world: str) -> None:
+    checks = STORE.read_table(f"{world}_checks")
+    assert (checks["martingale_z"].abs() < Z_LIMIT).all()
+    assert (checks["inventory_left"].abs() < 1e-6).all()
+
+
+def test_verdicts_and_differences_follow_from_the_published_tables() -> None:
+    comparisons, scorecard = figures("comparisons"), figures("scorecard")
+    assert (verdicts(comparisons) == comparisons["verdict"]).all()
+    keys = ["world", "condition", "policy"]
+    means = scorecard.groupby([*keys, "solver_steps"], dropna=False)["utility_bps"].mean().reset_index()
+    own = comparisons[comparisons["solver_steps"] == 1].merge(means, on=[*keys, "solver_steps"])
+    theirs = means[means["solver_steps"].isna()].rename(columns={"policy": "reference"})
+    both = own.merge(theirs, on=["world", "condition", "reference"], suffixes=("", "_of_reference"))
+    assert len(both) > 1000
+    difference = both["utility_bps"] - both["utility_bps_of_reference"]
+    np.testing.assert_allclose(difference, both["utility"], atol=1e-6)
+
+
+def test_the_oracle_is_the_limit_that_simulation_confirms() -> None:
+    oracle = figures("oracle_check")
+    assert (oracle["off by, %"].abs() < 0.3).all()
+    first, second = (
+        (oracle[a] - oracle[b]).abs().max() for a, b in (("coarse", "in use"), ("in use", "fine"))
+    )
+    assert second < first
+    # Test days may favour a policy over the oracle by their noise alone.
+    learned = figures("scorecard").query("world == 'heston' and training_seed == training_seed")
+    assert (learned["capture"] < 1.001).all()
+
+
+def test_learned_policies_are_close_to_the_optimum() -> None:
+    heston = figures("scorecard").query("world == 'heston' and policy == 'flow_refined'")
+    by_steps = heston.groupby(["training_seed", "solver_steps"])["capture"].agg(["mean", "min"])
+    assert (by_steps["mean"] >= 0.998).all()
+    assert (by_steps["min"] >= 0.99).all()
+    chosen = figures("rl_experts").query("chosen").groupby("opponent")["capture"].min()
+    assert chosen["PPO"] >= 0.99
+    assert chosen["specialist"] >= 0.999
+
+
+def test_all_orders_together_give_the_impact_coefficients() -> None:
+    fit = figures("impact_fit")
+    largest = fit[fit["orders"] == fit["orders"].max()]
+    assert list(largest["coefficient"]) == ["eta", "beta", "gamma"]
+    np.testing.assert_allclose(largest["estimate"], largest["published"], rtol=0.2)
 
 
 def test_conditions_scored_again_have_the_published_rows() -> None:

@@ -23,7 +23,7 @@ from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
-from flowoe_lib.training.refinement import RefiningPolicy, muon_and_adam, refine, utility_scale
+from flowoe_lib.training.refinement import CHECKS, RefiningPolicy, muon_and_adam, refine, utility_scale
 
 N, PATHS = 13, 2000
 STEPS = (1, 2, 4, 8)
@@ -137,20 +137,30 @@ def test_result_is_the_same_for_every_number_of_solver_steps(wild: TrainingRun) 
     assert ((raw.amax(0) - raw.amin(0)) / gain.amax(0) > 0.005).all()
 
 
-def test_curves_have_an_entry_an_iteration_and_rise() -> None:
+def test_curves_are_measured_on_the_same_days_in_every_training_and_rise() -> None:
     start = EndpointField(generator(1, "init"))
-    # The same draws without learning, to compare minibatch by minibatch.
-    learned, idle = (
-        refine(start, training((0.8, 1.8)), N, 50, 1, paths=48, learning_rate=rate).curves
-        for rate in (2e-2, 1e-9)
-    )
-    for name in ("utility", "gradient"):
-        assert learned[name].shape == (50,)
-    assert (learned["gradient"] > 0).all()
-    gain = learned["utility"] - idle["utility"]
-    assert gain[0] == 0
-    assert (gain[-20:] > 0).all()
-    assert gain[-10:].mean() > gain[5:15].mean()
+    first, second = (refine(start, training((0.8, 1.8)), N, 50, seed, paths=48).curves for seed in (1, 2))
+    for curves in (first, second):
+        assert curves["utility"].shape == (CHECKS + 1,)
+        assert curves["gradient"].shape == (50,)
+        assert (curves["gradient"] > 0).all()
+        assert (curves["utility"][2:] > curves["utility"][0]).all()
+    assert first["utility"][0] == second["utility"][0]
+    assert first["utility"][1] != second["utility"][1]
+
+
+def test_the_curve_ends_at_what_the_policy_earns_on_other_days(wild: TrainingRun) -> None:
+    market, order = training((0.8, 1.8)).draw(PATHS, generator(5, "conditions"))
+    paths = simulate(market, PATHS, N, generator(5, "days"))
+    with torch.no_grad():
+        earned, even = (
+            execute(policy, paths, market, order, generator(5, "policy")).utility_bps(order).double()
+            for policy in (FlowPolicy(wild.field, 1), twap)
+        )
+    gain = (earned - even) / utility_scale(market, order)
+    # The curve is measured on half the paths of an iteration.
+    error = gain.std().item() * math.sqrt(1 / PATHS + 2 / 576)
+    assert abs(gain.mean().item() - wild.curves["utility"][-1].item()) < 4 * error
 
 
 def test_the_curve_counts_from_twap() -> None:
@@ -159,7 +169,7 @@ def test_the_curve_counts_from_twap() -> None:
         even.out.weight.zero_()
     curve = refine(even, training((0.8, 1.8)), N, 3, 1, paths=48, learning_rate=1e-12).curves["utility"]
     # float32 sums of thousands of bps.
-    torch.testing.assert_close(curve, torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(curve, torch.zeros(4), atol=1e-3, rtol=0)
 
 
 def test_every_weight_is_updated_once_and_inner_matrices_equally_in_all_directions() -> None:

@@ -59,7 +59,7 @@ def test_training_is_reproducible() -> None:
 def test_training_gains_over_twap() -> None:
     first, seconds = train_universal(RANGE, 12, 40, 60, 60, 20, seed=1)
     assert seconds > 0
-    assert len(first.curves["utility"]) == 20
+    assert len(first.curves["gradient"]) == 20
     # Where the attainable gain is large, even this short training obtains most of it.
     worth = [c for c in design(RANGE, 16, 1) if PreTrade.of(c.market, c.order).attainable_gain > 0.1]
     assert len(worth) >= 4

@@ -141,7 +141,7 @@ class TrainingRun:
 
     field: EndpointField
     curves: dict[str, Tensor]
-    """Learning curves by name, [iterations]."""
+    """Learning curves by name."""
 
 
 def pack(runs: Mapping[int, TrainingRun]) -> dict[str, Tensor]:

@@ -231,7 +231,7 @@ def variant_tasks(
         for seed, run in imitated.items():
             fresh = EndpointField(generator(seed, "initial weights"))
             start = fresh if name.endswith("no imitation") else run.field
-            lengths = len(run.curves["loss"]), len(refined[seed].curves["utility"])
+            lengths = len(run.curves["loss"]), len(refined[seed].curves["gradient"])
             tasks[f"{name} | {seed}"] = (
                 name, sets.get(name), lengths[0], start, conditions, n_buckets, lengths[1], seed,
             )  # fmt: skip

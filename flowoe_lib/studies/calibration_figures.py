@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from flowoe_lib.plotting import style
+from flowoe_lib.plotting import style, titled
 
 __all__ = ["autocovariance_figure", "profile_figure", "volatility_figure"]
 
@@ -38,9 +38,9 @@ def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Fig
     axes.set(yscale="log", ylabel="volatility, % per sqrt(day)", xlabel="date", ylim=(0.15, 9))
     axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title("Three levels span twenty years of S&P 500 volatility, 2008 included")
+    message = "Three levels span twenty years of S&P 500 volatility, 2008 included"
     axes.legend(loc="upper right", ncols=3, markerscale=5)
-    return figure
+    return titled(figure, message)
 
 
 @style()
@@ -54,8 +54,7 @@ def autocovariance_figure(panels: Mapping[str, pd.DataFrame], message: str) -> F
         _decay_panel(axes, table)
         axes.set_title(name)
     row[0][0].set_ylabel("autocovariance")
-    figure.suptitle(message, fontsize=10, x=0.01, ha="left")
-    return figure
+    return titled(figure, message, row[0][0])
 
 
 def _decay_panel(axes: Axes, table: pd.DataFrame) -> None:
@@ -67,7 +66,6 @@ def _decay_panel(axes: Axes, table: pd.DataFrame) -> None:
         axes.plot(table["days"], table["fit"], color=MIDDLE, label="fit")
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(xlabel="lag, days")
-    axes.legend()
 
 
 @style()
@@ -84,6 +82,4 @@ def profile_figure(volume: pd.DataFrame, fitted: pd.Series) -> Figure:
     axes.plot(middle, fitted, "--", color=MIDDLE, label="fitted U")
     axes.axhline(1, color="black", linewidth=0.6)
     axes.set(xlabel="time of the session, days", ylabel="volume over a flat profile", ylim=(0, None))
-    axes.set_title("Trading is busiest at the open and the close")
-    axes.legend()
-    return figure
+    return titled(figure, "Trading is busiest at the open and the close", axes)

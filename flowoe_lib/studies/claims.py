@@ -199,9 +199,10 @@ def in_short(
     ``parts``, by variant of the method, has columns share, share_ci_low and share_ci_high: its utility less
     that of FlowOE as a share of the cost. ``milliseconds`` is the time of one decision, by policy.
     """
-    refined = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
+    refined = in_one_step(comparisons, "flow_refined")
+    refined = refined.assign(condition=refined["world"] + "/" + refined["condition"])
     best, mpc = _best(refined), refined[refined["reference"] == "mpc"]
-    (low, high), lowest = _extremes(mpc, 2), _extremes(best, 2)[0]
+    (low, high), lowest = _extremes(mpc), _extremes(best)[0]
     steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
     changes = 100 * parts[["share", "share_ci_low", "share_ci_high"]]
@@ -223,64 +224,54 @@ def in_short(
     )
 
 
-def _extremes(rows: pd.DataFrame, digits: int) -> list[str]:
+def _extremes(rows: pd.DataFrame) -> list[str]:
     """Least and most favourable difference in utility with its interval, % of cost."""
     percent = 100 * shares(rows)
-
-    def told(i: int) -> str:
-        mean, low, high = (f"{x:+.{digits}f}" for x in percent.iloc[i])
-        return f"{mean} [{low}, {high}] in {rows['world'].iloc[i]} `{rows['condition'].iloc[i]}`"
-
-    return [told(int(i)) for i in (percent["utility"].argmin(), percent["utility"].argmax())]
+    ends = percent["utility"].argmin(), percent["utility"].argmax()
+    return [
+        "{:+.2f} [{:+.2f}, {:+.2f}] in `{}`".format(*percent.iloc[i], rows["condition"].iloc[i]) for i in ends
+    ]
 
 
-Line = dict[str, str]
-
-
-def _line(what: str, rows: pd.DataFrame) -> Line:
+def _line(what: str, rows: pd.DataFrame) -> dict[str, object]:
     """Counts of verdicts on utility, with the least and most favourable difference."""
     counts = count_verdicts(rows, ["policy"]).iloc[0]
-    numbers = {name.replace("_", " "): f"{counts[name]} of {len(rows)}" for name in (*VERDICTS, "above_zero")}
-    least, most = _extremes(rows, 3)
-    return {"against": what} | numbers | {"least favourable, %": least, "most favourable, %": most}
+    numbers = {name: counts[name] for name in VERDICTS} | {"above zero": counts["above_zero"]}
+    least, most = _extremes(rows)
+    return {"against": what, "conditions": len(rows)} | numbers | {"least, %": least, "most, %": most}
 
 
-def _risk_line(where: str, rows: pd.DataFrame) -> Line:
-    won = _risks(rows).sum()
-    return {"where": where} | {str(name): f"{count} of {len(rows)}" for name, count in won.items()}
+def _risk_line(where: str, rows: pd.DataFrame) -> dict[str, object]:
+    """Conditions with a higher mean and a lower standard deviation, and with a worse CVaR95, by rival."""
+    won = _risks(rows).groupby(rows["reference"]).sum()
+    counts = {name: list(won.loc[name, ["both", "worse CVaR95"]]) for name in RIVALS if name in won.index}
+    told = {LOOKS[name].name: "{} ({})".format(*counts[name]) if name in counts else "-" for name in RIVALS}
+    return {"world": where, "conditions": rows["condition"].nunique()} | told
 
 
 def evidence(
     comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, bool]
 ) -> dict[str, pd.DataFrame]:
     """A table for each claim, by its number; the arguments are those of :func:`judge`."""
-    everywhere = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
+    everywhere = in_one_step(comparisons, "flow_refined")
     worlds = {str(world): rows for world, rows in everywhere.groupby("world", sort=False)}
-    versus = {LOOKS[str(name)].name: rows for name, rows in worlds["heston"].groupby("reference", sort=False)}
+    # Volume is flat in the Heston world, so that VWAP is TWAP.
+    others = worlds["heston"].query("reference != 'vwap'").groupby("reference", sort=False)
+    versus = {str(name): _line(LOOKS[str(name)].name, rows) for name, rows in others}
     best = _best(worlds["heston"])
     named = best.set_index("condition")["reference"]
-    risks = [
-        _risk_line(f"{world}, over {LOOKS[name].name}", rows[rows["reference"] == name])
-        for world, rows in worlds.items()
-        for name in RIVALS
-    ]
-    risks += [
-        _risk_line(f"liquidity, risk aversion chosen, over {LOOKS[str(name)].name}", rows)
-        for name, rows in chosen.groupby("reference", sort=False)
-    ]
     lifted = _lifted(worlds["heston"], _of_heston(comparisons, "flow_imitation"))
-    tables: dict[str, list[Line]] = {
-        "1": [_line("the best opponent", best), *(_line(name, rows) for name, rows in versus.items())],
-        "2": [_line(name, versus[name]) for name in (LOOKS[b].name for b in BENCHMARKS)],
-        "3": risks,
+    alike = "imitation acts most like the best expert"
+    tables: dict[str, list[dict[str, object]]] = {
+        "1": [_line("the best opponent", best), *versus.values()],
+        "2": [line for name, line in versus.items() if name in BENCHMARKS],
+        "3": [
+            *(_risk_line(world, rows) for world, rows in worlds.items()),
+            _risk_line("liquidity, risk aversion chosen", chosen),
+        ],
         "4": [
-            {
-                "condition": name,
-                "best opponent": LOOKS[named[name]].name,
-                "imitation acts most like the best expert": said,
-            }
-            for name, alike in selected.items()
-            for said in [("no", "yes")[alike]]
+            {"condition": name, "best opponent": LOOKS[named[name]].name, alike: ("no", "yes")[held]}
+            for name, held in selected.items()
         ],
         "6": [_line(f"{world}: the best opponent", _best(rows)) for world, rows in worlds.items()],
     }

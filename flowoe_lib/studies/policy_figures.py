@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
 
@@ -46,6 +46,9 @@ def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
         axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
     panels[0].set_ylabel("inventory left")
+    first, *others = plans.values()
+    for policy in dict.fromkeys(policy for plan in others for policy in plan if policy not in first):
+        line(panels[0], [], [], policy)
     return titled(figure, message, panels[0])
 
 
@@ -54,16 +57,18 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
     """Expected cost against standard deviation, traced by varying risk aversion.
 
     ``curves`` and ``marked`` have columns condition, policy, std_bps, cost_bps; ``marked`` are the
-    points of the risk aversion in use.
+    points of the risk aversion in use. A policy that has one has no other marker.
     """
     figure, panels = panel_grid(curves["condition"].nunique(), 3, height=2.6)
     for axes, (condition, rows) in zip(panels, curves.groupby("condition", sort=False), strict=True):
+        here = marked[marked["condition"] == condition]
         for policy, row in rows.groupby("policy", sort=False):
             line(axes, row["std_bps"], row["cost_bps"], str(policy))
-        for policy, point in marked[marked["condition"] == condition].groupby("policy"):
+            if policy in set(here["policy"]):
+                axes.lines[-1].set(marker="", label=None)
+        for policy, point in here.groupby("policy", sort=False):
             look = LOOKS[str(policy)]
-            name = None if policy in set(rows["policy"]) else look.name
-            axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=name)
+            axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=look.name)
         axes.set(title=condition, xlabel="standard deviation, bps")
     panels[0].set_ylabel("expected cost, bps")
     return titled(figure, message, panels[0])
@@ -104,9 +109,9 @@ def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 1.2))
     named = shares.rename(columns={k: v.name for k, v in LOOKS.items()})
     _heat(axes, named, ".2f", 1)
-    axes.set(title=message, xlabel="expert whose decision is nearest", ylabel="")
+    axes.set(xlabel="expert whose decision is nearest", ylabel="")
     axes.set_xticklabels([name.replace(" ", "\n").replace("-", "-\n") for name in named.columns])
-    return figure
+    return titled(figure, message)
 
 
 def _heat(axes: Axes, cells: pd.DataFrame, digits: str, top: float) -> None:
@@ -120,8 +125,8 @@ def loss_figure(losses: pd.DataFrame, message: str) -> Figure:
     """Matching loss over iterations, smoothed, with the range over training seeds (columns)."""
     figure, axes = plt.subplots(figsize=(5.2, 2.8))
     _band(axes, losses.rolling(25, min_periods=1).mean(), LOOKS["flow_imitation"].colour)
-    axes.set(title=message, xlabel="iteration", ylabel="weighted matching loss", yscale="log")
-    return figure
+    axes.set(xlabel="iteration", ylabel="weighted matching loss", yscale="log")
+    return titled(figure, message)
 
 
 def _band(axes: Axes, runs: pd.DataFrame, colour: str) -> None:
@@ -131,12 +136,15 @@ def _band(axes: Axes, runs: pd.DataFrame, colour: str) -> None:
 
 @style()
 def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str) -> Figure:
-    """Utility over TWAP and gradient norm by iteration, mean and range over training seeds (columns)."""
+    """Utility over TWAP on validation days and gradient norm, mean and range over training seeds (columns).
+
+    The rows of ``utility`` divide training into equal parts; those of ``gradient`` are iterations.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.6))
     colour = LOOKS["flow_refined"].colour
-    _band(left, utility.rolling(15, min_periods=1).mean(), colour)
+    _band(left, utility.set_axis(np.linspace(0, len(gradient), len(utility))), colour)
     _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
-    left.set(xlabel="iteration", ylabel="utility over TWAP, scaled")
+    left.set(xlabel="iteration", ylabel="utility over TWAP on\nvalidation days, scaled")
     right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
     return titled(figure, message)
 
@@ -147,14 +155,18 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
 
     ``reactions`` has columns time, policy, variance_ratio, fraction, and twap_fraction.
     """
-    figure, panels = panel_grid(reactions["time"].nunique(), 3)
+    figure, panels = panel_grid(reactions["time"].nunique(), 3, height=3.2)
     for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
         if axes is not panels[0]:
             axes.sharey(panels[0])
         for policy, row in rows.groupby("policy", sort=False):
             line(axes, row["variance_ratio"], row["fraction"] / row["twap_fraction"], str(policy))
-        axes.set(title=f"{time:.0%} of the day passed", xlabel="variance over its mean", xscale="log")
-    panels[0].set_ylabel("trading speed,\nTWAP = 1")
+        axes.set(title=f"{time:.0%} of the day passed", xlabel="variance over its mean")
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+        axes.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylabel("trading speed, TWAP = 1")
     return titled(figure, message, panels[0])
 
 
@@ -173,11 +185,10 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    axes.set(title=message, xlabel="solver steps K")
+    axes.set(xlabel="solver steps K")
     axes.set_ylabel("utility over the best expert,\nshare of its cost")
     axes.yaxis.set_major_formatter("{x:+.2%}")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    return titled(figure, message, axes, ncols=2)
 
 
 def _name_rows(axes: Axes, names: pd.Series) -> npt.NDArray[np.int64]:
@@ -210,26 +221,27 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.axvline(0, color="black", lw=0.8)
     axes.xaxis.set_major_formatter("{x:+.2%}")
     axes.locator_params(axis="x", nbins=6)
-    axes.set(title=message, xlabel="utility less that of the best opponent, share of its cost")
-    figure.legend(loc="outside lower center", ncols=5)
-    return figure
+    axes.set(xlabel="utility less that of the best opponent, share of its cost")
+    return titled(figure, message, axes)
 
 
 @style()
 def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
-    """The missed share of the oracle's gain over TWAP, one less capture, a row per condition.
+    """The missed share of the oracle's gain over TWAP, one less capture, with 95 % intervals.
 
-    ``rows`` has columns condition, policy, capture; a share below ``least`` is drawn there.
+    ``rows`` has columns condition, policy, capture, capture_ci_low, capture_ci_high: a row of the figure per
+    condition, in their order. A share below ``least`` is drawn there.
     """
     least = 1e-5
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
     rows = rows.assign(place=_name_rows(axes, rows["condition"])).query("policy != 'oracle'")
     for policy, row in rows.groupby("policy", sort=False):
-        look, missed = LOOKS[str(policy)], (1 - row["capture"]).clip(lower=least)
-        axes.plot(missed, row["place"], look.marker, color=look.colour, ms=5, label=look.name, alpha=0.85)
-    axes.set(title=message, xscale="log", xlabel="missed share of the oracle's gain over TWAP (1 - capture)")
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
+        missed = (1 - row[["capture", "capture_ci_high", "capture_ci_low"]]).clip(lower=least)
+        _intervals(axes, missed, row["place"], LOOKS[str(policy)], label=LOOKS[str(policy)].name, ms=5)
+    axes.set(
+        xscale="log", xlabel=f"missed share of the oracle's gain over TWAP (1 - capture, at least {least:g})"
+    )
+    return titled(figure, message, axes, ncols=4)
 
 
 @style()
@@ -239,19 +251,22 @@ def interval_figure(
     """Quantities with their 95 % intervals: a row per policy, a panel per quantity.
 
     ``rows`` has the column policy, and each quantity with its ``..._ci_low`` and ``..._ci_high``;
-    ``quantities`` names its axis. Axes are logarithmic beyond ``linear`` either side of zero, if it is given.
+    ``quantities`` names its axis. If ``linear`` is given, axes are logarithmic beyond it on either side of
+    zero, and the range in between is shaded.
     """
     size = (7.2, 0.26 * len(rows) + 1.4)
     figure, panels = plt.subplots(1, len(quantities), figsize=size, sharey=True, squeeze=False)
     place = _name_rows(panels[0, 0], rows["policy"])
     for axes, (name, label) in zip(panels[0], quantities.items(), strict=True):
         ends = rows[[name, f"{name}_ci_low", f"{name}_ci_high"]]
-        _intervals(axes, ends, place, LOOKS["flow_refined"])
+        _intervals(axes, ends, place, LOOKS["flow_refined"], label="mean with its 95 % interval")
         axes.axvline(0, color="black", lw=0.8)
         axes.set(xlabel=label)
         if linear is not None:
+            axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0)
             axes.set_xscale("symlog", linthresh=linear)
-    return titled(figure, message)
+            axes.xaxis.set_major_formatter("{x:g}")
+    return titled(figure, message, panels[0, 0])
 
 
 @style()
@@ -271,9 +286,9 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.axhline(0, color="black", lw=0.8)
         axes.axvline(0, color="black", lw=0.8)
         axes.xaxis.set_major_formatter("{x:+.0%}")
-        axes.set_xlabel("standard deviation")
+        axes.set_xlabel("change in standard deviation")
     for axes in panels[::3]:
-        axes.set_ylabel("mean P&L, bps")
+        axes.set_ylabel("change in mean P&L, bps")
     return titled(figure, message)
 
 
@@ -318,8 +333,8 @@ def replay_figure(
         now, before = market[name], market[f"{name}_seen"]
         axes.stairs(now, edges, baseline=None, color="#9fb3c8", lw=1.5, label="in the bucket")
         axes.stairs(before, edges, baseline=None, color="#22313f", lw=1.5, label="forecast")
-        axes.set(title=name, ylabel="over prior level", ylim=(0, None))
-    panels[2].legend(loc="upper right")
+        axes.set(title=name, ylabel="over prior level", ylim=(0, 1.3 * max(now.max(), before.max())))
+        axes.legend(loc="upper right", ncols=2)
     for policy, inventory in inventories.items():
         line(panels[3], edges, inventory, policy)
     panels[3].set(title="inventory", ylabel="share of the order", ylim=(0, 1))
@@ -352,7 +367,7 @@ def impact_figure(rows: pd.DataFrame, message: str) -> Figure:
 def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
     """Heat map of regret, percent of cost: a panel a policy, settings by rows, tests by columns."""
     names, order = table["policy"].unique(), table["tested_in"].unique()
-    figure, panels = plt.subplots(1, len(names), figsize=(3.6 * len(names), 4.2), sharey=True)
+    figure, panels = plt.subplots(1, len(names), figsize=(2.4 * len(names), 3.4), sharey=True)
     for axes, name in zip(panels, names, strict=True):
         rows = table[table["policy"] == name]
         cells = 100 * rows.pivot(index="setting", columns="tested_in", values="regret")

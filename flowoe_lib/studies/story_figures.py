@@ -85,12 +85,12 @@ def day_figure(
     cost_bps: Mapping[str, float],
     message: str,
 ) -> Figure:
-    """One day: price and volatility above, inventories below with the cost of each policy in the legend.
+    """One day: price, volatility, inventories with each policy's cost, and their distance to the oracle's.
 
     ``market`` has a row a bucket, with columns price_bps (since arrival) and volatility (over its long-run
-    level); ``inventories`` are q_0 ... q_N.
+    level); ``inventories`` are q_0 ... q_N, that of "oracle" among them.
     """
-    figure, panels = plt.subplots(3, 1, sharex=True, figsize=(6.4, 4.8), height_ratios=[1, 1, 2.4])
+    figure, panels = plt.subplots(4, 1, sharex=True, figsize=(6.4, 6), height_ratios=[1, 1, 2.4, 1.6])
     for axes, (column, label) in zip(panels, MARKET.items(), strict=False):
         axes.stairs(market[column], np.linspace(0, 1, len(market) + 1), baseline=None, color="#22313f")
         axes.set_ylabel(label)
@@ -98,6 +98,8 @@ def day_figure(
     for policy, inventory in inventories.items():
         line(below, np.linspace(0, 1, len(inventory)), inventory, policy)
         below.lines[-1].set_label(f"{LOOKS[policy].name}: {cost_bps[policy]:.1f} bps")
-    below.set(xlabel="time, share of the day", ylabel="inventory,\nshare of the order", ylim=(0, 1))
+        line(panels[3], np.linspace(0, 1, len(inventory)), inventory - inventories["oracle"], policy)
+    below.set(ylabel="inventory,\nshare of the order", ylim=(0, 1))
     below.legend(title="cost of impact and risk")
+    panels[3].set(xlabel="time, share of the day", ylabel="inventory less\nthe oracle's")
     return titled(figure, message)

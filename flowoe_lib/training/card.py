@@ -36,12 +36,13 @@ def sealed(card: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(entries | {'checksum': checksum}, indent=1)}\n".encode()
 
 
-def read_card(folder: Path = SHIPPED) -> tuple[dict[str, Any], bytes]:
+def read_card(folder: Path | None = None) -> tuple[dict[str, Any], bytes]:
     """The card in ``folder``, and the content of the weights that it was written for.
 
     Raises TrainedPolicyError if a file is missing, the card is unreadable, incomplete or not byte for byte
-    the one that was written, or the weights are others.
+    the one that was written, or the weights are others. By default ``folder`` is that of the library.
     """
+    folder = folder or SHIPPED
     place = folder / CARD
     try:
         written, content = ((folder / name).read_bytes() for name in (CARD, WEIGHTS))

@@ -80,7 +80,7 @@ def ship(
     atomic_write(folder / CARD, sealed(card))
 
 
-def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
+def ship_from(store: Store, scorecard: Path, folder: Path) -> None:
     """Make the policy of notebook 07, first seed, the pretrained policy, with the card of that notebook.
 
     The card records the digest of the CSV file ``scorecard``. Raises MissingArtifact if the notebook was not
@@ -100,12 +100,12 @@ def ship_from(store: Store, scorecard: Path, folder: Path = SHIPPED) -> None:
     )
 
 
-def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
+def load_pretrained(folder: Path | None = None) -> PretrainedPolicy:
     """Load the pretrained policy, after checking it against its card.
 
     Parameters
     ----------
-    folder : Path
+    folder : Path, optional
         Folder of weights and card; by default that of the library.
 
     Returns
@@ -127,6 +127,7 @@ def load_pretrained(folder: Path = SHIPPED) -> PretrainedPolicy:
     >>> trained.n_buckets, trained.conditions.size
     (39, (0.01, 0.25))
     """
+    folder = folder or SHIPPED
     card, content = read_card(folder)
     place = folder / CARD
     observed = card["observes"] if isinstance(card["observes"], list) else []

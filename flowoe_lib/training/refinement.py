@@ -32,6 +32,10 @@ LARGE_GAIN = 0.3
 """Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
 
 
+CHECKS = 10
+"""Measurements on the validation days during training, beside the one before it."""
+
+
 @dataclass(frozen=True)
 class RefiningPolicy:
     """A policy that trades the endpoint predicted from a corrupted version of its own action."""
@@ -118,33 +122,62 @@ def ascend(
     Returns
     -------
     dict of str to Tensor
-        Two learning curves, [iterations]: "utility", the mean objective above TWAP on the same days in units
-        of :func:`utility_scale`, and "gradient", the norm of the gradient before clipping.
+        Two learning curves: "utility", the mean objective above TWAP in units of :func:`utility_scale` on
+        ``paths // 2`` validation days that are the same in every training, before training and at ``CHECKS``
+        equal intervals of it, [CHECKS + 1] (every iteration if there are fewer); and "gradient", the norm of
+        the gradient before clipping, [iterations].
     """
-    even = torch.linspace(1, 0, n_buckets + 1, device=draws.device)
+    fixed = max(paths // 2, 1), n_buckets, draws.device
+    measure = _on_fixed_days(acting, draw, *fixed, perceive, earned)
+    checks = {round(i * iterations / CHECKS) for i in range(1, CHECKS + 1)}
     steppers = muon_and_adam(network, learning_rate)
     cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
     schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
-    utilities, norms = [], []
-    for _ in range(iterations):
+    utilities, norms = [measure()], []
+    for i in range(1, iterations + 1):
         market, order = draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
         uniform = torch.rand(n_buckets, paths, generator=draws, device=draws.device)
         times = (uniform - 0.25).clamp_min(0) / 0.75
         known = perceive(market_paths, market, draws)
         done = execute(acting(times), market_paths, market, order, draws, known)
-        scale = utility_scale(known.market, order)
-        utility = (earned(done, order) / scale).mean()
-        floor = earned(execute_schedule(even, market_paths, market, order), order) / scale
         network.zero_grad()
-        (-utility).backward()
+        (-earned(done, order) / utility_scale(known.market, order)).mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for stepper, schedule in zip(steppers, schedules, strict=True):
             stepper.step()
             schedule.step()
-        utilities.append(utility.item() - floor.mean().item())
         norms.append(norm.item())
+        if i in checks:
+            utilities.append(measure())
     return {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)}
+
+
+def _on_fixed_days(
+    acting: Callable[[Tensor], Policy],
+    draw: Callable[[int, torch.Generator], tuple[Market, Order]],
+    n_days: int,
+    n_buckets: int,
+    device: torch.device,
+    perceive: Perceive,
+    earned: Callable[[Execution, Order], Tensor],
+) -> Callable[[], float]:
+    """A function that gives the policy's mean scaled objective above TWAP on days drawn here, once."""
+    days, noise = (generator(0, "validation", name, device=str(device)) for name in ("days", "noise"))
+    market, order = draw(n_days, days)
+    paths = simulate(market, n_days, n_buckets, days)
+    known = perceive(paths, market, days)
+    even = torch.linspace(1, 0, n_buckets + 1, device=device)
+    floor = earned(execute_schedule(even, paths, market, order), order)
+    scale, start = utility_scale(known.market, order), noise.get_state()
+
+    @torch.no_grad()
+    def measure() -> float:
+        noise.set_state(start)
+        done = execute(acting(torch.zeros_like(paths.variance)), paths, market, order, noise, known)
+        return ((earned(done, order) - floor) / scale).mean().item()
+
+    return measure
 
 
 def refine(
@@ -190,8 +223,7 @@ def refine(
     Returns
     -------
     flowoe_lib.policies.flow.TrainingRun
-        The refined field and two learning curves: "utility", the mean objective above TWAP on the same
-        days in units of the loss, and "gradient", the norm of the gradient before clipping.
+        The refined field and the two learning curves of :func:`ascend`, "utility" and "gradient".
 
     Examples
     --------
@@ -199,7 +231,7 @@ def refine(
     >>> trained = fo.load_pretrained()
     >>> more = fo.refine(trained.field, trained.conditions, 13, iterations=2, seed=1, paths=16)
     >>> {name: len(curve) for name, curve in more.curves.items()}
-    {'utility': 2, 'gradient': 2}
+    {'utility': 3, 'gradient': 2}
     """
     field = copy.deepcopy(start).to(device)
     draws = generator(seed, "refinement", device=device)
