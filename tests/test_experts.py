@@ -207,10 +207,8 @@ def perturbed(schedule: Schedule, step: float, draws: torch.Generator) -> Tensor
     return torch.cat((torch.ones_like(share[:1]), 1 - share.cumsum(0))).clamp_min(0)
 
 
-@settings(max_examples=8)
-@given(st.integers(0, 2**31))
-def test_no_other_schedule_beats_the_static_optimum(seed: int) -> None:
-    draws, n = generator(seed, "test"), 200
+def test_no_other_schedule_beats_the_static_optimum() -> None:
+    draws, n = generator(1, "test"), 1_600
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=draws)
@@ -229,25 +227,24 @@ def test_no_other_schedule_beats_the_static_optimum(seed: int) -> None:
         assert (other <= reached + 1e-7 * reached.abs()).all()
 
 
-@settings(max_examples=8)
-@given(delta=st.floats(0.3, 0.95), risk_aversion=st.floats(1e-5, 2e-3), seed=st.integers(0, 2**31))
-def test_no_close_schedule_beats_it_with_concave_permanent_impact(
-    delta: float, risk_aversion: float, seed: int
-) -> None:
-    m, o, draws = market(delta=delta), order(risk_aversion), generator(seed, "test")
+def test_no_close_schedule_beats_it_with_concave_permanent_impact() -> None:
+    draws = generator(2, "test")
+    deltas, aversions = 0.3 + 0.65 * torch.rand(8, generator=draws), torch.logspace(-5, math.log10(2e-3), 8)
+    m = dataclasses.replace(market(), impact=Impact(delta=deltas))
+    o = Order(scalar(0.1), aversions)
     best = static_optimal(m, o, 13)
     reached = expected_utility(m, o, best.inventory)
     for _ in range(20):
-        assert expected_utility(m, o, perturbed(best, 0.05, draws)) < reached
+        assert (expected_utility(m, o, perturbed(best, 0.05, draws)) < reached).all()
 
 
 def test_conditions_are_solved_as_if_alone() -> None:
     conditions = [Condition("test", name, m, o) for name, (m, o) in CASES.items()]
     side_by_side = batch(conditions, 1)
     for solver in (static_optimal, almgren_chriss):
-        together = solver(*side_by_side, N).inventory
+        together = solver(*side_by_side, 13).inventory
         for i, c in enumerate(conditions):
-            alone = solver(c.market, c.order, N).inventory
+            alone = solver(c.market, c.order, 13).inventory
             u = [float(expected_utility(c.market, c.order, q)) for q in (together[:, i], alone)]
             assert u[0] == pytest.approx(u[1], rel=1e-6)
             assert (together[:, i] - alone).abs().max() < 2e-3
@@ -255,13 +252,13 @@ def test_conditions_are_solved_as_if_alone() -> None:
 
 def test_expected_utility_is_the_mean_of_simulated_utility() -> None:
     m = market(delta=0.7, illiquidity=2.0, depth_sd=0.5, amplitude=0.9, drift=25.0)
-    n_paths = 40_000
-    paths = simulate(m, n_paths, N, generator(5, "test"))
+    n_paths, n = 40_000, 13
+    paths = simulate(m, n_paths, n, generator(5, "test"))
     for o in (order(), order(2e-3, 0.05, -1.0)):
         for schedule in (
-            almgren_chriss(m, o, N),
-            static_optimal(m, o, N),
-            Schedule(torch.linspace(1, 0, N + 1) ** 3),
+            almgren_chriss(m, o, n),
+            static_optimal(m, o, n),
+            Schedule(torch.linspace(1, 0, n + 1) ** 3),
         ):
             done = execute(schedule, paths, m, o, generator(5, "policy"))
 
@@ -527,19 +524,19 @@ def test_schedule_joined_midway_keeps_its_shape() -> None:
 
 def test_ensemble_calibrates_each_expert_to_each_condition() -> None:
     conditions = [Condition("test", name, *CASES[name]) for name in ("plain", "urgent", "volume and depth")]
-    together = batch(conditions, 2)
-    paths = simulate(together[0], 6, N, generator(8, "test"))
+    together, n = batch(conditions, 2), 13
+    paths = simulate(together[0], 6, n, generator(8, "test"))
     alone: dict[str, Callable[[Market, Order], Policy]] = {
         "twap": lambda m, o: twap,
         "vwap": lambda m, o: vwap,
-        "almgren_chriss": lambda m, o: almgren_chriss(m, o, N),
-        "static_optimal": lambda m, o: static_optimal(m, o, N),
+        "almgren_chriss": lambda m, o: almgren_chriss(m, o, n),
+        "static_optimal": lambda m, o: static_optimal(m, o, n),
         "replanned": lambda m, o: replanned,
         "mpc": lambda m, o: mpc,
     }
     assert set(alone) == set(SCHEDULE_EXPERTS)
     for name, calibrate in SCHEDULE_EXPERTS.items():
-        done: Execution = execute(calibrate(conditions, 2, N), paths, *together, generator(8, "policy"))
+        done: Execution = execute(calibrate(conditions, 2, n), paths, *together, generator(8, "policy"))
         for i, c in enumerate(conditions):
             two = slice(2 * i, 2 * i + 2)
 

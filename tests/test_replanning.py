@@ -91,7 +91,7 @@ def test_with_constant_variance_and_depth_it_is_the_static_optimum(
     liquidity = Liquidity(profile_amplitude=scalar(amplitude))
     m, o = dataclasses.replace(market(drift=drift), liquidity=liquidity), order(risk_aversion)
     torch.testing.assert_close(
-        schedule_of(mpc, m, o, N), static_optimal(m, o, N).inventory, rtol=1e-3, atol=2e-5
+        schedule_of(mpc, m, o, 20), static_optimal(m, o, 20).inventory, rtol=1e-3, atol=2e-5
     )
 
 
@@ -99,14 +99,14 @@ def test_with_constant_variance_and_depth_it_is_the_static_optimum(
 @pytest.mark.parametrize("cv", [0.5, 1.3])
 @pytest.mark.parametrize("moving", [False, True], ids=["depth constant", "depth moves"])
 def test_its_capture_of_the_oracle_is_almost_one(volatility: float, cv: float, moving: bool) -> None:
-    m, o = market(volatility, cv), order()
+    m, o, n = market(volatility, cv), order(), 13
     m = with_depth(m) if moving else m
-    paths = simulate(m, 3_000, N, generator(1, "replanning"))
+    paths = simulate(m, 3_000, n, generator(1, "replanning"))
     policies: dict[str, Policy] = {
         "twap": twap,
-        "static": static_optimal(m, o, N),
+        "static": static_optimal(m, o, n),
         "mpc": mpc,
-        "oracle": solve_oracle(m, o, N),
+        "oracle": solve_oracle(m, o, n),
     }
     u = {}
     for name, policy in policies.items():
@@ -229,7 +229,7 @@ def test_under_hidden_regimes_it_uses_the_forecast_mean_of_each_later_bucket(pro
 
 def test_under_hidden_regimes_the_filtered_probability_beats_the_average_market() -> None:
     m, o = stressed_at_times(market(0.01, 0.5)), order()
-    paths = simulate(m, 3_000, N, generator(2, "replanning"))
+    paths = simulate(m, 3_000, 13, generator(2, "replanning"))
     known = blind_to_regimes(paths, m, generator(2, "errors"))
     informed, averaged = (
         execute(mpc, paths, m, o, generator(2, "noise"), view).utility_bps(o).double()
@@ -255,11 +255,11 @@ def with_exponent(m: Market, exponent: float) -> Market:
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
 def test_variance_in_impact_is_known_to_planner_static_optimum_and_oracle(exponent: float) -> None:
-    m, o = with_exponent(market(0.02, 0.5), exponent), order()
+    m, o, n = with_exponent(market(0.02, 0.5), exponent), order(), 13
     unaware = with_exponent(m, 0.0)
-    paths = simulate(m, 6_000, N, generator(1, "coupled"))
+    paths = simulate(m, 6_000, n, generator(1, "coupled"))
     wrong = Information(unaware, paths.variance, paths.log_depth)
-    oracle, static = solve_oracle(m, o, N), static_optimal(m, o, N)
+    oracle, static = solve_oracle(m, o, n), static_optimal(m, o, n)
 
     def utility(policy: Policy, information: Information | None = None) -> Tensor:
         return execute(policy, paths, m, o, generator(1, "noise"), information).utility_bps(o).double()
@@ -274,7 +274,7 @@ def test_variance_in_impact_is_known_to_planner_static_optimum_and_oracle(expone
     assert (planned - misled).mean() > 10 * error(planned - misled)
     followed = utility(static)
     assert abs(followed.mean() - expected_utility(m, o, static.inventory)) < 3.5 * error(followed)
-    other = static_optimal(unaware, o, N).inventory
+    other = static_optimal(unaware, o, n).inventory
     assert expected_utility(m, o, static.inventory) >= expected_utility(m, o, other)
 
 
@@ -287,7 +287,7 @@ def test_forecast_of_variance_in_impact(exponent: float, variance: float) -> Non
     for days in (1e-4, 0.1, 20.0):
         scale = xi**2 * (1 - math.exp(-kappa * days)) / (4 * kappa)
         law = ncx2(4 * kappa * theta / xi**2, variance * math.exp(-kappa * days) / scale, scale=scale)
-        points = law.ppf((np.arange(20_000) + 0.5) / 20_000)
+        points = law.ppf((np.arange(4_000) + 0.5) / 4_000)
         moments = VarianceStep.over(m.heston, days).moments(torch.tensor(variance))
         forecast = float(expected_variance_cost(m, *moments))
         # The gamma law has the right two moments; other moments are close to those of the exact law.
