@@ -3,7 +3,9 @@
 All decide on the same states in the middle of the day, one state alone and many at once, in one thread.
 FlowOE is measured with one and with eight solver steps, as eager torch and compiled by torch.compile, which
 needs a C++ compiler. The weights of the RL expert are random, which does not matter to its time. The oracle
-must first be solved for the condition; that time is a row of its own, once for each condition.
+must first be solved for the condition; that time is a row of its own, once for each condition. FlowOE and MPC
+also decide where impact has memory and there is a noisy signal: there MPC solves a convex problem by Newton's
+method.
 """
 
 import time
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy
 from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Heston, Market, Order, scalar
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
@@ -28,6 +32,7 @@ from flowoe_lib.training.pretrained import load_pretrained
 BATCHES, STEPS, BUCKET = (1, 10_000), 39, 19
 REPETITIONS = {1: 200, 10_000: 10}
 MARKET = Market(Heston(scalar(4e-4), scalar(2.0), scalar(0.5), scalar(-0.8)))
+FULL = with_signal(with_half_life(MARKET, scalar(0.15)), scalar(0.3), scalar(2.0))
 ORDER = Order(scalar(0.1), scalar(5e-4))
 UNIT = "FlowOE, K = 1, eager"
 
@@ -63,13 +68,16 @@ def main() -> None:
     with torch.no_grad():
         for batch in BATCHES:
             draws = generator(1, "decisions", batch)
-            days = OrderSimulation(simulate(MARKET, batch, STEPS, draws), MARKET, ORDER)
+            days, full = (OrderSimulation(simulate(m, batch, STEPS, draws), m, ORDER) for m in (MARKET, FULL))
             inventory = 0.1 + 0.8 * torch.rand(batch, generator=draws)
             obs = days.observe(BUCKET, inventory)
             state = inventory, obs.variance, torch.randn(batch, generator=draws)
             decisions: dict[str, Callable[..., Tensor]] = {
                 name: Decision(policy, obs) for name, policy in policies.items()
             }
+            beside = full.observe(BUCKET, inventory, (1 - inventory) / 2)
+            for name in (UNIT, "MPC"):
+                decisions[f"{name}, memory and signal"] = Decision(policies[name], beside)
             for k in (1, 8):
                 decisions[f"FlowOE, K = {k}, compiled"] = torch.compile(decisions[f"FlowOE, K = {k}, eager"])
             kernels = {name: partial(decide, *state) for name, decide in decisions.items()}
