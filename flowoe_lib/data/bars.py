@@ -186,7 +186,8 @@ def load_bars(
     if (index.diff() < pd.Timedelta(0)).mean() > 0.5:
         raw, frame, index = raw[::-1], frame[::-1], index[::-1]
         notes.append("newest row first, so the order was reversed")
-    check.rule("time", ~index.duplicated(), "must not repeat an earlier row of one instrument")
+    hint = "" if daily or stamps.times.dt.tz else f"; if the clock was set back then, {_OFFSET}"
+    check.rule("time", ~index.duplicated(), f"must not repeat an earlier row of one instrument{hint}")
     check.rule("time", ~(index.diff() < pd.Timedelta(0)), "must be later than the row before")
     if daily:
         second = index.dt.tz_localize(None).dt.normalize().duplicated()
