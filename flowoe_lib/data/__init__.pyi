@@ -4,6 +4,7 @@ from . import conditions as conditions
 from . import estimators as estimators
 from . import flags as flags
 from . import impact_fit as impact_fit
+from . import order_book as order_book
 from . import records as records
 from . import sessions as sessions
 from . import times as times

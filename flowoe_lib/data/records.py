@@ -18,7 +18,7 @@ import pooch
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
-__all__ = ["emini_bars", "emini_trades", "eurusd_hours", "sp500_daily", "vix_daily"]
+__all__ = ["bitstamp_book", "emini_bars", "emini_trades", "eurusd_hours", "sp500_daily", "vix_daily"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ EMINI = Wheel("mlfinpy", "0.1.2", "2e0237e0a5f693bb1c7e9758e52ec03033a4d24ecee11
 EURUSD_HOURS = Wheel(
     "gym_anytrading", "2.0.0", "29e88b9d38272ea338c8cfcebc6a0f0302c7a8c02048331ad6a4d22cdd825e54"
 )
+
+
+BITSTAMP = Wheel("ob_analytics", "0.1.0", "0326a93aaee4ea08356d8dea59868d68592623a2434bbe4d9be379fa855c9c62")
 
 
 class FetchError(RuntimeError):
@@ -94,7 +97,7 @@ def fetch(wheel: Wheel, cache: Path, pip_options: tuple[str, ...] = ()) -> Path:
 
 def _csv(wheel: Wheel, cache: Path, member: str) -> pd.DataFrame:
     with zipfile.ZipFile(fetch(wheel, cache)) as archive, archive.open(member) as file:
-        return pd.read_csv(file)
+        return pd.read_csv(file, compression="gzip" if member.endswith(".gz") else None)
 
 
 def emini_trades(cache: Path) -> pd.DataFrame:
@@ -133,3 +136,20 @@ def eurusd_hours(cache: Path) -> Bars:
     starts = pd.to_datetime(raw["Time"], format="%d.%m.%Y %H:%M:%S.%f").dt.tz_localize("UTC")
     raw["Time"] = starts + pd.Timedelta(hours=1)
     return load_bars(raw, name="EURUSD hourly bars", timezone="America/New_York", minutes=60, min_days=300)
+
+
+def bitstamp_book(cache: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Order events and trades of half an hour of BTC/USD at Bitstamp, 2 May 2026, 02:36 to 03:06 UTC.
+
+    Events: id, time (s since the first), price (USD), volume (BTC that remain), action (created, changed or
+    deleted) and direction (bid or ask). The record begins with a snapshot of the book and deletes at its end
+    what still rests. Trades: time, price, amount (BTC), side of the incoming order, and the ids of both
+    orders. Times are those of the exchange, because events arrived out of order. Only data is read from the
+    wheel; its code is under the GPL. Raises FetchError as :func:`fetch`.
+    """
+    folder = "ob_analytics/_sample_data"
+    events, trades = (_csv(BITSTAMP, cache, f"{folder}/{name}") for name in ("orders.csv.gz", "trades.csv"))
+    first = events["exchange_timestamp"].min()
+    for table in (events, trades):
+        table["time"] = (table["exchange_timestamp"] - first) / 1000
+    return events, trades
