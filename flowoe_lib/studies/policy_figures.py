@@ -106,7 +106,7 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
 @style()
 def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
     """Share of decisions nearest to each expert: ``shares`` is [conditions, experts], rows sum to one."""
-    figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 1.2))
+    figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(shares) + 1.2))
     named = shares.rename(columns={k: v.name for k, v in LOOKS.items()})
     _heat(axes, named, ".2f", 1)
     axes.set(xlabel="expert whose decision is nearest", ylabel="")
@@ -187,6 +187,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     axes.set(xlabel="solver steps K")
     axes.set_ylabel("utility over the best expert,\nshare of its cost")
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])
     axes.yaxis.set_major_formatter("{x:+.2%}")
     return titled(figure, message, axes, ncols=2)
 
@@ -220,7 +221,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         _intervals(axes, ends, row["place"] + 0.16 * (i - middle), look, label=look.name)
     axes.axvline(0, color="black", lw=0.8)
     axes.xaxis.set_major_formatter("{x:+.2%}")
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
     axes.set(xlabel="utility less that of the best opponent, share of its cost")
     return titled(figure, message, axes)
 
@@ -263,7 +264,7 @@ def interval_figure(
         axes.axvline(0, color="black", lw=0.8)
         axes.set(xlabel=label)
         if linear is not None:
-            axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0)
+            axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0, label="linear part of the axis")
             axes.set_xscale("symlog", linthresh=linear)
             axes.xaxis.set_major_formatter("{x:g}")
     return titled(figure, message, panels[0, 0])
@@ -311,7 +312,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             axes.tick_params(axis="y", labelsize=6.5)
             axes.axvline(0, color="black", lw=0.8)
             axes.xaxis.set_major_formatter("{x:+.2%}")
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
             axes.set(title=world, xlabel="share of the best opponent's cost")
     return titled(figure, message)
 
