@@ -66,7 +66,7 @@ notebook-tests: $(INSTALLED) ## the committed notebooks alone, run again and com
 		$$($(BIN)/python -m flowoe_lib.reproduce --list)
 
 order: $(INSTALLED) ## plan an order: make order DATA=docs/sample_bars.csv SIDE=buy SHARES=250000
-	@$(BIN)/python -m flowoe_lib.desk $(ORDER)
+	@$(BIN)/python -m flowoe_lib.desk order $(ORDER)
 
 work: $(INSTALLED) ## work a plan during its day: make work PLAN=build/order/plan.json BARS=today.csv
 	@$(BIN)/python -m flowoe_lib.desk work $(ORDER)

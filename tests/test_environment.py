@@ -80,7 +80,7 @@ def test_make_and_conda_install_what_every_notebook_and_test_needs() -> None:
 BEYOND_CORE = {
     "studies": {"notebooks", "rl"},
     "desk/explorer_page.py": {"notebooks"},
-    "desk/report.py": {"notebooks"},
+    "desk/commands.py": {"notebooks"},
     "training/reinforcement.py": {"rl"},
     "training/vector_environment.py": {"rl"},
 }

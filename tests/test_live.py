@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -314,18 +314,25 @@ def test_a_state_of_another_order_or_damaged_is_refused(tmp_path: Path) -> None:
         work(path, tmp_path / "new.json")
 
 
-def test_make_work_follows_a_growing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("stamp", ["start", "end"])
+def test_make_work_follows_a_growing_file(
+    stamp: Literal["start", "end"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The file begins before the window, grows by one or more bars, and is read anew each time."""
     saved, bars, state = (tmp_path / name for name in ("plan.json", "today.csv", "live.json"))
     saved.write_text(json.dumps(PLAN))
     day = BARS.frame.iloc[LENGTH : 2 * LENGTH].tz_localize(None)
+    day = day.shift(freq="-10min") if stamp == "start" else day
     words = ["work", f"PLAN={saved}", f"BARS={bars}", f"STATE={state}"]
     for rows in (3, 10, 11, 15, 40):
         day.iloc[:rows].to_csv(bars)
         assert commands.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[4].endswith(" of 400,000 shares at 2024-01-03 10:50:00-05:00")
-    assert lines[-2:] == ["filled  400,000 of 400,000 shares at 2024-01-03 14:00:00-05:00", "now     buy 0"]
+    assert lines[-2:] == [
+        "filled  400,000 of 400,000 shares at 2024-01-03 14:00:00-05:00",
+        "now     buy 0, because the window is over",
+    ]
     whole = work(PLAN, tmp_path / "whole.json")
-    follow(whole, load_bars(bars, timezone=BARS.timezone))
+    follow(whole, load_bars(bars, timezone=BARS.timezone, bars=stamp))
     assert whole.state == work(PLAN, state).state

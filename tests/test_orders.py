@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars, BarsError, load_bars
-from flowoe_lib.desk import report as order_report
+from flowoe_lib.desk import commands
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
 from flowoe_lib.desk.market_estimates import Estimated, estimate, expected_volume
 from flowoe_lib.desk.page import summary, tables, write_page
@@ -93,7 +93,7 @@ def test_daily_bars_give_volatility_and_volume_and_the_calibration_the_rest() ->
     assert found.kappa.value == TRAINED.calibration["kappa"]
     assert found.cv.value == TRAINED.calibration["cv_years"]
     sources = sources_of(found)
-    assert sources["volatility"] == "daily bars"
+    assert sources["volatility"] == "last 21 days"
     rest = ["kappa", "cv", "rho", "depth_sd", "depth_reversion", "profile_amplitude"]
     assert set(sources[rest]) == {"suite"}
 
@@ -552,7 +552,7 @@ def test_the_page_opens_with_five_lines_and_holds_every_table(bought: Plan, tmp_
     assert lines["order"] == (
         "buy 300,000 shares from 09:30 to 16:00, worth 15,000,000 at 50: 7.50% of the volume expected then"
     )
-    assert lines["market"] == "4,000,000 shares a day (daily bars), volatility 2.00% a day (daily bars)"
+    assert lines["market"] == "4,000,000 shares a day (last 21 days), volatility 2.00% a day (last 21 days)"
     cost = bought.costs.loc[FLOW]
     money = f"{cost['cost_bps']:.2f} bps expected ({cost['cost_bps'] / 1e4 * 15e6:,.0f})"
     assert lines["cost"].startswith(money)
@@ -565,6 +565,12 @@ def test_the_page_opens_with_five_lines_and_holds_every_table(bought: Plan, tmp_
         assert text not in re.sub(r'src="[^"]+"|<style>.*</style>', "", page, flags=re.DOTALL)
     shown = tables(bought)
     assert all(table.to_html(classes="figures", border=0) in page for table in shown.values())
+    own = replace(bought, ticket=bought.ticket.model_copy(update={"eta": 0.1}))
+    row = "temporary impact eta, daily volatilities"
+    assert [list(tables(x)["market"].loc[row]) for x in (bought, own)] == [
+        ["0.142", "published"],
+        ["0.1", "order"],
+    ]
     traded = shown["schedule"]["shares to trade"].str.replace(",", "").astype(float)
     assert traded.sum() == 3e5
     assert (
@@ -587,15 +593,18 @@ def test_markup_in_names_is_shown_as_text(bought: Plan, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--side", "hold", "--shares", "10"], "side = 'hold'"),
-        (["--side", "buy", "--shares", "1e12"], "shares = 1e+12: must be at most 4,368,520,000"),
-        (["--side", "buy", "--shares", "10", "--data", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["order", "SIDE=hold", "SHARES=10"], "side = 'hold'"),
+        (["order", "SIDE=buy", "SHARES=1e12"], "shares = 1e+12: must be at most 4,368,520,000"),
+        (["order", "SIDE=buy", "SHARES=10", "DATA=nowhere.csv"], "nowhere.csv: no such file"),
+        (["order", "--help"], "--help = ''"),
+        (["SIDE=buy"], "'SIDE=buy': must be one of the commands order, work, review"),
+        ([], "must be one of the commands order, work, review"),
     ],
 )
 def test_the_command_line_refuses_before_anything_runs(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert order_report.main(options) == 1
+    assert commands.main(options) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert message in told
@@ -609,7 +618,7 @@ def words_of_make(*variables: str) -> list[str]:
     """What ``make order`` passes to the program, as the shell would split it."""
     make = ["make", "--dry-run", "--no-print-directory", "order", *variables]
     shown = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return shlex.split(shown.splitlines()[-1])[3:]
+    return shlex.split(shown.splitlines()[-1])[4:]
 
 
 def test_make_passes_options_with_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,14 +627,9 @@ def test_make_passes_options_with_any_characters(monkeypatch: pytest.MonkeyPatch
     assert sorted(words_of_make(*given, "PROFILE=quick", "PYTHON=python3")) == sorted(given)
 
 
-@pytest.mark.parametrize("style", ["make", "--"])
-def test_a_misspelt_option_is_refused_with_the_nearest(
-    style: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--side", "buy", "--shares", "1e5", "--participation", "0.1"]
-    if style == "make":
-        words = words_of_make("SIDE=buy", "SHARES=1e5", "PARTICIPATION=0.1")
-    assert order_report.main(words) == 1
+def test_a_misspelt_option_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_of_make("SIDE=buy", "SHARES=1e5", "PARTICIPATION=0.1")
+    assert commands.main(["order", *words]) == 1
     assert (
         "participation = '0.1': no such option; the nearest is participation_cap" in capsys.readouterr().err
     )
@@ -658,11 +662,11 @@ def test_options_reach_the_plan_as_they_were_given(
         asked.append((bars, order))
         folder.mkdir()
         if len(asked) == 1:
-            assert order_report.main(["SIDE=sell", "SHARES=2e8"]) == 0
+            assert commands.main(["order", "SIDE=sell", "SHARES=2e8"]) == 0
         (folder / f"{order.side}.csv").write_text("")
         return {"order": order.side}
 
-    monkeypatch.setattr(order_report, "_report", report)
+    monkeypatch.setattr(commands, "_report", report)
     given = [
         f"DATA={own_bars(tmp_path)}",
         "SIDE=Buy",
@@ -671,7 +675,7 @@ def test_options_reach_the_plan_as_they_were_given(
         "ADV=",
         "BETA=0.55",
     ]
-    assert order_report.main([*given, "TIMEZONE=Europe/Paris"]) == 0
+    assert commands.main(["order", *given, "TIMEZONE=Europe/Paris"]) == 0
     (bars, order), (index, _) = asked
     assert order == Ticket("buy", 1e5, session=("09:30", "15:30"), beta=0.55)
     assert (bars.timezone, len(bars.frame)) == ("Europe/Paris", 40)
@@ -688,8 +692,8 @@ def test_a_small_order_is_reported_in_the_terminal(
 ) -> None:
     space = replace(Workspace.open("full"), root=tmp_path)
     monkeypatch.setattr(Workspace, "open", lambda profile: space)
-    monkeypatch.setattr(order_report, "N_PATHS", 200)
-    assert order_report.main([f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=1e5"]) == 0
+    monkeypatch.setattr(commands, "N_PATHS", 200)
+    assert commands.main(["order", f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=1e5"]) == 0
     lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["order", "market", "plan", "cost", "flags", "bars", "report"]
     assert (tmp_path / "build" / "order" / "report.html").exists()
@@ -697,10 +701,10 @@ def test_a_small_order_is_reported_in_the_terminal(
 
 def test_a_refusal_does_not_wait_for_torch(tmp_path: Path) -> None:
     program = (
-        "import sys; from flowoe_lib.desk.report import main; code = main(sys.argv[1:]); "
+        "import sys; from flowoe_lib.desk.commands import main; code = main(sys.argv[1:]); "
         "sys.exit(code + 10 * bool({'torch', 'arch', 'matplotlib', 'papermill'} & set(sys.modules)))"
     )
-    words = [f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=5e6"]
+    words = ["order", f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=5e6"]
     run = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True)
     assert "shares = 5,000,000: must be at most 4,000,000" in run.stderr
     assert run.returncode == 1
@@ -724,8 +728,10 @@ def test_an_order_that_is_ended_leaves_nothing_behind(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     space = replace(Workspace.open("full"), root=tmp_path)
     monkeypatch.setattr(Workspace, "open", lambda profile: space)
-    monkeypatch.setattr(order_report, "_report", ended)
-    monkeypatch.setattr(sys, "argv", ["desk", f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=1e5"])
+    monkeypatch.setattr(commands, "_report", ended)
+    monkeypatch.setattr(
+        sys, "argv", ["desk", "order", f"DATA={own_bars(tmp_path)}", "SIDE=buy", "SHARES=1e5"]
+    )
     try:
         with pytest.raises(SystemExit) as raised:
             runpy.run_module("flowoe_lib.desk", run_name="__main__")

@@ -166,7 +166,7 @@ def test_the_commands_work_an_order_and_review_it(
     assert 0 < total < SIZE
     said = capsys.readouterr().out
     assert said.startswith(f"filled  {total:,} of 60,000 shares at 2024-02-14 15:00")
-    assert said.endswith(f"now     {record['ticket']['side']} 0\n")
+    assert said.endswith(f"now     {record['ticket']['side']} 0, because the window is over\n")
     assert (
         commands.main(["review", "PLAN=plan.json", "BARS=today.csv", "FILLS=fills.csv", "SPREAD_BPS=2"]) == 0
     )

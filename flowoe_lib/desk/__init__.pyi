@@ -6,6 +6,5 @@ from . import live as live
 from . import market_estimates as market_estimates
 from . import page as page
 from . import planner as planner
-from . import report as report
 from . import review as review
 from . import ticket as ticket

@@ -2,15 +2,11 @@
 
 import sys
 
-words = sys.argv[1:]
 try:
-    # Imported here, because Ctrl-C may come while torch is being loaded.
-    if words[:1] in (["work"], ["review"]):
-        from flowoe_lib.desk.commands import main
-    else:
-        from flowoe_lib.desk.report import main
+    # Imported here, because Ctrl-C may come while pandas is being loaded.
+    from flowoe_lib.desk.commands import main
 
-    code = main(words)
+    code = main(sys.argv[1:])
 except KeyboardInterrupt:
     sys.stderr.write("interrupted: no report was written\n")
     code = 130

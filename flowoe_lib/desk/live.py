@@ -122,7 +122,9 @@ class LiveOrder:
         s, child, side = self.state, self.child, self.plan.ticket.side
         limit = "" if child.limit is None else f" at {child.limit:,.10g} or better"
         done = f"{s.filled:,.10g} of {s.shares:,.10g} shares at {s.time}"
-        return {"filled": done, "now": f"{side} {child.shares:,.10g}{limit}"}
+        over = ", because the window is over" * (s.bucket >= self.plan.ticket.n_buckets)
+        early = ", because the window has not begun" * (s.bucket < 0)
+        return {"filled": done, "now": f"{side} {child.shares:,.10g}{limit}{over}{early}"}
 
     def next(self, bar: Mapping[str, Any] | pd.DataFrame, filled: float = 0.0) -> Child:
         """The child order for the bucket that begins at the end of ``bar``.

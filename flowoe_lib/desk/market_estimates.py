@@ -96,7 +96,7 @@ def estimate(
         if bars.index.to_series().diff().median() > pd.Timedelta(days=2):
             raise BarsError(f"{bars.source}: bars are longer than a day; daily or intraday ones are needed")
         frame = bars.frame.iloc[-RECENT:]
-        variance, volume, label = garman_klass(frame), frame["volume"], "daily bars"
+        variance, volume, label = garman_klass(frame), frame["volume"], f"last {RECENT} days"
         if len(frame) < RECENT:
             raise BarsError(f"{bars.source}: covers {len(frame)} days; at least {RECENT} are needed")
     else:
@@ -104,7 +104,7 @@ def estimate(
         amounts = (garman_klass(bars.frame), bars.frame["volume"])
         clocks = [session_clock(bars, x, BUCKETS, opens=session[0], closes=session[1]) for x in amounts]
         variance, volume = (clock.sum(axis=1).iloc[-RECENT:] for clock in clocks)
-        label = f"{len(clocks[0])} sessions of bars"
+        label = f"last {len(variance)} sessions"
         if len(clocks[0]) < SESSIONS:
             raise BarsError(
                 f"{bars.source}: covers {len(clocks[0])} whole sessions from {session[0]} to {session[1]} "
@@ -112,7 +112,7 @@ def estimate(
             )
         closed = tuple((minutes_of(a), minutes_of(b)) for a, b in breaks(bars, *session))
         short = bars.minutes is not None and bars.minutes <= 2 * minutes / BUCKETS
-        found |= _within_day(np.stack([c.to_numpy() for c in clocks], axis=1), within, label, short)
+        found |= _within_day(np.stack([c.to_numpy() for c in clocks], axis=1), within, short)
     if not variance.mean() > 0:
         raise BarsError(f"{bars.source}: no price moved in the last {RECENT} days")
     if adv is None and not volume.mean() > 0:
@@ -185,7 +185,7 @@ def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated
     return {name: Estimated(value, "suite") for name, value in values.items()}
 
 
-def _within_day(clocks: Array, within: Mapping[str, Any], label: str, short: bool) -> dict[str, Estimated]:
+def _within_day(clocks: Array, within: Mapping[str, Any], short: bool) -> dict[str, Estimated]:
     """Estimate the volume profile, and from a month of short bars the variance and depth processes."""
     if not (clocks[:, 1] > 0).any():
         return {}
@@ -195,7 +195,7 @@ def _within_day(clocks: Array, within: Mapping[str, Any], label: str, short: boo
     else:
         bounds = {name: within[name] for name in WITHIN}
         values = dict(zip(WITHIN, within_day(clocks), strict=True))
-    estimates = {}
+    estimates, label = {}, f"{len(clocks)} sessions"
     for name, value in values.items():
         inside = float(np.clip(value, *bounds[name]))
         low, high = bounds[name]

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
+from flowoe_lib.desk.market_estimates import Estimated
 from flowoe_lib.desk.planner import Plan
+from flowoe_lib.desk.ticket import Ticket
 from flowoe_lib.market.model import BPS
 from flowoe_lib.plotting import LOOKS, save, save_table
 from flowoe_lib.store import atomic_write
@@ -68,8 +70,13 @@ def tables(plan: Plan) -> dict[str, pd.DataFrame]:
     costs = plan.costs.rename(index=lambda name: LOOKS[name].name)
     costs.iloc[0, -3:] = np.nan
     own = plan.frontier[plan.frontier["policy"] == plan.policy].set_index("risk_aversion")
+    known = plan.estimates.figures()
+    for name in ("eta", "beta", "gamma", "illiquidity"):
+        value = getattr(plan.ticket, name)
+        published = value == Ticket.model_fields[name].default
+        known[name] = Estimated(value, "published" if published else "order")
     market = {
-        heading: (form.format(plan.estimates.figures()[name].value), plan.estimates.figures()[name].source)
+        heading: (form.format(known[name].value), known[name].source)
         for name, (heading, form) in HEADINGS["market"].items()
     }
     schedule = (
