@@ -131,7 +131,9 @@ def read_plan(
         known = {k: Estimated(**v) for k, v in record["estimates"].items()}
         estimates = MarketEstimates(**known, breaks=tuple(map(tuple, record.get("breaks", ()))))
         condition = with_risk_aversion(condition_of(ticket, estimates), record["risk_aversion"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise OrderError(f"{plan}: cannot be read ({error.strerror}); `make order` writes a plan") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise OrderError(f"{plan}: is not a plan of `make order`: {error!r}") from None
     return ticket, estimates, condition, record
 

@@ -95,8 +95,8 @@ class Ticket(BaseModel):
     drift_sd_bps: Annotated[Number, Field(ge=0)] = 0.0
     """standard deviation of the unknown part of the drift over the window [bps]"""
     participation_cap: Fraction | None = None
-    """largest share of the volume expected in a bucket that may be traded [share of expected volume]; by
-    default no cap"""
+    """largest share of the volume expected in a bucket that may be traded, 0.1 for 10 % [share of expected
+    volume]; by default no cap"""
     illiquidity: Positive = 1.0
     """factor of temporary impact, 1 for the published coefficients [multiple]"""
     eta: Positive = 0.142
