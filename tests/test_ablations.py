@@ -76,7 +76,7 @@ def test_a_noise_free_network_has_one_action_in_a_state() -> None:
 
 def test_advantage_weighting_improves_without_a_simulator_gradient() -> None:
     start = EndpointField(generator(3, "init"))
-    better = advantage_weighted(start, RANGE, N_BUCKETS, 150, seed=0).field
+    better = advantage_weighted(start, RANGE, N_BUCKETS, 60, seed=0).field
     runs = evaluate(
         {"before": FlowPolicy(start, 1), "after": FlowPolicy(better, 1)},
         CONDITION,

@@ -311,7 +311,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _make_large(root: Path) -> list[float]:
-    values: list[float] = Store(root).made("shared", Counted(np.arange(200_000.0).tolist()).task)
+    values: list[float] = Store(root).made("shared", Counted(np.arange(50_000.0).tolist()).task)
     return values
 
 

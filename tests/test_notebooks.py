@@ -215,7 +215,7 @@ class Copy:
 def copy_checkout(root: Path) -> Copy:
     """The library and its configuration, without notebooks."""
     (root / "notebooks").mkdir(parents=True)
-    shutil.copytree(ROOT / "flowoe_lib", root / "flowoe_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "flowoe_lib", root / "flowoe_lib", ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copy(ROOT / "pyproject.toml", root)
     # jsonschema does without this package, whose import takes a second.
     (root / "rfc3987_syntax.py").write_text("raise ImportError")

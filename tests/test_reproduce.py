@@ -62,7 +62,7 @@ def write_notebook(path: Path, *sources: str) -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "notebooks").mkdir()
-    shutil.copytree(LIBRARY, tmp_path / "flowoe_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(LIBRARY, tmp_path / "flowoe_lib", ignore=shutil.ignore_patterns("*.pyc.*"))
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
     # jsonschema, which papermill brings, does without this package, whose import takes a second.
