@@ -117,7 +117,7 @@ def test_sets_of_demonstrations_leave_out_an_expert_or_days(
 
 def trained(seed: int) -> TrainingRun:
     """A run of FlowOE with three iterations of imitation and two of refinement."""
-    curves = {"loss": torch.zeros(3), "utility": torch.zeros(2)}
+    curves = {"loss": torch.zeros(3), "utility": torch.zeros(3), "gradient": torch.zeros(2)}
     return TrainingRun(EndpointField(generator(seed, "start")), curves)
 
 

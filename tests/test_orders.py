@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars, BarsError, load_bars
-from flowoe_lib.desk import commands
+from flowoe_lib.desk import commands, planner
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
 from flowoe_lib.desk.market_estimates import Estimated, estimate, expected_volume
 from flowoe_lib.desk.page import summary, tables, write_page
@@ -49,6 +49,12 @@ from flowoe_lib.training.pretrained import load_pretrained
 TRAINED = load_pretrained()
 SESSION = ("09:30", "16:00")
 SIGMA, ADV = 0.02, 4e6
+
+
+@pytest.fixture
+def short_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frontier has its two ends alone, for tests that look at the rest of a plan."""
+    monkeypatch.setattr(planner, "AVERSIONS", planner.AVERSIONS[::6])
 
 
 def daily(n: int = 40, sigma: float = SIGMA, volume: float = ADV, freq: str = "B") -> Bars:
@@ -131,6 +137,7 @@ def with_break(days: int, closes: str, start: str, end: str) -> pd.DataFrame:
     return kept
 
 
+@pytest.mark.usefixtures("short_frontier")
 @pytest.mark.parametrize(("start", "end"), [("11:30", "13:00"), ("12:00", "13:00")])
 def test_nothing_is_planned_in_a_lunch_break(start: str, end: str) -> None:
     bars = load_bars(with_break(25, "15:00", start, end))
@@ -149,6 +156,7 @@ def test_nothing_is_planned_in_a_lunch_break(start: str, end: str) -> None:
     assert made.estimates.profile_amplitude.value == pytest.approx(0.6, abs=0.25)
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_what_looks_wrong_in_the_bars_is_told_with_the_plan_and_with_a_refusal() -> None:
     frame = daily().frame.reset_index()
     split = frame.assign(**{c: frame[c].where(frame.index < 30, frame[c] / 4) for c in ("open", "close")})
@@ -203,12 +211,14 @@ def test_long_bars_give_no_dynamics_within_the_day() -> None:
     assert sources["kappa"] == sources["depth_sd"] == "suite"
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_a_volume_given_is_the_one_used_and_shown() -> None:
     made = plan_order(daily(volume=0.0), Ticket("buy", 1e5, adv=1e6), n_paths=200)
     assert float(made.condition.order.size) == pytest.approx(0.1)
     assert made.estimates.adv == Estimated(1e6, "ticket")
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_a_hidden_drift_outside_the_training_range_is_flagged() -> None:
     unsure = Ticket("buy", 3e5, drift_bps=20, drift_sd_bps=30)
     assert [str(d) for d in plan_order(daily(), unsure, n_paths=200).flags] == [
@@ -217,6 +227,7 @@ def test_a_hidden_drift_outside_the_training_range_is_flagged() -> None:
     ]
 
 
+@pytest.mark.usefixtures("short_frontier")
 @pytest.mark.parametrize(("start", "end"), [(None, None), ("10:00", "13:15")])
 def test_the_window_takes_the_place_of_the_day(start: str | None, end: str | None) -> None:
     """Cost and risk of TWAP, in units of the day, from the formulas of the impact model."""
@@ -275,6 +286,7 @@ def bought() -> Plan:
     return plan_order(daily(), Ticket("buy", 3e5), n_paths=1000)
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_a_buyer_is_a_mirrored_seller_until_prices_drift(bought: Plan) -> None:
     sold = plan_order(daily(), Ticket("sell", 3e5), n_paths=1000)
     pd.testing.assert_frame_equal(bought.schedule, sold.schedule)
@@ -316,6 +328,7 @@ def test_a_cost_limit_is_kept_on_other_days_by_the_cheapest_risk_aversion() -> N
         plan_order(daily(), Ticket("sell", 3e5, cost_limit_bps=1), n_paths=200)
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_a_cap_is_kept_in_every_bucket_of_every_day(bought: Plan) -> None:
     made = plan_order(daily(), Ticket("buy", 3e5, participation_cap=0.09), n_paths=1000)
     assert made.schedule["participation_max"].max() <= 0.09 * (1 + 1e-4)
@@ -444,6 +457,7 @@ ANY_ORDER: dict[str, tuple[Any, dict[str, Any], str, list[str]]] = {
 }
 
 
+@pytest.mark.usefixtures("short_frontier")
 @pytest.mark.parametrize("case", ANY_ORDER)
 def test_any_order_is_planned_whole_and_the_flags_say_by_which_policy(case: str) -> None:
     bars, options, policy, flags = ANY_ORDER[case]
@@ -478,6 +492,7 @@ def test_lots_add_up_and_keep_within_the_room(shares: int, lot: int, n: int, cap
     assert np.abs(shares - loose.cumsum() - left)[:-1].max(initial=0) <= lot
 
 
+@pytest.mark.usefixtures("short_frontier")
 def test_a_value_is_bought_in_whole_lots() -> None:
     made = plan_order(daily(), Ticket("Buy", notional=5e6, lot=100), TRAINED, n_paths=100)
     assert made.ticket.shares == made.schedule["traded"].sum() == 100_000
@@ -485,6 +500,7 @@ def test_a_value_is_bought_in_whole_lots() -> None:
     assert made.costs["cost_currency"].iloc[0] == pytest.approx(made.costs["cost_bps"].iloc[0] / 1e4 * 5e6)
 
 
+@pytest.mark.usefixtures("short_frontier")
 @pytest.mark.parametrize(("side", "limit"), [("buy", 50.25), ("sell", 49.75)])
 def test_nothing_is_traded_beyond_the_limit(side: str, limit: float) -> None:
     """Trades stop where the price is 50 bps worse, and the rest is valued at the close."""
@@ -532,6 +548,7 @@ def test_tested_limits_are_wider_than_the_training_range() -> None:
         assert high > trained_high
 
 
+@pytest.mark.usefixtures("short_frontier")
 @pytest.mark.parametrize("end", TESTED_LIMITS["urgency"])
 def test_at_the_limits_of_urgency_the_policy_is_as_good_as_re_planning(end: float) -> None:
     made = plan_order(daily(), Ticket("buy", 3e5), TRAINED, n_paths=2)
