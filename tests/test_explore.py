@@ -180,8 +180,10 @@ def test_reaction_shows_the_signal_whose_mean_over_the_day_has_the_strength_of_t
     times = (np.arange(390) + 0.5) / 390
     mean_variance = np.mean(0.5 ** (6.5 * np.abs(times[:, None] - times)))
     assert view.reaction["signal"].std() == pytest.approx(0.3 / np.sqrt(mean_variance), rel=0.15)
-    drawn = explore_figure(view).axes[2]
+    _, _, drawn, day, *_ = explore_figure(view).axes
     assert "signal" in drawn.get_xlabel()
+    np.testing.assert_allclose(np.asarray(day.lines[0].get_ydata(), float), view.day["signal"])
+    assert day.get_ylabel() == "signal"
     assert sorted(np.concatenate([line.get_xdata() for line in drawn.lines[:2]])) == pytest.approx(
         view.reaction["signal"].sort_values()
     )

@@ -127,10 +127,10 @@ class View:
     Risk is the standard deviation of P&L from price moves alone, whose square lambda multiplies.
     """
     day: pd.DataFrame
-    """One day by bucket: time, volatility and liquidity (depth times volume), each over its usual level, and
-    what FlowOE and the static optimum trade (traded, static; fractions of the order)."""
+    """One day by bucket: time, volatility and liquidity (depth times volume), each over its usual level, the
+    signal, and what FlowOE and the static optimum trade (traded, static; fractions of the order)."""
     reaction: pd.DataFrame
-    """Each day at the open: volatility and depth over their usual level, the signal in daily standard
+    """Each day at the open: volatility and depth over their usual level, the signal, in daily standard
     deviations a day, and the first trade (traded)."""
     gain_bps: tuple[float, float, float]
     """Gain in utility over the static optimum on the same days, with the ends of its 95 % interval."""
@@ -184,7 +184,7 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
         reaction=_columns(
             volatility=(days.variance[0, :N_PATHS] / market.heston.theta).sqrt(),
             depth=days.log_depth[0].expand(days.n_paths)[:N_PATHS].exp(),
-            signal=days.signal_bps[0].expand(days.n_paths)[:N_PATHS] / (BPS * settings.volatility),
+            signal=days.signal_bps[0].expand(days.n_paths)[:N_PATHS] / (BPS * market.heston.theta.sqrt()),
             traded=1 - inventory[1],
         ),
         gain_bps=paired_interval(gain[:N_PATHS]),
@@ -216,12 +216,15 @@ def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
 def _day(days: MarketPaths, market: Market, inventory: Tensor, plan: Tensor) -> pd.DataFrame:
     """The day that is shown, by bucket, with its ``inventory`` and that of the static optimum, [N + 1]."""
     n = days.n_buckets
-    # Constant depth and volume have one column for all paths.
-    depth, volume = (x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume))
+    # What is constant has one column for all paths.
+    depth, volume, signal = (
+        x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume, days.signal_bps)
+    )
     return _columns(
         time=(torch.arange(n) + 0.5) / n,
         volatility=(days.variance[:, SHOWN] / market.heston.theta).sqrt(),
         liquidity=volume * depth.exp(),
+        signal=signal / (BPS * market.heston.theta.sqrt()),
         traded=-inventory.diff(),
         static=-plan.diff(),
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ipywidgets
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure, FigureBase
 from pandas.io.formats.style import Styler
 
@@ -214,10 +215,15 @@ def _frontier_panel(figure: FigureBase, view: View) -> None:
     axes.set(title="Frontier; marked: your λ", xlabel="price risk (sd), bps", ylabel="expected cost, bps")
 
 
+def _cause(table: pd.DataFrame) -> str:
+    """What trades react to most: the signal where there is one."""
+    return "signal" if table["signal"].any() else "volatility"
+
+
 def _reaction_panel(figure: FigureBase, view: View) -> None:
     axes, days, colour = figure.subplots(), view.reaction, LOOKS["flow_refined"].colour
     thin = days["depth"] < days["depth"].median()
-    cause = "signal" if days["signal"].any() else "volatility"
+    cause = _cause(days)
     for name, rows in days.groupby(thin.map({True: "FlowOE, thin market", False: "FlowOE, deep market"})):
         fill = "none" if "thin" in str(name) else colour
         axes.plot(rows[cause], 100 * rows["traded"], "o", ms=4, mec=colour, mfc=fill, label=name)
@@ -231,15 +237,17 @@ def _reaction_panel(figure: FigureBase, view: View) -> None:
 
 
 def _day_panel(figure: FigureBase, view: View) -> None:
-    volatility, liquidity, trades = panels = figure.subplots(3, 1, sharex=True)
+    upper, liquidity, trades = panels = figure.subplots(3, 1, sharex=True)
     day, flow, edges = view.day, LOOKS["flow_refined"], np.linspace(0, 1, len(view.day) + 1)
-    volatility.plot(day["time"], day["volatility"], color="black", lw=1.2)
+    cause = _cause(day)
+    upper.plot(day["time"], day[cause], color="black", lw=1.2)
     liquidity.plot(day["time"], day["liquidity"], color="#2f7d72", lw=1.2)
     trades.stairs(100 * day["traded"], edges, fill=True, color=flow.colour, alpha=0.6, label=flow.name)
     trades.stairs(100 * day["static"], edges, lw=1.2, **_drawn("static_optimal"))
-    for axes, name in zip(panels, ("volatility", "liquidity", "traded, %"), strict=True):
-        axes.set(ylabel=name, xlim=(0, 1), ylim=(0, 1.1 * axes.dataLim.y1))
-    volatility.set_title("One day; liquidity: depth × volume; usual = 1")
+    for axes, name in zip(panels, (cause, "liquidity", "traded, %"), strict=True):
+        ends = min(0, 1.1 * axes.dataLim.y0), max(0, 1.1 * axes.dataLim.y1)
+        axes.set(ylabel=name, xlim=(0, 1), ylim=ends)
+    upper.set_title("One day; liquidity: depth × volume; usual = 1")
     trades.set_xlabel("time of day")
 
 
