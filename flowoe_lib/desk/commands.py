@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -116,22 +116,17 @@ def _today(given: Mapping[str, str], zone: str, ticket: Ticket) -> Bars:
     return load_bars(given["bars"], timezone=zone, session=ticket.session, bars=stamp, **reading)
 
 
-class Command(NamedTuple):
-    """A command and the names of its options."""
-
-    run: Callable[[Mapping[str, str]], dict[str, str]]
-    needed: tuple[str, ...]
-    others: tuple[str, ...]
-
-
 TODAY = ("columns", "dates", "stamp")
 
 
-COMMANDS = {
-    "order": Command(plan, (), ("data", *READING, *Ticket.model_fields)),
-    "work": Command(work, ("plan", "bars"), ("fills", "state", *TODAY)),
-    "review": Command(review, ("plan", "bars", "fills"), ("spread_bps", "shares", *TODAY)),
+COMMANDS: dict[
+    str, tuple[Callable[[Mapping[str, str]], dict[str, str]], tuple[str, ...], tuple[str, ...]]
+] = {
+    "order": (plan, (), ("data", *READING, *Ticket.model_fields)),
+    "work": (work, ("plan", "bars"), ("fills", "state", *TODAY)),
+    "review": (review, ("plan", "bars", "fills"), ("spread_bps", "shares", *TODAY)),
 }
+"""Each command, the options that it needs, and the others that it takes."""
 
 
 def main(words: Sequence[str]) -> int:

@@ -120,7 +120,7 @@ class LiveOrder:
     def summary(self) -> dict[str, str]:
         """What is filled and what to send now."""
         s, child, side = self.state, self.child, self.plan.ticket.side
-        limit = "" if child.limit is None else f" at {child.limit:,.10g} or better"
+        limit = "" if child.limit is None or child.shares == 0 else f" at {child.limit:,.10g} or better"
         done = f"{s.filled:,.10g} of {s.shares:,.10g} shares at {s.time}"
         over = ", because the window is over" * (s.bucket >= self.plan.ticket.n_buckets)
         early = ", because the window has not begun" * (s.bucket < 0)

@@ -269,9 +269,9 @@ def plan_order(
     ticket, known = prepared(bars, ticket, trained.card)
     condition = condition_of(ticket, known)
     name, flags = planning_policy(condition, trained)
+    progress("simulating days")
     days = simulate(condition.market, n_paths, ticket.n_buckets, generator(seed, "order"))
     desk = _Desk(ticket, known, trained, name, seed)
-    progress("simulating days")
     if ticket.cost_limit_bps is not None:
         others = simulate(
             condition.market, max(n_paths // 2, 100), ticket.n_buckets, generator(seed, "order", "limit")
