@@ -27,7 +27,7 @@ def figures(name: str) -> pd.DataFrame:
     return pd.read_csv(ROOT / "figures" / f"{name}.csv")
 
 
-@pytest.mark.parametrize("world", ["heston", "worlds", "transient", "signal"])
+@pytest.mark.parametrize("world", ["heston", "worlds", "transient", "signal", "full"])
 def test_no_policy_looks_ahead_or_keeps_inventory(world: str) -> None:
     checks = STORE.read_table(f"{world}_checks")
     assert (checks["martingale_z"].abs() < Z_LIMIT).all()
@@ -67,6 +67,19 @@ def test_learned_policies_are_close_to_the_optimum() -> None:
     chosen = figures("rl_experts").query("chosen").groupby("opponent")["capture"].min()
     assert chosen["PPO"] >= 0.99
     assert chosen["specialist"] >= 0.999
+
+
+def test_one_policy_is_close_to_every_known_limit() -> None:
+    by_run = figures("whole_range").groupby(["training_seed", "solver_steps"])
+    assert (by_run["capture"].mean() >= 0.995).all()
+    assert (by_run["capture"].min() >= 0.96).all()
+    assert (by_run["regret"].max() <= 0.01).all()
+    transient = figures("transient_scorecard").query("policy == 'flow_refined'")
+    assert (transient["capture"] >= 0.985).all()
+    signal = figures("signal_scorecard").query("policy == 'flow_refined'")
+    assert (signal.groupby("solver_steps")["share"].mean() >= 0.99).all()
+    level = figures("unannounced_utility")
+    assert (level[level["policy"].str.startswith("universal")]["share"] >= 0.97).all()
 
 
 def test_all_orders_together_give_the_impact_coefficients() -> None:
