@@ -39,6 +39,10 @@ USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay", "10_robustn
 """Notebooks that use the pretrained policy; they run last, after all training."""
 
 
+PUBLIC_DATA = ("None", "'../docs/sample_bars.csv'")
+"""Values of ``DATA`` with which figures are published; those of a user's own data are not."""
+
+
 POLICY = Path("flowoe_lib", "training", "weights", "universal.json")
 """Card of the pretrained policy."""
 
@@ -177,8 +181,7 @@ def plan(workspace: Workspace) -> list[Task]:
         used = {os.path.relpath(f, workspace.root): sha for f, (_, sha) in inputs.items() if f != path}
         upstream = tasks[-1].digest if tasks else ""
         whole = json.dumps([cells, parameters, used, packages, upstream], sort_keys=True)
-        # Figures of a user's own data are not for publication.
-        private = defined.get("DATA", "None") != "None"
+        private = defined.get("DATA", "None") not in PUBLIC_DATA
         figures = workspace.root / "build" / "lab" / workspace.profile if private else workspace.figures
         digest = sha256(whole.encode())
         tasks.append(Task(path, parameters, inputs, digest, workspace.build, figures))

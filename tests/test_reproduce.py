@@ -153,6 +153,11 @@ def test_own_data_is_an_input_and_its_figures_stay_private(project: Path) -> Non
     assert "seed 7" in (project / "README.md").read_text()
 
 
+def test_figures_of_every_committed_notebook_are_published() -> None:
+    workspace = Workspace(ROOT, "full")
+    assert {task.figures for task in plan(workspace)} == {workspace.figures}
+
+
 def test_quick_keeps_apart_from_full(project: Path) -> None:
     assert drive(project, "--profile", "quick")[:2] == (0, ["01_first", "02_second"])
     assert (project / "build" / "quick" / "figures" / "one.csv").read_text() == "3"
