@@ -208,7 +208,8 @@ def in_short(
     changes = 100 * parts[["share", "share_ci_low", "share_ci_high"]]
     told = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row) for name, *row in changes.itertuples()}
     return (
-        "1. **Equal.** FlowOE equals model predictive control (MPC), the strongest re-planning, in "
+        "1. **Equal.** FlowOE equals model predictive control (MPC), which plans again in every bucket as if "
+        "its forecasts were certain, in "
         f"{_where(mpc, 'equal')}: they differ by less than {MATERIAL:.1%} of the cost.\n"
         f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
         f"{high}, in % of cost.\n"
