@@ -263,10 +263,11 @@ def test_policy_that_acts_and_what_it_earns_can_be_replaced() -> None:
     refine(
         EndpointField(generator(1, "init")), training((0.4, 1.2)), N, 4, 1, paths=200, acting=act, earned=earn
     )
-    # The policy's day and TWAP's, in turn.
-    assert len(executed) == 2 * len(acting) == 8
-    times = torch.stack(acting)
-    assert times.shape == (4, N, 200)
+    # TWAP trades on the validation days once, the policy before training and after each of four iterations.
+    measured = [times for times in acting if times.shape == (N, 100)]
+    assert not torch.stack(measured).any()
+    times = torch.stack([times for times in acting if times.shape == (N, 200)])
+    assert (len(times), len(measured), len(executed)) == (4, 5, 4 + 5 + 1)
     # A quarter uncorrupted, the rest uniform.
     assert float((times == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float(times[times > 0].mean()) == pytest.approx(0.5, abs=0.02)
@@ -289,7 +290,8 @@ def test_regimes_are_observed_as_depth_around_the_drawn_averages(
 
     switching = dataclasses.replace(training((0.4, 1.2)), regimes=1.0)
     refine(EndpointField(generator(1, "init")), switching, N, 1, 1, paths=500, acting=act)
-    assert len(met) == N - 1
+    # On the days of one iteration, and on the validation days before and after it.
+    assert len(met) == 3 * (N - 1)
     for obs in met:
         assert not obs.market.regimes.present
         volatility = obs.market.heston.theta.sqrt()
@@ -298,7 +300,7 @@ def test_regimes_are_observed_as_depth_around_the_drawn_averages(
         # Two levels on each path, about as far apart as the averages say.
         spread = obs.market.liquidity.depth_sd
         assert float((obs.log_depth / spread).square().mean()) == pytest.approx(1, abs=0.3)
-    levels = torch.stack([obs.log_depth for obs in met])
+    levels = torch.stack([obs.log_depth for obs in met if len(obs.inventory) == 500])
     either = torch.minimum((levels - levels.amin(0)).abs(), (levels - levels.amax(0)).abs())
     assert either.max() < 1e-4
     assert (levels.amax(0) - levels.amin(0) > 0.1).float().mean() > 0.5

