@@ -271,7 +271,7 @@ def evidence(
             _risk_line("liquidity, risk aversion chosen", chosen),
         ],
         "4": [
-            {"condition": name, "best opponent": LOOKS[named[name]].name, alike: ("no", "yes")[held]}
+            {"condition": name, "best of all opponents": LOOKS[named[name]].name, alike: ("no", "yes")[held]}
             for name, held in selected.items()
         ],
         "6": [_line(f"{world}: the best opponent", _best(rows)) for world, rows in worlds.items()],
