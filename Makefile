@@ -81,7 +81,8 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/lint-imports
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	@[ $$(id -u) != 0 ] || echo "running as root: the notebooks may change every file of this machine"
+	$(BIN)/jupyter lab $$([ $$(id -u) != 0 ] || echo --allow-root) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 site: $(INSTALLED)-site ## build README, docs, notebooks as committed and the API into build/site; fails on a warning
 	rm -rf build/site

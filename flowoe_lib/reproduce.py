@@ -423,6 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(f"{compared(workspace)}\n")
             for page in pages(root):
                 update_readme(page, workspace.figures)
+            sys.stdout.write(f"open {root / 'README.md'}, or run 'make site' for all pages\n")
+        else:
+            sys.stdout.write(f"small-scale results, too few days for conclusions: {workspace.build}\n")
     except (ReproductionError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -156,7 +156,9 @@ def test_figures_of_every_committed_notebook_are_published() -> None:
 
 
 def test_quick_keeps_apart_from_full(project: Path) -> None:
-    assert drive(project, "--profile", "quick")[:2] == (0, ["01_first", "02_second"])
+    code, ran, printed = drive(project, "--profile", "quick")
+    assert (code, ran) == (0, ["01_first", "02_second"])
+    assert f"too few days for conclusions: {project / 'build' / 'quick'}\n" in printed
     assert (project / "build" / "quick" / "figures" / "one.csv").read_text() == "3"
     assert (project / "artifacts" / "quick" / "seed.json").read_text() == "3"
     assert not (project / "figures").exists()
