@@ -43,7 +43,7 @@ def of_p_values(*p: float) -> pd.DataFrame:
 
 
 def outcome(pnl: Tensor) -> PathResults:
-    return PathResults(pnl, pnl, pnl, pnl, 0.0)
+    return PathResults(pnl, pnl, pnl, pnl, -pnl, 0.0)
 
 
 def test_holm_by_hand() -> None:

@@ -48,7 +48,7 @@ CONDITION = Condition(
 
 
 def outcome(pnl: torch.Tensor, shift: float = 0.0) -> PathResults:
-    return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, 0.0)
+    return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, -pnl, 0.0)
 
 
 def days(n_paths: int, seed: int = 1, **others: int) -> Evaluation:
@@ -220,12 +220,22 @@ def test_every_verdict_is_recomputed_from_the_published_tables(scores: Scores, t
         vol, phi = scorecard.loc[0, ["vol", "phi"]]
         sunk = 1e4 * 0.314 * 263**0.25 * vol * phi / 2
         assert row["material_bps"] == pytest.approx(1e-3 * (-max(rivals) - sunk))
+        assert row["material_bps"] == pytest.approx(1e-3 * scorecard.set_index("policy")["cost_bps"]["mpc"])
         assert row["is_best_opponent"] == (row["reference"] == "mpc")
         low, high = (row[f"utility_ci_{end}"] / row["material_bps"] for end in ("low", "high"))
         inside = "equal" if low >= -1 and high <= 1 else "open"
         said.append("better" if low > 1 else "worse" if high < -1 else inside)
     assert said == comparisons["verdict"][comparisons["solver_steps"] == 1].tolist()
     assert {"better", "worse"} < set(said)
+
+
+def test_profit_from_drift_is_no_part_of_cost() -> None:
+    rising = dataclasses.replace(CONDITION, market=dataclasses.replace(CONDITION.market, drift=scalar(50.0)))
+    still, moved = (evaluate({"twap": twap}, c, days(500), "test")["twap"] for c in (CONDITION, rising))
+    # Of an even schedule (N - 1) / 2 of N buckets' drift is earned.
+    earned = CONDITION.order.side.item() * 50 * (N_BUCKETS - 1) / (2 * N_BUCKETS)
+    assert (moved.utility - still.utility).mean().item() == pytest.approx(earned, rel=1e-4)
+    torch.testing.assert_close(moved.cost, still.cost)
 
 
 def test_captures_are_paired_with_the_first_policy() -> None:

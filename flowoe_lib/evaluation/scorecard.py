@@ -54,7 +54,7 @@ CHUNK, VALIDATION_CHUNK = 5_000, 2_500
 COLUMNS = [
     "world", "condition", "vol", "liq", "cv", "drift", "phi", "lam",
     "policy", "solver_steps", "training_seed", "n_paths", "utility_bps", "mean_bps", "std_bps", "cvar95_bps",
-    "capture", "capture_ci_low", "capture_ci_high",
+    "cost_bps", "capture", "capture_ci_low", "capture_ci_high",
 ]  # fmt: skip
 
 
@@ -119,6 +119,8 @@ class PathResults:
     """P&L without its martingale term."""
     martingale: Tensor
     utility: Tensor
+    cost: Tensor
+    """Temporary impact and the penalty for expected risk: what a policy pays, whatever the drift brings."""
     left: float
     """Largest inventory left at the close."""
 
@@ -239,9 +241,15 @@ def _run(
                     views[entry.perceive] = entry.perceive(paths, market, errors)
                 noise = generator(seed, stream, "policy noise", *of, chunk)
                 e = execute(entry.policy, paths, market, condition.order, noise, views[entry.perceive])
-                utility = e.utility_bps(condition.order)
-                left = e.inventory[-1].abs().max().item()
-                done = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
+                order = condition.order
+                done = PathResults(
+                    pnl=e.pnl_bps,
+                    controlled_pnl=e.controlled_pnl_bps,
+                    martingale=e.martingale_bps,
+                    utility=e.utility_bps(order),
+                    cost=e.temporary_bps + order.risk_aversion * e.expected_risk,
+                    left=e.inventory[-1].abs().max().item(),
+                )
                 parts[key].append(done)
     return {key: _joined(part).head(n_paths[key]) for key, part in parts.items()}
 
@@ -354,9 +362,11 @@ def score_condition(
         ends = outcomes["twap/None/None"].utility[:n], yardstick.utility[:n]
         capture = capture_interval(o.utility, *ends)
         named = zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True)
-        scores.append(where | who | values | dict(named))
+        scores.append(where | who | values | {"cost_bps": o.cost.mean().item()} | dict(named))
         checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
     versus = {name: [outcomes[f"{name}/None/None"]] for name in opponents}
+    hardest = max((runs[0] for runs in versus.values()), key=lambda run: run.utility.mean().item())
+    cost_bps = hardest.cost.mean().item()
     learners: dict[tuple[str, int | None], list[PathResults]] = {}
     for entry in contenders:
         learners.setdefault((entry.name, entry.solver_steps), []).append(outcomes[_key(entry)])
@@ -364,7 +374,7 @@ def score_condition(
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
         others = versus | ({"flow_imitation": imitation} if imitation else {})
-        table = _versus(runs, others, condition, evaluation.seed)
+        table = _versus(runs, others, evaluation.seed, cost_bps)
         best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
         learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
         table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
@@ -376,19 +386,15 @@ def score_condition(
 def _versus(
     runs: Sequence[PathResults],
     others: Mapping[str, Sequence[PathResults]],
-    condition: Condition,
     seed: int,
+    cost_bps: float,
 ) -> pd.DataFrame:
     """Compare the training seeds of a learner with those of others, on the days on which all were run."""
     n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
     learner, *references = (
         torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
     )
-    market, order = condition.market, condition.order
-    least = PreTrade.of(market, order).cost_bps.item()
-    # Half of the permanent price move is paid, whatever the schedule.
-    sunk = market.permanent_cost_bps(order.size).item() / 2
-    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, least, sunk)
+    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, cost_bps)
     return table.assign(n_paths=n)
 
 

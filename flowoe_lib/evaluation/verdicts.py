@@ -121,8 +121,7 @@ def compare_learner(
     learner: Tensor,
     opponents: Mapping[str, Tensor],
     seed: int,
-    cost_bps: float = 0.0,
-    sunk_bps: float = 0.0,
+    cost_bps: float | None = None,
 ) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 
@@ -135,19 +134,16 @@ def compare_learner(
         The same for each opponent on the same days, with its training seeds or one row.
     seed : int
         Seed of the bootstrap.
-    cost_bps : float
-        Expected temporary cost of an even schedule, the least cost of the best opponent. The gain from a
-        drift can bring utility near zero, which would make any difference material.
-    sunk_bps : float
-        Cost that is the same for all policies, such as that of linear permanent impact.
+    cost_bps : float, optional
+        Cost of the best opponent, of which ``MATERIAL`` is material; by default its mean disutility, which is
+        no measure of cost where prices drift.
 
     Returns
     -------
     pandas.DataFrame
         One row per opponent: ``reference``, its own quantities (``reference_<quantity>_bps``),
-        ``material_bps``, which is ``MATERIAL`` times the cost of the best opponent (its mean disutility less
-        ``sunk_bps``, at least ``cost_bps``), for each quantity the difference in bps with its interval
-        (``<quantity>``, ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
+        ``material_bps``, for each quantity the difference in bps with its interval (``<quantity>``,
+        ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
     Raises
     ------
@@ -167,7 +163,7 @@ def compare_learner(
         table[f"reference_{name}_bps"] = level[:, i]
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
             table[f"{name}{suffix}"] = values[:, i]
-    table["material_bps"] = MATERIAL * max(cost_bps, -level[:, 0].max() - sunk_bps)
+    table["material_bps"] = MATERIAL * (-level[:, 0].max() if cost_bps is None else cost_bps)
     return table.assign(verdict=verdicts(table))
 
 
