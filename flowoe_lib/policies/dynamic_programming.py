@@ -20,7 +20,6 @@ __all__ = [
     "normal_rule",
     "one_condition",
     "peak_between",
-    "policy_jump",
     "require_grid",
     "solve_estimate",
     "steady_condition",
@@ -61,12 +60,9 @@ HALVINGS = 9
 
 
 JUMP = 0.25
-"""Fractions at neighbouring nodes that differ by more belong to two different local optima."""
+"""Fractions at neighbouring nodes that differ by more belong to two different local optima.
 
-
-def policy_jump(market: Market) -> float:
-    """The jump for :func:`interpolate_table`: below 1 where permanent impact allows several optima."""
-    return JUMP if float(market.impact.delta) < 1 else 1.0
+There are several only where permanent impact is sub-linear."""
 
 
 def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:
@@ -221,4 +217,5 @@ def solve_estimate(
         limit = unit[:, :1].clamp_min(0)
         table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
         table[k, :, 0] = table[k, :, 1]
-    return Optimum(table.mT, places, float(start[0] @ value[:, -1]), policy_jump(market))
+    jump = JUMP if market.impact.delta < 1 else torch.inf
+    return Optimum(table.mT, places, float(start[0] @ value[:, -1]), jump)

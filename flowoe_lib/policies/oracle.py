@@ -126,7 +126,7 @@ def solve_grid(
     gain = order.side * market.drift * dt
     expected = VarianceStep.over(heston, dt).integral(v)
     risk = order.risk_aversion * 1e8 * torch.outer(expected, axis.variance).reshape(-1, 1)
-    cost_multiplier = torch.einsum("v,kl->kvl", variance_cost(market, v), axis.cost_multiplier)
+    cost_multiplier = torch.kron(variance_cost(market, v)[:, None], axis.cost_multiplier[..., None])
     steps = axis.step.expand(n_buckets, -1, -1)
 
     def places(obs: Observation) -> tuple[Tensor, Tensor]:
@@ -134,18 +134,11 @@ def solve_grid(
         variance = obs.variance / (1 + place * (float(axis.variance[-1]) - 1))
         return (variance / float(v[-1])).sqrt(), place
 
-    optimum = solve_estimate(
-        market,
-        order,
-        n_buckets,
-        inventory_nodes,
-        gain,
-        risk,
-        lambda k: torch.kron(step_v, steps[k]),
-        torch.kron(start_v, axis.start),
-        places,
-        cost_multiplier.reshape(len(cost_multiplier), -1, 1),
-    )
+    def step(k: int) -> Tensor:
+        return torch.kron(step_v, steps[k])
+
+    problem = market, order, n_buckets, inventory_nodes, gain, risk
+    optimum = solve_estimate(*problem, step, torch.kron(start_v, axis.start), places, cost_multiplier)
     return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
 
 
@@ -265,6 +258,5 @@ def solve_belief(
         return ((1 + (belief - opening) / half_width) / 2,)
 
     start = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
-    return solve_estimate(
-        market, order, n_buckets, inventory_nodes, m[:, None] * dt, risk, step, start, places
-    )
+    problem = market, order, n_buckets, inventory_nodes
+    return solve_estimate(*problem, m[:, None] * dt, risk, step, start, places)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.market.batching import align, map_tensors, one_by_one
+from flowoe_lib.market.batching import align, map_tensors
 from flowoe_lib.market.impact import (
     expected_cost_factor,
     impact_path,
@@ -227,15 +227,11 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
         inventory[-1] = 0
     else:
         inventory = _without_memory(slope, beta, risk, drift)
-    sublinear = (market.impact.delta < 1).flatten().tolist()
-    if any(sublinear):
-        columns = inventory.reshape(n_buckets + 1, -1)
-        flat = map_tensors(Tensor.flatten, market), map_tensors(Tensor.flatten, order)
-        for i, c in enumerate(one_by_one("", map(str, sublinear), *flat)):
-            if sublinear[i]:
-                remembers = c.market.impact.has_memory
-                near = columns[:, i] if remembers else _best_on_grid(c.market, c.order, n_buckets)
-                columns[:, i] = _descend(c.market, c.order, near)
+    columns = inventory.reshape(n_buckets + 1, -1)
+    for i in (market.impact.delta < 1).flatten().nonzero().flatten().tolist():
+        one, its = (map_tensors(lambda x, i=i: x.flatten()[i], part) for part in (market, order))
+        near = columns[:, i] if one.impact.has_memory else _best_on_grid(one, its, n_buckets)
+        columns[:, i] = _descend(one, its, near)
     return Schedule(inventory)
 
 
