@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import impact_slope, permanent_shift
+from flowoe_lib.market.impact import expected_cost_factor, impact_slope, permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
 __all__ = [
@@ -188,23 +188,23 @@ def solve_estimate(
     """Solve Bellman's equation from the close back to the open, in inventory and the states of the market.
 
     ``gain`` and ``risk`` of holding the order through a bucket are [] or [states, 1], and so is
-    ``cost_multiplier`` of temporary impact, by default 1, in each bucket, [N, states, 1]. ``step(k)`` maps f
-    on the states to its conditional expectation one bucket later, [states, states], ``start`` to its
-    expectation at the open, [1, states]. The states are in one axis of the policy's table, for which
-    ``places`` is meant. Raises ValueError for impact with memory, whose state has a solver of its own.
-    Source: Bellman (1957).
+    ``cost_multiplier`` of temporary impact in each bucket, [N or 1, states, 1]; by default it is that of a
+    fixed schedule. ``step(k)`` maps f on the states to its conditional expectation one bucket later,
+    [states, states], ``start`` to its expectation at the open, [1, states]. The table of the policy is
+    [N - 1, inventory, states]; ``places`` locates an observation on the axes after inventory. Raises
+    ValueError for impact with memory, whose state has a solver of its own. Source: Bellman (1957).
     """
     if market.impact.has_memory:
         raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
     dt, beta = 1 / n_buckets, market.impact.beta
     pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = impact_slope(market, pace, n_buckets).reshape(-1, 1, 1)
-    slope = (slope * (torch.ones_like(start.T) if cost_multiplier is None else cost_multiplier))[..., None]
+    if cost_multiplier is None:
+        cost_multiplier = expected_cost_factor(market).expand_as(start.T)
+    slope = (impact_slope(market, pace, n_buckets).reshape(-1, 1, 1) * cost_multiplier)[..., None]
 
     def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
-        return slope[k] * sold ** (1 + beta) + permanent_shift(market, order.size, sold, dt) * (
-            left + sold / 2
-        )
+        shift = permanent_shift(market, order.size, sold, dt)
+        return slope[k] * sold ** (1 + beta) + shift * (left + sold / 2)
 
     q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square()
     value = -cost(n_buckets - 1, torch.zeros_like(q), q)[:, 0]

@@ -262,9 +262,8 @@ def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
     """Inventory [N + 1] of the best schedule, with errors of the grid; market and order have shape []."""
     dt, one = 1 / n_buckets, torch.ones(1, 1, dtype=torch.float64)
     gain, risk = order.side * market.drift * dt, order.risk_aversion * 1e8 * market.heston.theta * dt
-    cost = expected_cost_factor(market).reshape(1, 1, 1)
     problem = market, order, n_buckets, GRID, gain, risk
-    optimum = solve_estimate(*problem, lambda k: one, one, lambda obs: (), cost)
+    optimum = solve_estimate(*problem, lambda k: one, one, lambda obs: ())
     left = [one[0]]
     for fraction in optimum.fraction[..., 0]:
         left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], optimum.jump)))
