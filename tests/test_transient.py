@@ -62,6 +62,19 @@ def random_policy(seed: int) -> Policy:
     return policy
 
 
+def test_a_plan_is_the_same_alone_and_beside_other_plans() -> None:
+    draws, shape = generator(6, "batch"), (13, 60)
+    slope, pull, gain = (torch.randn(shape, generator=draws).double() for _ in range(3))
+    columns = 10 * slope.exp(), 10 * pull.exp(), 30 * gain
+    held, state = torch.rand(2, 60, generator=draws).double()
+    law = torch.tensor([0.8, 0.6]).double()
+    together = best_trades(columns[0], *law, *columns[1:], held, state)
+    for i in range(60):
+        one = [x[:, i : i + 1] for x in columns]
+        alone = best_trades(one[0], *law, *one[1:], held[i : i + 1], state[i : i + 1])
+        torch.testing.assert_close(together[:, i : i + 1], alone, rtol=0, atol=1e-12)
+
+
 def book_cost(traded: Array, slope: Array, decay: float, beta: float) -> float:
     """Cost of trades, by walking the book one trade at a time."""
     state = total = 0.0
