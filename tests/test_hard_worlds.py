@@ -82,7 +82,8 @@ def test_signals_cross_volatility_strength_and_noise_at_steady_variance() -> Non
     names = [c.name for c in SIGNAL.conditions]
     assert len({*names}) == len(names) == 12
     assert names[:2] == ["calm/strong/exact", "calm/strong/noisy"]
-    assert {c.market.heston.cv.item() for c in SIGNAL.conditions} == {scalar(CONSTANT_CV).item()}
+    laws = {(c.market.heston.cv.item(), c.market.heston.rho.item()) for c in SIGNAL.conditions}
+    assert laws == {(scalar(CONSTANT_CV).item(), 0.0)}
     ratios = {
         c.name.split("/")[2]: (c.market.signal.noise_sd / c.market.signal.sd).item()
         for c in SIGNAL.conditions
