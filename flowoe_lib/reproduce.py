@@ -29,13 +29,7 @@ from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write,
 __all__ = ["Record", "main", "plan", "reproduce", "run"]
 
 
-RUN_BEFORE = dict.fromkeys(
-    ("06_ablations", "07_dynamic_markets", "12_transient_impact", "14_signal", "15_everything_at_once"), "05"
-)
-"""Notebooks that run right before another: the result tables include the ablations and the worlds."""
-
-
-USE_PRETRAINED = ("00_explore", "08_your_order", "09_market_replay", "10_robustness")
+USE_PRETRAINED = ("00_explore", "15_robustness", "17_market_replay", "18_your_order")
 """Notebooks that use the pretrained policy; they run last, after all training."""
 
 
@@ -141,7 +135,7 @@ def _defined(notebook: _Notebook, path: Path) -> dict[str, str]:
 def notebooks_in_order(folder: Path) -> list[Path]:
     """Notebooks by number, those of ``USE_PRETRAINED`` last; copies such as ``-Copy1`` are left out."""
     found = [p for p in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem)]
-    return sorted(found, key=lambda p: (p.stem in USE_PRETRAINED, RUN_BEFORE.get(p.stem, p.name), p.name))
+    return sorted(found, key=lambda p: (p.stem in USE_PRETRAINED, p.name))
 
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:

@@ -98,7 +98,7 @@ def test_every_notebook_reads_only_what_an_earlier_one_stored() -> None:
     assert unknown_entries(NOTEBOOKS) == []
 
 
-@pytest.mark.parametrize("left_out", ["01", "02", "03", "04", "07", "12", "14"])
+@pytest.mark.parametrize("left_out", ["01", "02", "03", "04", "05", "06", "07", "08", "10", "12", "13"])
 def test_a_notebook_that_is_left_out_is_missed(left_out: str) -> None:
     assert unknown_entries(path for path in NOTEBOOKS if not path.stem.startswith(left_out))
     assert unknown_entries(reversed(NOTEBOOKS))

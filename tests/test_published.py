@@ -18,7 +18,7 @@ from flowoe_lib.studies.claims import Z_LIMIT
 from flowoe_lib.studies.worlds import dynamic_worlds, liquid_day
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "07_dynamic_markets.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "08_dynamic_markets.ipynb"
 STORE = Store(NOTEBOOK.parent / "results")
 KEYS = ["policy", "solver_steps", "training_seed"]
 

@@ -270,7 +270,7 @@ def test_publishing_ships_the_trained_policy_before_notebooks_use_it(project: Pa
     for old in (project / "notebooks").glob("0*.ipynb"):
         old.unlink()
     write_notebook(project / "notebooks" / "01_first.ipynb", TRAINS)
-    write_notebook(project / "notebooks" / "08_your_order.ipynb", TRADES)
+    write_notebook(project / "notebooks" / "18_your_order.ipynb", TRADES)
     (project / "notebooks" / "quick.json").write_text("{}")
     # There is no trained policy yet.
     code, _, printed = drive(project)
@@ -278,7 +278,7 @@ def test_publishing_ships_the_trained_policy_before_notebooks_use_it(project: Pa
     assert "universal.json: no such file" in printed
     code, ran, printed = drive(project, "--publish")
     assert code == 0, printed
-    assert ran == ["08_your_order"]
+    assert ran == ["18_your_order"]
     assert "is the one that was trained here" in printed
     assert "2 of 2 sets of weights that come with the notebooks are those trained here" in printed
     runs = project / "notebooks" / "results" / "runs.safetensors"
@@ -472,16 +472,15 @@ def test_stray_temporary_files_are_swept(tmp_path: Path) -> None:
     assert (old.exists(), young.exists()) == (False, True)
 
 
-def test_worlds_come_before_the_tables_that_sum_them_up(tmp_path: Path) -> None:
-    copies = ("01_a-Copy1", "05_result_tables-Copy1")
-    for name in ("00_explore", "01_a", "05_result_tables", "07_dynamic_markets", "06_c", "04_d", *copies):
+def test_notebooks_run_by_number_and_those_that_load_the_policy_last(tmp_path: Path) -> None:
+    for name in ("18_your_order", "00_explore", "19_results", "01_a", "06_c", "04_d", "01_a-Copy1"):
         (tmp_path / f"{name}.ipynb").touch()
     order = [path.stem for path in notebooks_in_order(tmp_path)]
-    assert order == ["01_a", "04_d", "07_dynamic_markets", "05_result_tables", "06_c", "00_explore"]
+    assert order == ["01_a", "04_d", "06_c", "19_results", "00_explore", "18_your_order"]
 
 
 def test_notebooks_that_load_the_policy_run_again_when_it_changes(project: Path) -> None:
-    write_notebook(project / "notebooks" / "08_your_order.ipynb", FIRST)
+    write_notebook(project / "notebooks" / "18_your_order.ipynb", FIRST)
     (project / "notebooks" / "quick.json").write_text("{}")
     workspace = Workspace(project, "quick")
     before = [task.digest for task in plan(workspace)]

@@ -1,6 +1,6 @@
 """A planned order worked live: each bucket takes what was seen and filled, and answers the next child order.
 
-Variance and depth are estimated as in the market replay of notebook 9, by exponentially weighted averages of
+Variance and depth are estimated as in the market replay of notebook 17, by exponentially weighted averages of
 past buckets; the return since arrival is the signal of a hidden drift. All that is known is one JSON file.
 """
 

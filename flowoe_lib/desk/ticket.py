@@ -1,6 +1,6 @@
 """An order's options: their names, meanings, units, allowed values and defaults, all in :class:`Ticket`.
 
-The command line, its help, notebook 08 and the table of docs/order.md are made from the fields of Ticket.
+The command line, its help, notebook 18 and the table of docs/order.md are made from the fields of Ticket.
 """
 
 import difflib
