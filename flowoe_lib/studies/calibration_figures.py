@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -51,21 +50,15 @@ def autocovariance_figure(panels: Mapping[str, pd.DataFrame], message: str) -> F
     """
     figure, row = plt.subplots(1, len(panels), figsize=(1.8 + 2.7 * len(panels), 2.8), squeeze=False)
     for axes, (name, table) in zip(row[0], panels.items(), strict=True):
-        _decay_panel(axes, table)
-        axes.set_title(name)
+        ends, look = (table["ci_low"], table["ci_high"]), {"color": LIGHT, "alpha": 0.5}
+        axes.fill_between(table["days"], *ends, label="95 % interval", **look)
+        axes.plot(table["days"], table["value"], "o", color=DARK, markersize=3, label="data")
+        if "fit" in table:
+            axes.plot(table["days"], table["fit"], color=MIDDLE, label="fit")
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set(title=name, xlabel="lag, days")
     row[0][0].set_ylabel("autocovariance")
     return titled(figure, message, row[0][0])
-
-
-def _decay_panel(axes: Axes, table: pd.DataFrame) -> None:
-    axes.fill_between(
-        table["days"], table["ci_low"], table["ci_high"], color=LIGHT, alpha=0.5, label="95 % interval"
-    )
-    axes.plot(table["days"], table["value"], "o", color=DARK, markersize=3, label="data")
-    if "fit" in table:
-        axes.plot(table["days"], table["fit"], color=MIDDLE, label="fit")
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(xlabel="lag, days")
 
 
 @style()

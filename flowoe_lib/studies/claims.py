@@ -32,6 +32,16 @@ Z_LIMIT = 4.0
 """Martingale z-score beyond which a policy is considered to look ahead."""
 
 
+CLAIMS = (
+    "1. beats the expert calibrated to each condition",
+    "2. beats the traditional benchmarks",
+    "3. higher profit and lower risk at once",
+    "4. selects the expert that suits the condition",
+    "5. the refining loss is what lifts it above its experts",
+    "6. effective where conditions change during the day",
+)
+
+
 RIVALS = (*BENCHMARKS, "replanned", "mpc")
 """Policies over which higher profit and lower risk at once are tested."""
 
@@ -132,42 +142,29 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
     by_rival = both.groupby(rivals["reference"], sort=False).sum()
     lifted = _lifted(refined, imitation)
     gains = shares(best_everywhere)["utility"].groupby(best_everywhere["world"], sort=False).mean()
+    alone = refined[refined["reference"] == "flow_imitation"]
+    by_world = ", ".join(f"{world} {mean:+.3%}" for world, mean in gains.items())
     rows = [
+        (best["verdict"] == "better", f"{_size(best)} of the best opponent's cost"),
+        (all_beaten, f"{_size(benchmarks)} of the best opponent's cost"),
         (
-            "1. beats the expert calibrated to each condition",
-            verdict(int((best["verdict"] == "better").sum()), len(best)),
-            f"{_size(best)} of the best opponent's cost",
+            at_once,
+            f"of {len(at_once)} conditions, over {_listed(by_rival)}; of {chosen['condition'].nunique()} in "
+            f"which its risk aversion is chosen, over {_listed(tuned)}",
         ),
+        (pd.Series(selected), "conditions in which imitation acts most like the best expert"),
         (
-            "2. beats the traditional benchmarks",
-            verdict(int(all_beaten.sum()), len(all_beaten)),
-            f"{_size(benchmarks)} of the best opponent's cost",
+            lifted["holds"],
+            f"FlowOE less imitation alone: {_size(alone)} of cost; imitation alone less the best opponent: "
+            f"{_size(_best(imitation))}",
         ),
-        (
-            "3. higher profit and lower risk at once",
-            verdict(int(at_once.sum()), len(best_everywhere)),
-            f"of {len(best_everywhere)} conditions, over {_listed(by_rival)}; of "
-            f"{chosen['condition'].nunique()} in which its risk aversion is chosen, over {_listed(tuned)}",
-        ),
-        (
-            "4. selects the expert that suits the condition",
-            verdict(sum(selected.values()), len(selected)),
-            "conditions in which imitation acts most like the best expert",
-        ),
-        (
-            "5. the refining loss is what lifts it above its experts",
-            verdict(int(lifted["holds"].sum()), len(lifted)),
-            f"FlowOE less imitation alone: {_size(refined[refined['reference'] == 'flow_imitation'])} of "
-            f"cost; imitation alone less the best opponent: {_size(_best(imitation))}",
-        ),
-        (
-            "6. effective where conditions change during the day",
-            verdict(int((best_everywhere["verdict"] == "better").sum()), len(best_everywhere)),
-            "mean difference to the best opponent: "
-            + ", ".join(f"{world} {mean:+.3%}" for world, mean in gains.items()),
-        ),
+        (best_everywhere["verdict"] == "better", f"mean difference to the best opponent: {by_world}"),
     ]
-    return pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
+    judged = [
+        (claim, verdict(int(holds.sum()), len(holds)), size)
+        for claim, (holds, size) in zip(CLAIMS, rows, strict=True)
+    ]
+    return pd.DataFrame(judged, columns=["claim", "verdict", "evidence"])
 
 
 def _size(rows: pd.DataFrame) -> str:
