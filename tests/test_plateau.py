@@ -229,17 +229,6 @@ def test_a_specialist_ignores_noise_and_is_differentiable() -> None:
     assert all(weight.grad is not None for weight in weights)
 
 
-@pytest.mark.parametrize("bias", [-100.0, 100.0])
-def test_a_score_beyond_its_limit_trades_as_at_the_limit_and_has_a_gradient(bias: float) -> None:
-    *inner, (weight, _) = Specialist.drawn(generator(1, "weights"), width=8).layers
-    last = torch.full((1, 1, 1), bias, requires_grad=True)
-    fraction = Specialist((*inner, (weight, last)))(seen(3, 20), torch.zeros(20))
-    torch.testing.assert_close(fraction, fraction_of_score(torch.full((20,), bias), N - 3))
-    fraction.sum().backward()
-    assert last.grad is not None
-    assert last.grad.item() > 0
-
-
 def test_specialists_side_by_side_trade_as_each_alone_and_survive_the_store() -> None:
     one, two = (Specialist.drawn(generator(seed, "weights")) for seed in (1, 2))
     obs = seen(2, 40)

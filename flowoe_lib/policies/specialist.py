@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from flowoe_lib.execution.execution import SCORE_LIMIT, Observation, fraction_of_score
-from flowoe_lib.execution.features import FEATURES, action_unit
+from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.features import FEATURES, fraction_of_action
 from flowoe_lib.policies.rl import Actors
 
 __all__ = ["Specialist"]
@@ -32,7 +32,4 @@ class Specialist(Actors):
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the weights, [paths]."""
-        score = action_unit(obs.pre_trade) * self.output(obs, silu)
-        # A score beyond its limits has the gradient of one at the limit, so that it can return.
-        limited = score.detach().clamp(-SCORE_LIMIT, SCORE_LIMIT) + (score - score.detach())
-        return fraction_of_score(limited, obs.n_buckets - obs.k)
+        return fraction_of_action(obs, self.output(obs, silu))
