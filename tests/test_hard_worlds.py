@@ -137,12 +137,12 @@ def test_every_policy_is_scored_between_twap_and_the_limit(one: World) -> None:
     references = {
         "transient": {"limit", "flow_unaware", "mpc_unaware"},
         "signal": {"limit"},
-        "full": {"mpc_informed", "flow_informed"},
+        "full": {"dynamic_program_informed", "mpc_informed", "flow_informed"},
     }[one.name]
     table = scores.scorecard[scores.scorecard["solver_steps"].fillna(1) == 1]
     utility = table.groupby("policy")["utility_bps"].mean()
     assert set(utility.index) == {*rivals, *references, "flow_refined"}
-    assert utility.idxmax() in ("limit", "mpc_informed")
+    assert utility.idxmax() in ("limit", "dynamic_program_informed")
     best = table[table["policy"] == utility.idxmax()]
     assert best["capture"].tolist() == [1]
     if one.name == "transient":
