@@ -243,7 +243,7 @@ def test_a_plan_on_estimates_scales_with_cost_and_is_the_optimum_at_the_conditio
     obs = replace(obs, order=urgent, pre_trade=PreTrade.of(m, urgent))
     there = solve_signal(m, urgent, SHORT, **COARSE)(obs, torch.zeros(3))
     assert abs(float(there[0] - first[0])) > 1e-3
-    torch.testing.assert_close(planned(obs, torch.zeros(3)), there, rtol=0.01, atol=0)
+    torch.testing.assert_close(planned(obs, torch.zeros(3)), there, rtol=0.02, atol=0)
 
 
 def test_features_of_the_signal_come_after_those_of_all_markets() -> None:

@@ -161,7 +161,7 @@ def _require_signal(market: Market) -> None:
     if not market.signal.present:
         raise ValueError("Signal.sd = 0: must be > 0, for there to be a signal")
     if market.drift_sd > 0 or market.regimes.present:
-        raise ValueError("Market: must have neither hidden drift nor regimes beside a signal")
+        raise ValueError("Market: must have no hidden drift and no regimes beside a signal")
 
 
 @dataclass(frozen=True)
