@@ -41,8 +41,8 @@ class Optimum:
     """Where an observation is on each axis of the table after inventory, from 0 (first node) to 1 (last)."""
     value_bps: float
     """Expected utility of the order under the stationary law of the state, bps."""
-    jump: float = torch.inf
-    """Fractions at neighbouring nodes that differ by more are not averaged."""
+    jump: float = 1.0
+    """Fractions at neighbouring nodes that differ by more are not averaged; no two differ by more than 1."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
@@ -217,5 +217,5 @@ def solve_estimate(
         limit = unit[:, :1].clamp_min(0)
         table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
         table[k, :, 0] = table[k, :, 1]
-    jump = JUMP if market.impact.delta < 1 else torch.inf
+    jump = JUMP if market.impact.delta < 1 else 1.0
     return Optimum(table.mT, places, float(start[0] @ value[:, -1]), jump)

@@ -14,6 +14,7 @@ execution under random volatility and liquidity.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from scipy.special import gammainccinv, ndtr
@@ -69,9 +70,9 @@ class LiquidityAxis:
     """Maps f on the nodes to its expectation at the open, [1, nodes]."""
 
 
-def _place_of_depth(first: float, last: float) -> Callable[[Observation], Tensor]:
+def _place_of_depth(first: float, last: float, obs: Observation) -> Tensor:
     """Where observed log depth is between the ``first`` node and the ``last``, 0 to 1."""
-    return lambda obs: ((first - obs.log_depth) / ((first - last) or 1.0)).clamp(0, 1)
+    return ((first - obs.log_depth) / ((first - last) or 1.0)).clamp(0, 1)
 
 
 def depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float = 0.0) -> LiquidityAxis:
@@ -89,7 +90,7 @@ def depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float = 0.0
     step = expectation(cost, following.flatten(0, 1), weights).unflatten(0, (n_buckets, -1)).roll(-1, 0)
     start = expectation(cost, torch.exp(-beta * update_sd[0] * normal)[None], weights)
     cost_multiplier = cost * torch.exp(beta.square() * error[:, None] / 2)
-    place = _place_of_depth(half_width, -half_width)
+    place = partial(_place_of_depth, half_width, -half_width)
     return LiquidityAxis(place, cost_multiplier, torch.ones_like(cost), step, start)
 
 
@@ -104,8 +105,16 @@ def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
     chance = torch.stack((*regimes.jump(dt), share))
     law = torch.stack((1 - chance, chance), 1)
     variance = torch.stack((unchanged, regimes.volatility_multiplier.square()))
-    place = _place_of_depth(*(-cost_multiplier.log() / market.impact.beta).tolist())
+    place = partial(_place_of_depth, *(-cost_multiplier.log() / market.impact.beta).tolist())
     return LiquidityAxis(place, cost_multiplier[None], variance, law[None, :2], law[2:])
+
+
+def _places_on_grid(
+    variance_max: float, stressed: float, place: Callable[[Observation], Tensor], obs: Observation
+) -> tuple[Tensor, Tensor]:
+    """Where an observation is in variance without the regime's multiplier, ``stressed``, and in liquidity."""
+    liquidity = place(obs)
+    return (obs.variance / (1 + liquidity * (stressed - 1)) / variance_max).sqrt(), liquidity
 
 
 def solve_grid(
@@ -129,14 +138,10 @@ def solve_grid(
     cost_multiplier = torch.kron(variance_cost(market, v)[:, None], axis.cost_multiplier[..., None])
     steps = axis.step.expand(n_buckets, -1, -1)
 
-    def places(obs: Observation) -> tuple[Tensor, Tensor]:
-        place = axis.place(obs)
-        variance = obs.variance / (1 + place * (float(axis.variance[-1]) - 1))
-        return (variance / float(v[-1])).sqrt(), place
-
     def step(k: int) -> Tensor:
         return torch.kron(step_v, steps[k])
 
+    places = partial(_places_on_grid, float(v[-1]), float(axis.variance[-1]), axis.place)
     problem = market, order, n_buckets, inventory_nodes, gain, risk
     optimum = solve_estimate(*problem, step, torch.kron(start_v, axis.start), places, cost_multiplier)
     return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
@@ -224,6 +229,14 @@ BELIEF_SDS = 5.0
 """Half-width of the grid of beliefs, in standard deviations of the belief at the close."""
 
 
+def _place_of_belief(
+    market: Market, order: Order, opening: Tensor, half_width: float, obs: Observation
+) -> tuple[Tensor]:
+    """Where the posterior mean of the drift is on nodes around its ``opening``, 0 to 1."""
+    belief = posterior_drift(market, order, obs.return_bps, obs.k / obs.n_buckets)
+    return ((1 + (belief - opening) / half_width) / 2,)
+
+
 def solve_belief(
     market: Market, order: Order, n_buckets: int, *, inventory_nodes: int = 41, belief_nodes: int = 61
 ) -> Optimum:
@@ -253,10 +266,7 @@ def solve_belief(
     def step(k: int) -> Tensor:
         return expectation(m, m[:, None] + shocks[k] * normal, weights)
 
-    def places(obs: Observation) -> tuple[Tensor]:
-        belief = posterior_drift(market, order, obs.return_bps, obs.k / obs.n_buckets)
-        return ((1 + (belief - opening) / half_width) / 2,)
-
+    places = partial(_place_of_belief, market, order, opening, half_width)
     start = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
     problem = market, order, n_buckets, inventory_nodes
     return solve_estimate(*problem, m[:, None] * dt, risk, step, start, places)

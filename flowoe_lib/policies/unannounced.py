@@ -140,6 +140,11 @@ class UnannouncedLevel:
         return probability
 
 
+def _place_of_level(highest: float, obs: Observation) -> tuple[Tensor]:
+    """Where the posterior mean of the level is on nodes up to the ``highest``, 0 to 1."""
+    return ((obs.variance / highest).sqrt(),)
+
+
 def solve_level_belief(
     world: UnannouncedLevel,
     order: Order,
@@ -197,9 +202,7 @@ def solve_level_belief(
 
     start = expectation(mean, market.heston.theta.reshape(1, 1), torch.ones_like(mean[:1]))
 
-    def places(obs: Observation) -> tuple[Tensor]:
-        return ((obs.variance / high).sqrt(),)
-
+    places = partial(_place_of_level, high)
     return solve_estimate(market, order, n_buckets, inventory_nodes, gain, risk, step, start, places)
 
 
