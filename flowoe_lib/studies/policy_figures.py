@@ -207,12 +207,20 @@ def _intervals(axes: Axes, rows: pd.DataFrame, y: npt.ArrayLike, look: Look, **o
     axes.errorbar(value, y, xerr=reach, fmt=look.marker, color=look.colour, **{"ms": 4} | options)
 
 
+def _symmetric_log(axes: Axes, linear: float) -> None:
+    """A horizontal axis that is logarithmic beyond ``linear`` on either side of zero, and shaded within."""
+    axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0, label="linear part of the axis")
+    axes.set_xscale("symlog", linthresh=linear)
+
+
 @style()
 def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Utility less the best opponent's, with 95 % intervals: a row per condition, a marker per policy.
 
     ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best opponent's cost).
+    The axis is logarithmic beyond ``linear`` on either side of zero, and the range in between is shaded.
     """
+    linear = 1e-5
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
     rows = rows.assign(place=_name_rows(axes, rows["condition"]))
     middle = (rows["policy"].nunique() - 1) / 2
@@ -220,8 +228,8 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         look, ends = LOOKS[str(policy)], row[["advantage", "ci_low", "ci_high"]]
         _intervals(axes, ends, row["place"] + 0.16 * (i - middle), look, label=look.name)
     axes.axvline(0, color="black", lw=0.8)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+    _symmetric_log(axes, linear)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.set(xlabel="utility less that of the best opponent, share of its cost")
     return titled(figure, message, axes)
 
@@ -264,8 +272,7 @@ def interval_figure(
         axes.axvline(0, color="black", lw=0.8)
         axes.set(xlabel=label)
         if linear is not None:
-            axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0, label="linear part of the axis")
-            axes.set_xscale("symlog", linthresh=linear)
+            _symmetric_log(axes, linear)
             axes.xaxis.set_major_formatter("{x:g}")
     return titled(figure, message, panels[0, 0])
 
