@@ -79,9 +79,8 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
         upper.legend(ncols=2)
         flow, static = LOOKS[policy], LOOKS["static_optimal"]
         for column, look in (("traded", flow), ("static_traded", static)):
-            lower.stairs(
-                day[column], edges, baseline=None, color=look.colour, linestyle=look.line, label=look.name
-            )
+            words = {"color": look.colour, "linestyle": look.line, "label": look.name}
+            lower.stairs(day[column], edges, baseline=None, **words)
         lower.set(ylabel="shares traded", xlabel="time of day", ylim=(0, None))
         lower.yaxis.set_major_formatter(EngFormatter())
         lower.legend(ncols=2)

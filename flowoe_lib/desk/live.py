@@ -219,9 +219,8 @@ class LiveOrder:
         beyond = now.price - (ticket.limit or now.price)
         if now.left == 0 or not 0 <= now.bucket < n or (beyond > 0 if ticket.side == "buy" else beyond < 0):
             return 0.0
-        volume, cap = self.plan.volume[-n:], ticket.participation_cap
-        room = np.where(volume > 0, np.inf if cap is None else cap * volume, 0.0)
-        wanted, most, lot = now.left, room[now.bucket], ticket.lot
+        room, lot = ticket.room(self.plan.volume[-n:]), ticket.lot
+        wanted, most = now.left, room[now.bucket]
         if now.bucket < n - 1:
             policy = Restricted(self.plan.policy, torch.from_numpy(room / now.shares).float())
             with torch.no_grad():

@@ -88,7 +88,7 @@ def estimate(
     BarsError for fewer than 21 daily bars or five whole sessions, for bars without volume or price moves, and
     for bars longer than a day.
     """
-    minutes = (pd.Timedelta(f"{session[1]}:00") - pd.Timedelta(f"{session[0]}:00")) / pd.Timedelta(minutes=1)
+    minutes = minutes_of(session[1]) - minutes_of(session[0])
     closed: Breaks = ()
     found = _of_suite(suite, minutes)
     days = bars.index.tz_localize(None).normalize()
@@ -157,26 +157,26 @@ def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticke
     """
     known = estimate(bars, card["calibration"], card["range"], ticket.session, ticket.adv)
     ticket = ticket.sized(known.price.value)
-    volume, cap, lot = expected_volume(ticket, known), ticket.participation_cap, ticket.lot
-    window = f"{ticket.start or ticket.session[0]} to {ticket.end or ticket.session[1]}"
+    volume, lot = expected_volume(ticket, known), ticket.lot
+    window = " to ".join(ticket.hours)
     if ticket.shares > volume.sum():
         raise OrderError(
             f"shares = {ticket.shares:,.10g}: must be at most {volume.sum():,.0f}, the volume expected from "
             f"{window} with an average daily volume of {known.adv.value:,.0f} (adv, ADV: {known.adv.source})"
             + "".join(f"; {flag}" for flag in bars.flags)
         )
-    room = volume * (cap or 1.0)
+    room = ticket.room(volume)
     most = room.sum() if lot is None else lot * np.floor(room / lot).sum()
-    if cap is not None and most < ticket.shares:
+    if most < ticket.shares:
         needed = math.ceil(1e4 * ticket.shares / volume.sum()) / 1e4
         raise OrderError(
-            f"participation_cap = {cap:g}: must be at least {needed:g}, the order's share of the volume "
-            f"expected from {window}, or shares at most {most:,.10g}"
+            f"participation_cap = {ticket.participation_cap:g}: must be at least {needed:g}, the order's "
+            f"share of the volume expected from {window}, or shares at most {most:,.10g}"
         )
     return ticket, known
 
 
-def _of_suite(suite: Mapping[str, float], minutes: float) -> dict[str, Estimated]:
+def _of_suite(suite: Mapping[str, float], minutes: int) -> dict[str, Estimated]:
     """The suite's estimates, with rates scaled to a session of ``minutes``."""
     longer = minutes / SUITE_SESSION_MINUTES
     values = {name: suite[name] for name in ("rho", "depth_sd", "profile_amplitude")}
@@ -190,15 +190,13 @@ def _within_day(clocks: Array, within: Mapping[str, Any], short: bool) -> dict[s
     if not (clocks[:, 1] > 0).any():
         return {}
     if len(clocks) < RECENT or not short or not (clocks > 0).all():
-        bounds = {"profile_amplitude": within["profile_amplitude"]}
         values = {"profile_amplitude": profile_amplitude(clocks[:, 1])}
     else:
-        bounds = {name: within[name] for name in WITHIN}
         values = dict(zip(WITHIN, within_day(clocks), strict=True))
     estimates, label = {}, f"{len(clocks)} sessions"
     for name, value in values.items():
-        inside = float(np.clip(value, *bounds[name]))
-        low, high = bounds[name]
+        low, high = within[name]
+        inside = float(np.clip(value, low, high))
         source = label if inside == value else f"{label}, clipped to {low:g} to {high:g}"
         estimates[name] = Estimated(inside, source)
     return estimates

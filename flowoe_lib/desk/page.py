@@ -37,14 +37,14 @@ def summary(plan: Plan) -> dict[str, str]:
     ticket, schedule = plan.ticket, plan.schedule
     price, adv, volatility = plan.estimates.price, plan.estimates.adv, plan.estimates.volatility
     cost, worst = (float(plan.costs[name].iloc[0]) for name in ("cost_bps", "cost95_bps"))
-    window = f"{ticket.start or ticket.session[0]} to {ticket.end or ticket.session[1]}"
-    ends = [*schedule.index[1:], ticket.end or ticket.session[1]]
+    ends = [*schedule.index[1:], ticket.hours[1]]
     half = str(ends[int(np.argmax(schedule["median"] <= ticket.shares / 2))])[:5]
     leads = plan.costs[["gain_bps", "gain_ci_low", "gain_ci_high"]].iloc[1:]
     ahead = [f"{LOOKS[k].name} {m:+.2f} ({low:+.2f} to {up:+.2f})" for k, m, low, up in leads.itertuples()]
     return {
-        "order": f"{ticket.side} {ticket.shares:,.10g} shares from {window}, worth {_money(BPS, plan)} at "
-        f"{price.value:,.10g}: {plan.condition.order.size:.2%} of the volume expected then",
+        "order": f"{ticket.side} {ticket.shares:,.10g} shares from {' to '.join(ticket.hours)}, worth "
+        f"{_money(BPS, plan)} at {price.value:,.10g}: {plan.condition.order.size:.2%} of the volume expected "
+        "then",
         "market": f"{adv.value:,.0f} shares a day ({adv.source}), volatility {volatility.value:.2%} a day "
         f"({volatility.source})",
         "plan": f"{LOOKS[plan.policy].name} in {len(schedule)} buckets; on the median day half is done by "
@@ -62,7 +62,7 @@ def _shown(table: pd.DataFrame, columns: Mapping[str, list[str]]) -> pd.DataFram
         for name, (head, form) in columns.items()
         if name in table
     }
-    return pd.DataFrame(shown).fillna("")
+    return pd.DataFrame(shown).fillna("").rename_axis(None)
 
 
 def tables(plan: Plan) -> dict[str, pd.DataFrame]:
@@ -79,13 +79,11 @@ def tables(plan: Plan) -> dict[str, pd.DataFrame]:
         heading: (form.format(known[name].value), known[name].source)
         for name, (heading, form) in HEADINGS["market"].items()
     }
-    schedule = (
-        plan.schedule.set_axis(plan.schedule.index.str[:5]) if len(plan.schedule) <= 39 else plan.schedule
-    )
+    clock = plan.schedule.index.str[: 5 if len(plan.schedule) <= 39 else 8]
     return {
-        "schedule": _shown(schedule.rename_axis(None), HEADINGS["schedule"]),
-        "costs": _shown(costs.rename_axis(None), HEADINGS["costs"]),
-        "frontier": _shown(own.rename(index="{:.1e} per bps".format).rename_axis(None), HEADINGS["frontier"]),
+        "schedule": _shown(plan.schedule.set_axis(clock), HEADINGS["schedule"]),
+        "costs": _shown(costs, HEADINGS["costs"]),
+        "frontier": _shown(own.rename(index="{:.1e} per bps".format), HEADINGS["frontier"]),
         "market": pd.DataFrame(market.values(), list(market), ["estimate", "source"]),
     }
 

@@ -154,12 +154,8 @@ def condition_of(ticket: Ticket, known: MarketEstimates) -> Condition:
             window_start=scalar(start),
             window_end=scalar(end),
         )
-        heston = Heston(
-            theta=scalar(known.volatility.value**2 * length),
-            kappa=scalar(known.kappa.value * length),
-            cv=scalar(known.cv.value),
-            rho=scalar(known.rho.value),
-        )
+        theta, kappa = known.volatility.value**2 * length, known.kappa.value * length
+        heston = Heston(*map(scalar, (theta, kappa, known.cv.value, known.rho.value)))
         share = scalar(volume / known.adv.value)
         impact = Impact(scalar(ticket.eta), scalar(ticket.beta), scalar(ticket.gamma))
         if ticket.shares_outstanding is not None:
@@ -273,9 +269,8 @@ def plan_order(
     days = simulate(condition.market, n_paths, ticket.n_buckets, generator(seed, "order"))
     desk = _Desk(ticket, known, trained, name, seed)
     if ticket.cost_limit_bps is not None:
-        others = simulate(
-            condition.market, max(n_paths // 2, 100), ticket.n_buckets, generator(seed, "order", "limit")
-        )
+        half, draws = max(n_paths // 2, 100), generator(seed, "order", "limit")
+        others = simulate(condition.market, half, ticket.n_buckets, draws)
         own = desk.frontier(condition, others, [name], AVERSIONS)
         condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, own))
     [done] = desk.work([name, *BENCHMARKS], [condition], days)
@@ -332,8 +327,7 @@ class _Desk:
     @property
     def room(self) -> Array:
         """Shares that may be traded in each bucket, [N]."""
-        volume, cap = expected_volume(self.ticket, self.known), self.ticket.participation_cap
-        return np.where(volume > 0, np.inf if cap is None else cap * volume, 0)
+        return self.ticket.room(expected_volume(self.ticket, self.known))
 
     def work(
         self, names: Sequence[str], conditions: Sequence[Condition], days: MarketPaths

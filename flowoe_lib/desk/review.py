@@ -129,9 +129,8 @@ def review(
     market = _market_price(window, pd.DatetimeIndex(fills.index))
     side = 1 if ticket.side == "buy" else -1
     # Each fill meets the shift of all fills before it, and half its own.
-    shift = (
-        BPS**-1 * arrival * condition.market.permanent_cost_bps(condition.order.size).item() / ticket.shares
-    )
+    permanent_bps = condition.market.permanent_cost_bps(condition.order.size).item()
+    shift = BPS**-1 * arrival * permanent_bps / ticket.shares
     parts = {
         "delay": side * size * (arrival - known.price.value),
         "spread": spread_bps / 2 / BPS * (x @ market),

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from flowoe_lib.market.tested import TESTED_BUCKETS
@@ -62,7 +64,26 @@ def minutes_of(clock: str) -> int:
 
 
 class Ticket(BaseModel):
-    """An order and its options."""
+    """An order and its options.
+
+    Parameters
+    ----------
+    {parameters}
+
+    Raises
+    ------
+    OrderError
+        If an option is unknown, missing or out of its range; the message names the option.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> fo.Ticket(side="sell", shares=250_000, start="10:00", end="15:00").n_buckets
+    30
+    >>> fo.Ticket(side="sell", shares=250_000, participation=0.1)
+    Traceback (most recent call last):
+    flowoe_lib.desk.ticket.OrderError: participation = 0.1: no such option; the nearest is ...
+    """
 
     # The text below an option is: meaning [unit]; by default, if that is None.
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -133,13 +154,19 @@ class Ticket(BaseModel):
             raise OrderError(f"{session}: must be at most a day long")
         start, end = self.window
         if not opening <= start < end <= closing:
-            given = f"start = {self.start or self.session[0]}, end = {self.end or self.session[1]}"
+            given = "start = {}, end = {}".format(*self.hours)
             raise OrderError(f"{given}: must be in order within the session, {' to '.join(self.session)}")
+
+    @property
+    def hours(self) -> tuple[str, str]:
+        """Start and end of execution, times of day."""
+        return self.start or self.session[0], self.end or self.session[1]
 
     @property
     def window(self) -> tuple[int, int]:
         """Start and end of execution, minutes since midnight."""
-        return minutes_of(self.start or self.session[0]), minutes_of(self.end or self.session[1])
+        start, end = map(minutes_of, self.hours)
+        return start, end
 
     def sized(self, price: float) -> "Ticket":
         """The order in shares at ``price``, with its lot. Raises OrderError for less than a lot."""
@@ -155,6 +182,11 @@ class Ticket(BaseModel):
                     f"{price:g}; another lot can be given (lot, LOT)"
                 )
         return self.model_copy(update={"shares": shares, "notional": None, "lot": lot})
+
+    def room(self, volume: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shares that the cap allows in buckets of an expected ``volume``; none where there is no volume."""
+        cap = self.participation_cap
+        return np.where(volume > 0, np.inf if cap is None else cap * volume, 0.0)
 
     @property
     def part(self) -> tuple[float, float]:
@@ -217,27 +249,8 @@ def described_options() -> dict[str, tuple[str, str, str]]:
     return described
 
 
-_PARAMETERS = "\n".join(
-    f"    {name} : {unit or 'no unit'}, {default}\n        {meaning}"
+_PARAMETERS = "\n    ".join(
+    f"{name} : {unit or 'no unit'}, {default}\n        {meaning}"
     for name, (meaning, unit, default) in described_options().items()
 )
-Ticket.__doc__ = f"""{Ticket.__doc__}
-
-    Parameters
-    ----------
-{_PARAMETERS}
-
-    Raises
-    ------
-    OrderError
-        If an option is unknown, missing or out of its range; the message names the option.
-
-    Examples
-    --------
-    >>> import flowoe_lib as fo
-    >>> fo.Ticket(side="sell", shares=250_000, start="10:00", end="15:00").n_buckets
-    30
-    >>> fo.Ticket(side="sell", shares=250_000, participation=0.1)
-    Traceback (most recent call last):
-    flowoe_lib.desk.ticket.OrderError: participation = 0.1: no such option; the nearest is ...
-    """
+Ticket.__doc__ = str(Ticket.__doc__).format(parameters=_PARAMETERS)
