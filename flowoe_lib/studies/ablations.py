@@ -67,14 +67,17 @@ class NoiseFreePolicy:
         return fraction_of_action(obs, without_noise(self.field, features(obs)))
 
 
-def _disturbed(field: EndpointField, when: Tensor, disturbance: Tensor) -> Policy:
+@dataclass(frozen=True)
+class _Disturbed:
     """Takes the one-step action of a field, with a disturbance in one bucket per path."""
 
-    def trade(obs: Observation, noise: Tensor) -> Tensor:
-        action = without_noise(field, features(obs))
-        return fraction_of_action(obs, action + disturbance * (when == obs.k))
+    field: EndpointField
+    when: Tensor
+    disturbance: Tensor
 
-    return trade
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        action = without_noise(self.field, features(obs))
+        return fraction_of_action(obs, action + self.disturbance * (self.when == obs.k))
 
 
 def advantage_weighted(
@@ -102,7 +105,7 @@ def advantage_weighted(
         days = tile(days, COPIES, paths)
         when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
         disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
-        recorder = Recorder(_disturbed(field, when, disturbance), noise_sd=0.0)
+        recorder = Recorder(_Disturbed(field, when, disturbance), noise_sd=0.0)
         with torch.no_grad():
             done = execute(recorder, days, market, order, draws)
         utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)

@@ -28,11 +28,7 @@ from flowoe_lib.randomness import generator
 __all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
 
 
-UNCORRUPTED = 0.5
-"""Share of the decisions of training that are not corrupted."""
-
-
-LARGE_GAIN = 0.7
+LARGE_GAIN = 0.3
 """Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
 
 
@@ -51,10 +47,9 @@ class RefiningPolicy:
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the field's weights, [paths]."""
         encoded = self.field.encode(features(obs, self.field.observe.in_features))
-        t, own = self.times[obs.k], noise.clone()
-        later = t.nonzero().squeeze(1)
+        t = self.times[obs.k]
         with torch.no_grad():
-            own[later] = self.field(noise[later], torch.zeros_like(t[later]), encoded[later])
+            own = self.field(noise, torch.zeros_like(t), encoded)
         endpoint = self.field(interpolate(noise, own, t), t, encoded)
         return fraction_of_action(obs, endpoint)
 
@@ -105,8 +100,8 @@ def ascend(
     network : nn.Module
         The network to train.
     acting : callable
-        Makes the executed policy from corruption times [n_buckets, paths], of which the share
-        ``UNCORRUPTED`` is zero and the others are uniform in (0, 1).
+        Makes the executed policy from corruption times [n_buckets, paths], a quarter of which are zero and
+        the others uniform in (0, 1).
     draw : callable
         (paths, generator) -> market and order of each day, fields of shape [] or [paths].
     n_buckets : int
@@ -143,7 +138,7 @@ def ascend(
         market, order = draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
         uniform = torch.rand(n_buckets, paths, generator=draws, device=draws.device)
-        times = (uniform - UNCORRUPTED).clamp_min(0) / (1 - UNCORRUPTED)
+        times = (uniform - 0.25).clamp_min(0) / 0.75
         known = perceive(market_paths, market, draws)
         done = execute(acting(times), market_paths, market, order, draws, known)
         network.zero_grad()
@@ -199,7 +194,8 @@ def refine(
 ) -> TrainingRun:
     """Train a flow to earn utility, on new simulated days of random conditions in every iteration.
 
-    The learning rate is one-cycle and gradients are clipped to norm 1.
+    The learning rate is one-cycle and gradients are clipped to norm 1. A quarter of the decisions is not
+    corrupted.
 
     Parameters
     ----------
