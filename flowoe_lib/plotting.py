@@ -85,6 +85,8 @@ LOOKS: dict[str, Look] = {
     "mpc": Look("MPC", "#2f7d32", "-.", "D"),
     "mpc_unaware": Look("MPC, unaware", "#9bc59d", ":", "D"),
     "mpc_informed": Look("MPC, informed", "#164a18", ":", "D"),
+    "dynamic_program": Look("Dynamic program", "#4a4a8f", (0, (4, 1, 1, 1)), "p"),  # type: ignore[arg-type]
+    "dynamic_program_informed": Look("Dynamic program, informed", "#25254a", ":", "p"),
     "specialist": Look("Specialist", "#8a5a2b", "--", "+"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),

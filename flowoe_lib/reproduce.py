@@ -368,15 +368,14 @@ def compared(workspace: Workspace) -> str:
 
 def checked_device(name: str) -> str:
     """``name``, if torch can use that device. Raises ReproductionError listing the available devices."""
-    if name == "cpu":
-        return name
-    import torch
+    if name != "cpu":
+        import torch
 
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    there = ["cpu", "cuda", *cuda] if cuda else ["cpu"]
-    if name not in there:
-        has = ", ".join(there)
-        raise ReproductionError(f"DEVICE = {name!r}: must be one of what this machine has, {has}")
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there = ["cpu", "cuda", *cuda] if cuda else ["cpu"]
+        if name not in there:
+            has = ", ".join(there)
+            raise ReproductionError(f"DEVICE = {name!r}: must be one of what this machine has, {has}")
     return name
 
 

@@ -57,16 +57,10 @@ def atomic_write(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Format:
-    suffix: str
-    fits: Callable[[Any], bool]
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(hasattr(item, "detach") for item in value.values())
+def _suffix(value: Any) -> str:
+    if isinstance(value, dict) and any(hasattr(item, "detach") for item in value.values()):
+        return ".safetensors"
+    return ".parquet" if hasattr(value, "to_parquet") else ".json"
 
 
 def _encode_tensors(tensors: "dict[str, Tensor]") -> bytes:
@@ -93,11 +87,12 @@ def _encode_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-_FORMATS = (
-    _Format(".safetensors", _holds_tensors, _encode_tensors, _decode_tensors),
-    _Format(".parquet", lambda x: hasattr(x, "to_parquet"), lambda x: x.to_parquet(), _decode_table),
-    _Format(".json", lambda x: True, _encode_json, json.loads),
-)
+_FORMATS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
+    ".safetensors": (_encode_tensors, _decode_tensors),
+    ".parquet": (lambda table: table.to_parquet(), _decode_table),
+    ".json": (_encode_json, json.loads),
+}
+"""How values are encoded and decoded, by the suffix of their file."""
 
 
 LARGEST = 1_000_000
@@ -172,15 +167,13 @@ class Store:
 
     def write(self, name: str, value: Any, made_by: dict[str, Any] | None = None) -> None:
         """Store a value, with its recipe or, if it is cheap to compute, without one."""
-        form = next(form for form in _FORMATS if form.fits(value))
-        content = form.encode(value)
-        card = Card(name, f"{name}{form.suffix}", sha256(content), made_by)
+        suffix = _suffix(value)
+        content = _FORMATS[suffix][0](value)
+        card = Card(name, f"{name}{suffix}", sha256(content), made_by)
         if self._entry(name) == (card, content):
             self._confirmed(name)
-            return
-        # The card is written last: until then card and content do not match, and the entry counts as absent.
-        atomic_write(self.root / card.file, content)
-        atomic_write(self._card(name), json.dumps(dataclasses.asdict(card), indent=1).encode())
+        else:
+            self._put(card, content)
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
         """Tensors made by an earlier notebook. Raises MissingArtifact."""
@@ -205,9 +198,12 @@ class Store:
         if to.root == self.root:
             return
         for name in names:
-            card, content = self._read(name)
-            atomic_write(to.root / card.file, content)
-            atomic_write(to._card(name), json.dumps(dataclasses.asdict(card), indent=1).encode())
+            to._put(*self._read(name))
+
+    def _put(self, card: Card, content: bytes) -> None:
+        # The card is written last: until then card and content do not match, and the entry counts as absent.
+        atomic_write(self.root / card.file, content)
+        atomic_write(self._card(card.name), json.dumps(dataclasses.asdict(card), indent=1).encode())
 
     def _current(self, names: Iterable[str], made_by: dict[str, Any]) -> bool:
         """Whether all these entries have the recipe ``made_by``."""
@@ -223,7 +219,7 @@ class Store:
         path = self._card(name)
         try:
             card = Card(**json.loads(path.read_bytes()))
-            if card.name != name or card.file not in [f"{name}{form.suffix}" for form in _FORMATS]:
+            if card.name != name or card.file not in [f"{name}{suffix}" for suffix in _FORMATS]:
                 return None
             content = (self.root / card.file).read_bytes()
         except (OSError, ValueError, TypeError, RecursionError):
@@ -251,7 +247,7 @@ class Store:
         with contextlib.suppress(OSError):  # a store may be read-only
             for path in (self.root / card.file, self._card(name)):
                 os.utime(path)
-        return next(form for form in _FORMATS if card.file.endswith(form.suffix)).decode(content)
+        return _FORMATS[Path(card.file).suffix][1](content)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,16 @@ import torch
 
 from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_days
 from flowoe_lib.evaluation.scorecard import Evaluation, market_days
+from flowoe_lib.execution.information import CONSTANT_CV
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
+from flowoe_lib.policies.signal import solve_signal
+from flowoe_lib.policies.transient import solve_transient
+from flowoe_lib.policies.unannounced import UnannouncedLevel, solve_level_belief
 from flowoe_lib.randomness import generator
 from flowoe_lib.recipes import LOADED
 
@@ -141,6 +148,22 @@ def test_a_value_without_canonical_content_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         contestants_digest({"odd": value}, {})
+
+
+def test_every_optimum_has_content() -> None:
+    market, order = CONDITION.market, CONDITION.order
+    constant = dataclasses.replace(market.heston, cv=scalar(CONSTANT_CV))
+    hidden = dataclasses.replace(market, heston=constant, drift_sd=scalar(50.0))
+    remembering = with_half_life(market, scalar(0.2))
+    signalling = with_signal(dataclasses.replace(market, heston=constant), scalar(0.3), scalar(0.0))
+    optima = {
+        "oracle": solve_oracle(market, order, 5, inventory_nodes=5, variance_nodes=5, depth_nodes=5),
+        "belief": solve_belief(hidden, order, 5, inventory_nodes=5, belief_nodes=5),
+        "memory": solve_transient(remembering, order, 5),
+        "signal": solve_signal(signalling, order, 5, inventory_nodes=5, signal_nodes=5),
+        "level": solve_level_belief(UnannouncedLevel(market, 3.0), order, 5),
+    }
+    assert len(contestants_digest(optima, SETTINGS)) == 64
 
 
 def test_there_must_be_a_contestant() -> None:

@@ -82,7 +82,8 @@ def test_signals_cross_volatility_strength_and_noise_at_steady_variance() -> Non
     names = [c.name for c in SIGNAL.conditions]
     assert len({*names}) == len(names) == 12
     assert names[:2] == ["calm/strong/exact", "calm/strong/noisy"]
-    assert {c.market.heston.cv.item() for c in SIGNAL.conditions} == {scalar(CONSTANT_CV).item()}
+    laws = {(c.market.heston.cv.item(), c.market.heston.rho.item()) for c in SIGNAL.conditions}
+    assert laws == {(scalar(CONSTANT_CV).item(), 0.0)}
     ratios = {
         c.name.split("/")[2]: (c.market.signal.noise_sd / c.market.signal.sd).item()
         for c in SIGNAL.conditions
@@ -136,12 +137,12 @@ def test_every_policy_is_scored_between_twap_and_the_limit(one: World) -> None:
     references = {
         "transient": {"limit", "flow_unaware", "mpc_unaware"},
         "signal": {"limit"},
-        "full": {"mpc_informed", "flow_informed"},
+        "full": {"dynamic_program_informed", "mpc_informed", "flow_informed"},
     }[one.name]
     table = scores.scorecard[scores.scorecard["solver_steps"].fillna(1) == 1]
     utility = table.groupby("policy")["utility_bps"].mean()
     assert set(utility.index) == {*rivals, *references, "flow_refined"}
-    assert utility.idxmax() in ("limit", "mpc_informed")
+    assert utility.idxmax() in ("limit", "dynamic_program_informed")
     best = table[table["policy"] == utility.idxmax()]
     assert best["capture"].tolist() == [1]
     if one.name == "transient":

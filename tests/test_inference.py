@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import Z95
+from flowoe_lib.evaluation.intervals import Z95, cvar95_influence
 from flowoe_lib.evaluation.scorecard import PathResults, compare
 from flowoe_lib.evaluation.statistics import (
     RESOLUTION,
@@ -43,7 +43,7 @@ def of_p_values(*p: float) -> pd.DataFrame:
 
 
 def outcome(pnl: Tensor) -> PathResults:
-    return PathResults(pnl, pnl, pnl, pnl, 0.0)
+    return PathResults(pnl, pnl, pnl, pnl, -pnl, torch.zeros_like(pnl))
 
 
 def test_holm_by_hand() -> None:
@@ -182,7 +182,7 @@ def test_delta_intervals_are_paired_and_antisymmetric() -> None:
     a = normals(500, seed=6)
     drawn, turned = compare(outcome(2 * a + 5), outcome(a)), compare(outcome(a), outcome(2 * a + 5))
     assert drawn["std"] == pytest.approx(a.std().item())
-    assert drawn["cvar95"] == pytest.approx(outcome(a).cvar95 + 5)
+    assert drawn["cvar95"] == pytest.approx(cvar95_influence(a).mean().item() + 5)
     assert turned["std_ci_low"] == pytest.approx(-drawn["std_ci_high"])
     assert turned["cvar95_ci_high"] == pytest.approx(-drawn["cvar95_ci_low"])
     # What both share on a path cancels in the difference.

@@ -18,6 +18,7 @@ from flowoe_lib.execution.execution import (
     fraction_of_score,
 )
 from flowoe_lib.execution.information import Perceive, blind_to_regimes, exact, with_errors
+from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import (
     Condition,
     Heston,
@@ -34,6 +35,7 @@ from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.policies.specialist import Specialist
+from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.plateau import Days, Round, best_round, until_plateau, validation_captures
 from flowoe_lib.training.specialist import train_specialists
@@ -259,6 +261,18 @@ def test_a_specialist_reaches_the_optimum_of_its_condition() -> None:
     mean = {name: o.utility.double().mean() for name, o in done.items()}
     assert (mean["specialist"] - mean["twap"]) / (mean["oracle"] - mean["twap"]) > 0.995
     assert rounds[-1].decisions == len(rounds) * 40 * 64 * (N - 1)
+
+
+def test_a_specialist_does_not_end_by_selling_everything_at_once() -> None:
+    # Most of the order is sold in the first bucket, but to sell all of it there captures only .95.
+    crisis = Market(Heston(scalar(1.6e-3), scalar(2.0), scalar(0.5), scalar(-0.8)))
+    order = Order(scalar(0.1), scalar(5e-4))
+    condition = Condition("test", "memory", with_half_life(crisis, scalar(0.4)), order)
+    score = validation_captures([condition], 400, N, 0, limit=solve_transient)
+    once = Specialist(((torch.zeros(1, 1, 27), torch.full((1, 1, 1), 99.0)),))
+    assert score(once) < 0.96
+    rounds = train_specialists([condition], N, 1, score, patience=1, tolerance=1e-2, iterations=40, paths=64)
+    assert best_round(rounds).score > 0.99
 
 
 def test_specialists_trained_side_by_side_are_those_trained_alone() -> None:

@@ -12,7 +12,7 @@ import torch
 from arch.bootstrap import IIDBootstrap
 from scipy.stats import t as student
 
-from flowoe_lib.evaluation.intervals import paired_interval
+from flowoe_lib.evaluation.intervals import cvar95_influence, paired_interval
 from flowoe_lib.evaluation.scorecard import (
     CHUNK,
     COLUMNS,
@@ -20,7 +20,6 @@ from flowoe_lib.evaluation.scorecard import (
     Evaluation,
     PathResults,
     Scores,
-    captures,
     compare,
     evaluate,
     market_days,
@@ -48,7 +47,7 @@ CONDITION = Condition(
 
 
 def outcome(pnl: torch.Tensor, shift: float = 0.0) -> PathResults:
-    return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, 0.0)
+    return PathResults(pnl, pnl + shift, pnl - pnl.mean(), pnl + shift, -pnl, torch.zeros_like(pnl))
 
 
 def days(n_paths: int, seed: int = 1, **others: int) -> Evaluation:
@@ -63,13 +62,13 @@ def hasty(obs: Observation, noise: torch.Tensor) -> torch.Tensor:
 def test_cvar_is_the_mean_of_the_worst_twentieth() -> None:
     pnl = torch.randn(4000, generator=torch.Generator().manual_seed(1))
     worst = np.sort(pnl.numpy().astype(float))[:200]
-    assert outcome(pnl).cvar95 == pytest.approx(worst.mean())
+    assert cvar95_influence(pnl).mean().item() == pytest.approx(worst.mean())
 
 
 def test_cvar_of_a_normal_law() -> None:
     pnl = torch.randn(400_000, generator=torch.Generator().manual_seed(2))
     # E[X | X < q05] = -density(1.6449) / .05
-    assert outcome(pnl).cvar95 == pytest.approx(-2.0627, abs=0.02)
+    assert cvar95_influence(pnl).mean().item() == pytest.approx(-2.0627, abs=0.02)
 
 
 def test_intervals_have_their_nominal_coverage() -> None:
@@ -220,6 +219,7 @@ def test_every_verdict_is_recomputed_from_the_published_tables(scores: Scores, t
         vol, phi = scorecard.loc[0, ["vol", "phi"]]
         sunk = 1e4 * 0.314 * 263**0.25 * vol * phi / 2
         assert row["material_bps"] == pytest.approx(1e-3 * (-max(rivals) - sunk))
+        assert row["material_bps"] == pytest.approx(1e-3 * scorecard.set_index("policy")["cost_bps"]["mpc"])
         assert row["is_best_opponent"] == (row["reference"] == "mpc")
         low, high = (row[f"utility_ci_{end}"] / row["material_bps"] for end in ("low", "high"))
         inside = "equal" if low >= -1 and high <= 1 else "open"
@@ -228,13 +228,13 @@ def test_every_verdict_is_recomputed_from_the_published_tables(scores: Scores, t
     assert {"better", "worse"} < set(said)
 
 
-def test_captures_are_paired_with_the_first_policy() -> None:
-    table = captures({"replanned": replanned, "twap too": twap}, CONDITION, days(2_000), "test")
-    first, second = table.to_dict("records")
-    assert (first["difference"], first["low"], first["high"]) == (0, 0, 0)
-    assert 0 < first["capture"] < 1
-    assert second["capture"] == 0
-    assert second["difference"] == pytest.approx(-first["capture"], rel=1e-4)
+def test_profit_from_drift_is_no_part_of_cost() -> None:
+    rising = dataclasses.replace(CONDITION, market=dataclasses.replace(CONDITION.market, drift=scalar(50.0)))
+    still, moved = (evaluate({"twap": twap}, c, days(500), "test")["twap"] for c in (CONDITION, rising))
+    # Of an even schedule (N - 1) / 2 of N buckets' drift is earned.
+    earned = CONDITION.order.side.item() * 50 * (N_BUCKETS - 1) / (2 * N_BUCKETS)
+    assert (moved.utility - still.utility).mean().item() == pytest.approx(earned, rel=1e-4)
+    torch.testing.assert_close(moved.cost, still.cost)
 
 
 def test_reactions_are_the_decisions_of_the_policies() -> None:

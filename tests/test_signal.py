@@ -11,17 +11,20 @@ from torch import Tensor
 from flowoe_lib.execution.environment import advance, advantage_over_twap
 from flowoe_lib.execution.execution import Observation, OrderSimulation, execute, fraction_of_score
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES, feature_count, features
-from flowoe_lib.market.impact import impact_slope
-from flowoe_lib.market.model import Heston, Impact, Market, Order, Signal, scalar
+from flowoe_lib.execution.information import with_errors
+from flowoe_lib.market.impact import impact_slope, with_half_life
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Signal, scalar
+from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.signal import kalman, signal_paths, with_signal
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_utility, static_optimal, twap
-from flowoe_lib.policies.signal import solve_linear_quadratic, solve_signal
+from flowoe_lib.policies.signal import COARSE, solve_linear_quadratic, solve_on_estimates, solve_signal
+from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.randomness import generator
 
-N = 13
+N, SHORT = 13, 7
 ORDER = Order(scalar(0.1), scalar(5e-4))
 HESTON = Heston(scalar(4e-4), scalar(2.0), scalar(0.02), scalar(-0.6))
 
@@ -110,11 +113,11 @@ def test_dynamic_programming_has_the_value_of_the_riccati_recursion(noise: float
     assert abs(mean - riccati.value_bps) < 4 * error
 
 
-def states(m: Market, k: int, inventory: float, level: float, side: float = 1.0) -> Observation:
+def states(m: Market, k: int, inventory: float, level: float, side: float = 1.0, n: int = N) -> Observation:
     order = replace(ORDER, side=scalar(side))
-    paths = simulate(m, 3, N, generator(5, "days"))
-    theta = torch.full((N, 3), 4e-4)
-    paths = replace(paths, variance=theta, signal_bps=torch.full((N, 1), level))
+    paths = simulate(m, 3, n, generator(5, "days"))
+    theta = torch.full((n, 3), 4e-4)
+    paths = replace(paths, variance=theta, signal_bps=torch.full((n, 1), level))
     return OrderSimulation(paths, m, order).observe(k, torch.full((3,), inventory))
 
 
@@ -177,6 +180,70 @@ def test_value_is_simulated_utility_and_bounds_every_other_policy() -> None:
             assert lead > 4 * error
         values.append(limit.value_bps)
     assert values[0] > values[1] + 0.1
+
+
+@pytest.mark.parametrize("half_life", [0.05, 0.4])
+def test_without_a_signal_the_optimum_with_memory_is_that_of_the_transient_solver(half_life: float) -> None:
+    m = with_half_life(market(sd=1e-3), scalar(half_life))
+    transient = solve_transient(replace(m, signal=Signal()), ORDER, N, variance_nodes=4)
+    optimum = solve_signal(m, ORDER, N, signal_nodes=5)
+    assert optimum.value_bps == pytest.approx(transient.value_bps, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 200.0])
+def test_with_a_short_memory_the_optimum_is_that_without(noise: float) -> None:
+    plain = market(noise=noise)
+    value = solve_signal(with_half_life(plain, scalar(1e-3)), ORDER, N, signal_nodes=31).value_bps
+    assert value == pytest.approx(solve_signal(plain, ORDER, N).value_bps, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def everything() -> Market:
+    """A noisy signal, memory, random variance and depth, and a volume profile."""
+    heston = replace(HESTON, cv=scalar(1.3))
+    day = Liquidity(depth_sd=scalar(0.3), depth_reversion=scalar(12.0), profile_amplitude=scalar(0.8))
+    return replace(with_half_life(market(sd=200.0, noise=400.0), scalar(0.15)), heston=heston, liquidity=day)
+
+
+def test_with_memory_the_value_is_simulated_utility_and_no_plan_without_foresight_earns_more(
+    everything: Market,
+) -> None:
+    days = simulate(everything, 1_500, SHORT, generator(9, "days"))
+    blind, planned = (
+        solve_signal(everything, ORDER, SHORT, **COARSE),
+        solve_on_estimates(everything, ORDER, SHORT),
+    )
+    policies = planned, blind, mpc, static_optimal(everything, ORDER, SHORT)
+    earned = [execute(p, days, everything, ORDER, generator(1)).utility_bps(ORDER) for p in policies]
+    mean, error = mean_and_error(earned[1])
+    assert abs(mean - blind.value_bps) < 4 * error
+    for better, worse in pairwise(earned):
+        lead, error = mean_and_error(better - worse)
+        assert lead > 4 * error
+    known = with_errors(days, everything, generator(2, "errors"))
+    told = [execute(p, days, everything, ORDER, generator(1), known) for p in (planned, mpc)]
+    lead, error = mean_and_error(told[0].utility_bps(ORDER) - told[1].utility_bps(ORDER))
+    assert lead > 4 * error
+
+
+def test_a_plan_on_estimates_scales_with_cost_and_is_the_optimum_at_the_condition() -> None:
+    m = with_half_life(market(noise=200.0), scalar(0.15))
+    optimum, planned = solve_signal(m, ORDER, SHORT, **COARSE), solve_on_estimates(m, ORDER, SHORT)
+    obs = states(m, 3, 0.7, 60.0, n=SHORT)
+    first = optimum(obs, torch.zeros(3))
+    torch.testing.assert_close(planned(obs, torch.zeros(3)), first, rtol=1e-4, atol=1e-6)
+    # Twice the cost, risk aversion and signal is twice the utility of every policy.
+    dear = replace(m, liquidity=Liquidity(illiquidity=scalar(2.0)))
+    twice = replace(ORDER, risk_aversion=2 * ORDER.risk_aversion)
+    pre_trade = PreTrade.of(dear, twice)
+    doubled = replace(obs, market=dear, order=twice, pre_trade=pre_trade, signal=2 * obs.signal)
+    torch.testing.assert_close(planned(doubled, torch.zeros(3)), first, rtol=1e-4, atol=1e-6)
+    # At another urgency it is near the optimum of that urgency.
+    urgent = replace(ORDER, risk_aversion=1.2 * ORDER.risk_aversion)
+    obs = replace(obs, order=urgent, pre_trade=PreTrade.of(m, urgent))
+    there = solve_signal(m, urgent, SHORT, **COARSE)(obs, torch.zeros(3))
+    assert abs(float(there[0] - first[0])) > 1e-3
+    torch.testing.assert_close(planned(obs, torch.zeros(3)), there, rtol=0.02, atol=0)
 
 
 def test_features_of_the_signal_come_after_those_of_all_markets() -> None:

@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 
 from flowoe_lib.data.calibration import Calibration
-from flowoe_lib.evaluation.scorecard import Evaluation, captures
+from flowoe_lib.evaluation.scorecard import Evaluation, score_condition
+from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES
 from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import Store, sha256
 from flowoe_lib.training.card import SHIPPED, TrainedPolicyError, sealed
@@ -200,7 +202,9 @@ def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
     assert trained.field.observe.in_features == len((*FEATURES, *MEMORY_FEATURES, *SIGNAL_FEATURES))
     for condition in design(trained.conditions, 8, 7)[4:]:
         days = Evaluation(n_paths=1000, n_buckets=trained.n_buckets, seed=1, chunk=1000)
-        [capture] = captures({"flow": trained.policy()}, condition, days, "test")["capture"]
+        policies: dict[str, Policy] = {"twap": twap, "flow": trained.policy()}
+        scored = score_condition(condition, policies, [], days).scorecard.query("policy == 'flow'")
+        [capture] = scored["capture"]
         assert capture > 0.96
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))

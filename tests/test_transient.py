@@ -62,6 +62,19 @@ def random_policy(seed: int) -> Policy:
     return policy
 
 
+def test_a_plan_is_the_same_alone_and_beside_other_plans() -> None:
+    draws, shape = generator(6, "batch"), (13, 60)
+    normal = [torch.randn(shape, generator=draws).double() for _ in range(3)]
+    slope, pull, gain = 10 * normal[0].exp(), 10 * normal[1].exp(), 30 * normal[2]
+    held, state = torch.rand(2, 60, generator=draws).double()
+    decay, beta = torch.tensor([0.8, 0.6]).double()
+    together = best_trades(slope, decay, beta, pull, gain, held, state)
+    for i in range(60):
+        one = slice(i, i + 1)
+        alone = best_trades(slope[:, one], decay, beta, pull[:, one], gain[:, one], held[one], state[one])
+        torch.testing.assert_close(together[:, one], alone, rtol=0, atol=1e-12)
+
+
 def book_cost(traded: Array, slope: Array, decay: float, beta: float) -> float:
     """Cost of trades, by walking the book one trade at a time."""
     state = total = 0.0

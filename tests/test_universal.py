@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from flowoe_lib.data.conditions import conditions_to_records
-from flowoe_lib.evaluation.scorecard import Evaluation, captures
+from flowoe_lib.evaluation.scorecard import Evaluation, score_condition
+from flowoe_lib.execution.execution import Policy
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.flow import FlowPolicy
+from flowoe_lib.policies.schedules import twap
 from flowoe_lib.training.universal import design, train_universal, universal_range
 
 RANGE = universal_range(-0.8)
@@ -65,7 +67,9 @@ def test_training_gains_over_twap() -> None:
     assert len(worth) >= 4
     for c in worth[:4]:
         days = Evaluation(n_paths=500, n_buckets=12, seed=1, chunk=500)
-        [capture] = captures({"flow": FlowPolicy(first.field, 1)}, c, days, "test")["capture"]
+        policies: dict[str, Policy] = {"twap": twap, "flow": FlowPolicy(first.field, 1)}
+        scored = score_condition(c, policies, [], days).scorecard.query("policy == 'flow'")
+        [capture] = scored["capture"]
         assert capture > 0.5
 
 

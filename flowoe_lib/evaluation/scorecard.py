@@ -8,6 +8,7 @@ differences.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -21,14 +22,12 @@ from flowoe_lib.evaluation.intervals import (
     std_influence,
 )
 from flowoe_lib.evaluation.verdicts import QUANTITIES, compare_learner
-from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
 from flowoe_lib.execution.information import Information, Perceive, exact
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.model import Condition, volume_profile
-from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.model import Condition
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.oracle import solve_oracle
-from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "Evaluation",
     "PathResults",
     "Scores",
-    "captures",
     "compare",
     "evaluate",
     "market_days",
@@ -51,10 +49,12 @@ CHUNK, VALIDATION_CHUNK = 5_000, 2_500
 """Days simulated together for a test and for validation, few enough to stay in the processor's cache."""
 
 
+WHERE, WHO = ("world", "condition"), ("policy", "solver_steps", "training_seed", "n_paths")
+
+
 COLUMNS = [
-    "world", "condition", "vol", "liq", "cv", "drift", "phi", "lam",
-    "policy", "solver_steps", "training_seed", "n_paths", "utility_bps", "mean_bps", "std_bps", "cvar95_bps",
-    "capture", "capture_ci_low", "capture_ci_high",
+    *WHERE, "vol", "liq", "cv", "drift", "phi", "lam", *WHO, *(f"{quantity}_bps" for quantity in QUANTITIES),
+    "cost_bps", "capture", "capture_ci_low", "capture_ci_high",
 ]  # fmt: skip
 
 
@@ -119,8 +119,10 @@ class PathResults:
     """P&L without its martingale term."""
     martingale: Tensor
     utility: Tensor
-    left: float
-    """Largest inventory left at the close."""
+    cost: Tensor
+    """Temporary impact and the penalty for expected risk: what a policy pays, whatever the drift brings."""
+    left: Tensor
+    """Absolute inventory left at the close, as a fraction of the order."""
 
     def head(self, n: int) -> "PathResults":
         """The first ``n`` paths."""
@@ -132,11 +134,6 @@ class PathResults:
         """Influence of each path on each of ``QUANTITIES``; its mean is the quantity; [paths, 4], float64."""
         tails = std_influence(self.pnl), cvar95_influence(self.pnl)
         return torch.stack((self.utility.double(), self.controlled_pnl.double(), *tails), 1)
-
-    @property
-    def cvar95(self) -> float:
-        """Average P&L over the worst 5 % of paths, bps."""
-        return cvar95_influence(self.pnl).mean().item()
 
     @property
     def martingale_z(self) -> float:
@@ -239,16 +236,18 @@ def _run(
                     views[entry.perceive] = entry.perceive(paths, market, errors)
                 noise = generator(seed, stream, "policy noise", *of, chunk)
                 e = execute(entry.policy, paths, market, condition.order, noise, views[entry.perceive])
-                utility = e.utility_bps(condition.order)
-                left = e.inventory[-1].abs().max().item()
-                done = PathResults(e.pnl_bps, e.controlled_pnl_bps, e.martingale_bps, utility, left)
+                order = condition.order
+                done = PathResults(
+                    pnl=e.pnl_bps,
+                    controlled_pnl=e.controlled_pnl_bps,
+                    martingale=e.martingale_bps,
+                    utility=e.utility_bps(order),
+                    cost=e.temporary_bps + order.risk_aversion * e.expected_risk,
+                    left=e.inventory[-1].abs(),
+                )
                 parts[key].append(done)
-    return {key: _joined(part).head(n_paths[key]) for key, part in parts.items()}
-
-
-def _joined(parts: list[PathResults]) -> PathResults:
-    joined: PathResults = map_tensors(lambda *tensors: torch.cat(tensors), *parts)
-    return replace(joined, left=max(p.left for p in parts))
+    joined = partial(map_tensors, lambda *tensors: torch.cat(tensors))
+    return {key: joined(*part).head(n_paths[key]) for key, part in parts.items()}
 
 
 def compare(a: PathResults, b: PathResults) -> dict[str, float]:
@@ -332,31 +331,21 @@ def score_condition(
     outcomes = _run(keyed, condition, evaluation, "test")
     yardstick = outcomes[_key(informed[0])]
     market, order = condition.market, condition.order
-    label = {"world": condition.world, "condition": condition.name}
-    where = label | {
-        "vol": market.heston.theta.double().sqrt().item(),
-        "liq": market.liquidity.illiquidity.item(),
-        "cv": market.heston.cv.item(),
-        "drift": market.drift.item(),
-        "phi": order.size.item(),
-        "lam": order.risk_aversion.item(),
-    }
+    where = condition.world, condition.name
+    volatility = market.heston.theta.double().sqrt()
+    of_market = volatility, market.liquidity.illiquidity, market.heston.cv, market.drift
+    settings = [x.item() for x in (*of_market, order.size, order.risk_aversion)]
     scores, checks = [], []
     for key, entry in keyed.items():
         o, n = outcomes[key], len(outcomes[key].pnl)
-        who = {
-            "policy": entry.name,
-            "solver_steps": entry.solver_steps,
-            "training_seed": entry.training_seed,
-            "n_paths": n,
-        }
-        values = dict(zip((f"{q}_bps" for q in QUANTITIES), o.influences.mean(0).tolist(), strict=True))
-        ends = outcomes["twap/None/None"].utility[:n], yardstick.utility[:n]
-        capture = capture_interval(o.utility, *ends)
-        named = zip(("capture", "capture_ci_low", "capture_ci_high"), capture, strict=True)
-        scores.append(where | who | values | dict(named))
-        checks.append(label | who | {"martingale_z": o.martingale_z, "inventory_left": o.left})
+        who = entry.name, entry.solver_steps, entry.training_seed, n
+        capture = capture_interval(o.utility, outcomes["twap/None/None"].utility[:n], yardstick.utility[:n])
+        measured = *o.influences.mean(0).tolist(), o.cost.mean().item(), *capture
+        scores.append((*where, *settings, *who, *measured))
+        checks.append((*where, *who, o.martingale_z, o.left.max().item()))
     versus = {name: [outcomes[f"{name}/None/None"]] for name in opponents}
+    hardest = max((runs[0] for runs in versus.values()), key=lambda run: run.utility.mean().item())
+    cost_bps = hardest.cost.mean().item()
     learners: dict[tuple[str, int | None], list[PathResults]] = {}
     for entry in contenders:
         learners.setdefault((entry.name, entry.solver_steps), []).append(outcomes[_key(entry)])
@@ -364,58 +353,35 @@ def score_condition(
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
         others = versus | ({"flow_imitation": imitation} if imitation else {})
-        table = _versus(runs, others, condition, evaluation.seed)
+        table = _versus(runs, others, evaluation.seed, cost_bps)
         best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
-        learner = {"policy": name, "solver_steps": steps, "training_seeds": len(runs)}
-        table = pd.DataFrame({**label, **learner}, index=table.index).join(table)
+        learner: dict[str, object] = {"world": where[0], "condition": where[1], "policy": name}
+        learner |= {"solver_steps": steps, "training_seeds": len(runs)}
+        table = pd.DataFrame(learner, index=table.index).join(table)
         comparisons.append(table.assign(is_best_opponent=table.index == best))
-    scorecard = pd.DataFrame(scores)[COLUMNS].astype({"solver_steps": "Int64", "training_seed": "Int64"})
-    return Scores(scorecard, pd.concat(comparisons, ignore_index=True), pd.DataFrame(checks))
+    whole = {"solver_steps": "Int64", "training_seed": "Int64"}
+    scorecard = pd.DataFrame(scores, columns=COLUMNS).astype(whole)
+    checked = pd.DataFrame(checks, columns=[*WHERE, *WHO, "martingale_z", "inventory_left"])
+    return Scores(scorecard, pd.concat(comparisons, ignore_index=True), checked)
 
 
 def _versus(
     runs: Sequence[PathResults],
     others: Mapping[str, Sequence[PathResults]],
-    condition: Condition,
     seed: int,
+    cost_bps: float,
 ) -> pd.DataFrame:
     """Compare the training seeds of a learner with those of others, on the days on which all were run."""
     n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
     learner, *references = (
         torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
     )
-    market, order = condition.market, condition.order
-    least = PreTrade.of(market, order).cost_bps.item()
-    # Half of the permanent price move is paid, whatever the schedule.
-    sunk = market.permanent_cost_bps(order.size).item() / 2
-    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, least, sunk)
+    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, cost_bps)
     return table.assign(n_paths=n)
 
 
 def _key(entry: Contender) -> str:
     return f"{entry.name}/{entry.solver_steps}/{entry.training_seed}"
-
-
-def captures(
-    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation, stream: str
-) -> pd.DataFrame:
-    """Capture and utility of policies in one condition, with paired differences to the first policy.
-
-    One row per policy: condition, policy, capture, utility_bps, and the difference to the first policy in
-    units of the oracle's gain over TWAP, with the ends of its 95 % interval.
-    """
-    oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-    everyone: dict[str, Policy] = {"twap": twap, "oracle": oracle, **policies}
-    outcomes = evaluate(everyone, condition, evaluation, stream)
-    lowest, highest = outcomes["twap"].utility, outcomes["oracle"].utility
-    gap, first, rows = (highest - lowest).double().mean().item(), outcomes[next(iter(policies))].utility, []
-    for name in policies:
-        utility = outcomes[name].utility
-        difference, low, high = paired_interval((utility - first) / gap)
-        capture = capture_interval(utility, lowest, highest)[0]
-        rows.append((condition.name, name, capture, utility.double().mean().item(), difference, low, high))
-    columns = ["condition", "policy", "capture", "utility_bps", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def reactions(
@@ -432,20 +398,10 @@ def reactions(
     Columns time, policy, variance_ratio, fraction (of the remaining inventory), twap_fraction. Depth is at
     its mean and the price unchanged since arrival.
     """
-    zeros = torch.zeros_like(variance_ratios)
-    market = condition.market
-    obs = Observation(
-        k=k,
-        n_buckets=n_buckets,
-        inventory=zeros + inventory,
-        return_bps=zeros,
-        variance=variance_ratios * market.heston.theta,
-        log_depth=zeros,
-        volume=volume_profile(market.liquidity, n_buckets).reshape(n_buckets, 1),
-        market=market,
-        order=condition.order,
-        pre_trade=PreTrade.of(market, condition.order),
-    )
+    market, zeros = condition.market, torch.zeros_like(variance_ratios)
+    day = simulate(market, len(zeros), n_buckets, generator(0, "reactions"))
+    state = OrderSimulation(day, market, condition.order).observe(k, zeros + inventory)
+    obs = replace(state, variance=variance_ratios * market.heston.theta, return_bps=zeros, log_depth=zeros)
     with torch.no_grad():
         fractions = {name: policy(obs, zeros) for name, policy in policies.items()}
     same = {"time": k / n_buckets, "variance_ratio": variance_ratios, "twap_fraction": 1 / (n_buckets - k)}

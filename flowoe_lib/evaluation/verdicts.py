@@ -121,8 +121,7 @@ def compare_learner(
     learner: Tensor,
     opponents: Mapping[str, Tensor],
     seed: int,
-    cost_bps: float = 0.0,
-    sunk_bps: float = 0.0,
+    cost_bps: float | None = None,
 ) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 
@@ -135,19 +134,16 @@ def compare_learner(
         The same for each opponent on the same days, with its training seeds or one row.
     seed : int
         Seed of the bootstrap.
-    cost_bps : float
-        Expected temporary cost of an even schedule, the least cost of the best opponent. The gain from a
-        drift can bring utility near zero, which would make any difference material.
-    sunk_bps : float
-        Cost that is the same for all policies, such as that of linear permanent impact.
+    cost_bps : float, optional
+        Cost of the best opponent, of which ``MATERIAL`` is material; by default its mean disutility, which is
+        no measure of cost where prices drift.
 
     Returns
     -------
     pandas.DataFrame
         One row per opponent: ``reference``, its own quantities (``reference_<quantity>_bps``),
-        ``material_bps``, which is ``MATERIAL`` times the cost of the best opponent (its mean disutility less
-        ``sunk_bps``, at least ``cost_bps``), for each quantity the difference in bps with its interval
-        (``<quantity>``, ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
+        ``material_bps``, for each quantity the difference in bps with its interval (``<quantity>``,
+        ``<quantity>_ci_low``, ``<quantity>_ci_high``), and the ``verdict`` on utility.
 
     Raises
     ------
@@ -167,19 +163,17 @@ def compare_learner(
         table[f"reference_{name}_bps"] = level[:, i]
         for suffix, values in zip(("", "_ci_low", "_ci_high"), ends, strict=True):
             table[f"{name}{suffix}"] = values[:, i]
-    table["material_bps"] = MATERIAL * max(cost_bps, -level[:, 0].max() - sunk_bps)
+    table["material_bps"] = MATERIAL * (-level[:, 0].max() if cost_bps is None else cost_bps)
     return table.assign(verdict=verdicts(table))
 
 
-def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
-    """Verdict of each comparison, one of ``VERDICTS``.
+def verdicts(comparisons: pd.DataFrame) -> pd.Series:
+    """Verdict on the utility of each comparison, one of ``VERDICTS``.
 
     Parameters
     ----------
     comparisons : pandas.DataFrame
-        Columns ``<quantity>_ci_low``, ``<quantity>_ci_high`` and ``material_bps``, bps.
-    quantity : str
-        Quantity compared; higher is better.
+        Columns ``utility_ci_low``, ``utility_ci_high`` and ``material_bps``, bps.
 
     Returns
     -------
@@ -192,8 +186,7 @@ def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
     ValueError
         If an interval is not finite or not in order, or a material size is not finite and positive.
     """
-    low, high = comparisons[f"{quantity}_ci_low"], comparisons[f"{quantity}_ci_high"]
-    material = comparisons["material_bps"]
+    low, high, material = (comparisons[c] for c in ("utility_ci_low", "utility_ci_high", "material_bps"))
     sound = np.isfinite(low) & np.isfinite(high) & (low <= high) & np.isfinite(material) & (material > 0)
     if not sound.all():
         row = int(np.argmin(sound))
@@ -203,9 +196,7 @@ def verdicts(comparisons: pd.DataFrame, quantity: str = "utility") -> pd.Series:
     return pd.Series(np.select(choices, VERDICTS[:3], VERDICTS[3]), comparisons.index, name="verdict")
 
 
-def count_verdicts(
-    comparisons: pd.DataFrame, by: Sequence[str] = ("world",), quantity: str = "utility"
-) -> pd.DataFrame:
+def count_verdicts(comparisons: pd.DataFrame, by: Sequence[str] = ("world",)) -> pd.DataFrame:
     """Count the verdicts, and the intervals wholly above zero, in each group of comparisons.
 
     Parameters
@@ -214,8 +205,6 @@ def count_verdicts(
         As in :func:`verdicts`, with the columns ``by``.
     by : sequence of str
         Columns that define the groups, such as world and reference.
-    quantity : str
-        Quantity compared; higher is better.
 
     Returns
     -------
@@ -223,8 +212,8 @@ def count_verdicts(
         One row per group in order of appearance: the columns ``by``, the number of ``comparisons``, the
         number with each of ``VERDICTS``, and ``above_zero``, which ignores the material size.
     """
-    found = verdicts(comparisons, quantity)
-    counted = comparisons[list(by)].assign(comparisons=1)
-    counted = counted.assign(**{name: (found == name).astype(int) for name in VERDICTS})
-    counted["above_zero"] = (comparisons[f"{quantity}_ci_low"] > 0).astype(int)
+    found = verdicts(comparisons)
+    counts = {"comparisons": 1} | {name: (found == name).astype(int) for name in VERDICTS}
+    counts |= {"above_zero": (comparisons["utility_ci_low"] > 0).astype(int)}
+    counted = comparisons[list(by)].assign(**counts)
     return counted.groupby(list(by), sort=False, dropna=False).sum().reset_index()

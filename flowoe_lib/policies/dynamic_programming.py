@@ -10,18 +10,16 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import impact_slope, permanent_shift
+from flowoe_lib.market.impact import expected_cost_factor, impact_slope, permanent_shift
 from flowoe_lib.market.model import Market, Order, volume_profile
 
 __all__ = [
     "Optimum",
-    "backward_induction",
     "expectation",
     "interpolate_table",
     "normal_rule",
     "one_condition",
     "peak_between",
-    "policy_jump",
     "require_grid",
     "solve_estimate",
     "steady_condition",
@@ -43,8 +41,8 @@ class Optimum:
     """Where an observation is on each axis of the table after inventory, from 0 (first node) to 1 (last)."""
     value_bps: float
     """Expected utility of the order under the stationary law of the state, bps."""
-    jump: float = torch.inf
-    """Fractions at neighbouring nodes that differ by more are not averaged."""
+    jump: float = 1.0
+    """Fractions at neighbouring nodes that differ by more are not averaged; no two differ by more than 1."""
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Interpolate the table at bucket ``obs.k``, [paths]; ``noise`` is not used.
@@ -62,12 +60,9 @@ HALVINGS = 9
 
 
 JUMP = 0.25
-"""Fractions at neighbouring nodes that differ by more belong to two different local optima."""
+"""Fractions at neighbouring nodes that differ by more belong to two different local optima.
 
-
-def policy_jump(market: Market) -> float:
-    """The jump for :func:`interpolate_table`: below 1 where permanent impact allows several optima."""
-    return JUMP if float(market.impact.delta) < 1 else 1.0
+There are several only where permanent impact is sub-linear."""
 
 
 def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:
@@ -152,69 +147,30 @@ def peak_between(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvi
 def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Maximise q' unit(q') - cost(q', q - q') over 0 <= q' <= q at each node q; returns maximum and q'.
 
-    ``unit`` [inventory, state, state] is interpolated by parabolas in sqrt(q') through three nodes; ``cost``
-    is exact. All nodes are compared first, because the problem is not concave under sub-linear permanent
-    impact; then the two cells beside the best node are searched by halving.
+    ``unit`` [states, inventory] is interpolated by parabolas in sqrt(q') through three nodes; ``cost`` is
+    exact. All nodes are compared first, because the problem is not concave under sub-linear permanent impact;
+    then the two cells beside the best node are searched by halving.
     """
-    n = len(unit)
-    rows = torch.arange(n).reshape(-1, 1, 1)
-    q = (rows.double() / (n - 1)).square()
+    n = unit.shape[-1]
+    nodes = torch.arange(n)
+    q = (nodes.double() / (n - 1)).square()
     sold = q[:, None] - q
-    worth = (q * unit - cost(q, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
-    value, best = worth.max(1)
+    worth = (q * unit[:, None] - cost(q, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
+    value, best = worth.max(-1)
 
     centre = best.clamp(1, n - 2)
-    before, here, after = (unit.gather(0, centre + shift) for shift in (-1, 0, 1))
+    before, here, after = (unit.gather(1, centre + shift) for shift in (-1, 0, 1))
     tilt, bend = (after - before) / 2, (after + before) / 2 - here
 
     def refined(offset: Tensor) -> tuple[Tensor, Tensor]:
         left = ((centre + offset) / (n - 1)).square().clamp_max(q)
-        return left * (here + offset * (tilt + offset * bend)) - cost(left, q - left), left
+        sold = (q - left)[:, None]
+        return left * (here + offset * (tilt + offset * bend)) - cost(left[:, None], sold)[:, 0], left
 
-    low, high = ((best - 1).clamp_min(0) - centre).double(), (torch.minimum(best + 1, rows) - centre).double()
-    peak, left = refined(peak_between(lambda offset: refined(offset)[0], low, high, HALVINGS))
-    return torch.maximum(value, peak), torch.where(peak > value, left, q.flatten()[best])
-
-
-def backward_induction(
-    market: Market,
-    order: Order,
-    n_buckets: int,
-    inventory_nodes: int,
-    cost_multiplier: Tensor,
-    carry: Callable[[int, Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Solve Bellman's equation from the close back to the open, in inventory and two state variables.
-
-    ``cost_multiplier`` [N, state, state] multiplies temporary impact. ``carry(k, q, ahead)`` is the value per
-    unit of inventory before the price move of bucket k, if q [inventory, 1, 1] is held through it and
-    ``ahead`` is the value per unit after it; both values are [inventory, state, state]. Returns the value of
-    the whole order, bps, [state, state], and the fraction of the remaining inventory to trade,
-    [N - 1, inventory, state, state], on nodes uniform in sqrt(q). Raises ValueError for impact with memory,
-    whose state has a solver of its own. Source: Bellman (1957).
-    """
-    if market.impact.has_memory:
-        raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
-    dt, beta = 1 / n_buckets, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = impact_slope(market, pace, n_buckets)
-
-    def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
-        shift = permanent_shift(market, order.size, sold, dt)
-        return slope[k] * cost_multiplier[k] * sold ** (1 + beta) + shift * (left + sold / 2)
-
-    q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square().reshape(-1, 1, 1)
-    value = -cost(n_buckets - 1, torch.zeros_like(q), q)
-    limit = torch.zeros_like(value[:1])
-    table = value.new_empty(n_buckets - 1, *value.shape)
-    for k in reversed(range(n_buckets - 1)):
-        unit = carry(k, q, torch.cat((limit, value[1:] / q[1:])))
-        value, left = maximise(unit, partial(cost, k))
-        # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
-        limit = unit[:1].clamp_min(0)
-        table[k, 1:] = 1 - left[1:] / q[1:]
-        table[k, 0] = table[k, 1]
-    return value[-1], table
+    low, high = (best - 1).clamp_min(0) - centre, torch.minimum(best + 1, nodes) - centre
+    highest = peak_between(lambda offset: refined(offset)[0], low.double(), high.double(), HALVINGS)
+    peak, left = refined(highest)
+    return torch.maximum(value, peak), torch.where(peak > value, left, q[best])
 
 
 def solve_estimate(
@@ -227,17 +183,39 @@ def solve_estimate(
     step: Callable[[int], Tensor],
     start: Tensor,
     places: Callable[[Observation], tuple[Tensor, ...]],
+    cost_multiplier: Tensor | None = None,
 ) -> Optimum:
-    """Solve for the optimal policy in inventory and an estimate, on which impact does not depend.
+    """Solve Bellman's equation from the close back to the open, in inventory and the states of the market.
 
-    ``gain`` and ``risk`` of holding the order through a bucket are [] or [nodes, 1]. ``step(k)`` maps f on
-    the nodes of the estimate to its conditional expectation one bucket later, [nodes, nodes], ``start`` to
-    its expectation at the open, [1, nodes].
+    ``gain`` and ``risk`` of holding the order through a bucket are [] or [states, 1], and so is
+    ``cost_multiplier`` of temporary impact in each bucket, [N or 1, states, 1]; by default it is that of a
+    fixed schedule. ``step(k)`` maps f on the states to its conditional expectation one bucket later,
+    [states, states], ``start`` to its expectation at the open, [1, states]. The table of the policy is
+    [N - 1, inventory, states]; ``places`` locates an observation on the axes after inventory. Raises
+    ValueError for impact with memory, whose state has a solver of its own. Source: Bellman (1957).
     """
+    if market.impact.has_memory:
+        raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
+    dt, beta = 1 / n_buckets, market.impact.beta
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
+    if cost_multiplier is None:
+        cost_multiplier = expected_cost_factor(market).expand_as(start.T)
+    slope = (impact_slope(market, pace, n_buckets).reshape(-1, 1, 1) * cost_multiplier)[..., None]
 
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        return gain - risk * q + step(k) @ ahead
+    def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
+        shift = permanent_shift(market, order.size, sold, dt)
+        return slope[k] * sold ** (1 + beta) + shift * (left + sold / 2)
 
-    unchanged = torch.ones_like(start.T).expand(n_buckets, -1, -1)
-    value, table = backward_induction(market, order, n_buckets, inventory_nodes, unchanged, carry)
-    return Optimum(table[..., 0], places, float(start[0] @ value[:, 0]), policy_jump(market))
+    q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square()
+    value = -cost(n_buckets - 1, torch.zeros_like(q), q)[:, 0]
+    limit = torch.zeros_like(value[:, :1])
+    table = value.new_empty(n_buckets - 1, *value.shape)
+    for k in reversed(range(n_buckets - 1)):
+        unit = gain - risk * q + step(k) @ torch.cat((limit, value[:, 1:] / q[1:]), 1)
+        value, left = maximise(unit, partial(cost, k))
+        # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
+        limit = unit[:, :1].clamp_min(0)
+        table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
+        table[k, :, 0] = table[k, :, 1]
+    jump = JUMP if market.impact.delta < 1 else 1.0
+    return Optimum(table.mT, places, float(start[0] @ value[:, -1]), jump)

@@ -5,23 +5,15 @@ the probability of stress, or the filtered log depth. Source: Astrom (1965), Jou
 and Applications 10, for beliefs as the state.
 """
 
-from functools import partial
-
 import torch
 from scipy.special import roots_genlaguerre
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS, depth_filter
+from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
 from flowoe_lib.market.model import Market, Order
-from flowoe_lib.policies.dynamic_programming import (
-    Optimum,
-    expectation,
-    normal_rule,
-    one_condition,
-    require_grid,
-)
-from flowoe_lib.policies.oracle import DEPTH_SDS, LiquidityAxis, place_of_depth, solve_grid
+from flowoe_lib.policies.dynamic_programming import Optimum, expectation, one_condition, require_grid
+from flowoe_lib.policies.oracle import LiquidityAxis, depth_axis, solve_grid
 
 __all__ = ["solve_filtered_depth", "solve_filtered_regimes"]
 
@@ -81,27 +73,8 @@ def solve_filtered_depth(
         raise ValueError("Liquidity.depth_sd = 0: must be > 0, for there to be a hidden depth")
     if market.regimes.present:
         raise ValueError("Market.regimes: must be absent")
-    axis = _filtered_depth_axis(market, n_buckets, depth_nodes, noise_sd)
+    axis = depth_axis(market, n_buckets, depth_nodes, noise_sd)
     return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
-
-
-def _filtered_depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float) -> LiquidityAxis:
-    """The filtered log depth m, whose error variance P_k does not depend on the observations."""
-    liquidity, beta = market.liquidity, market.impact.beta
-    normal, weights = normal_rule(1001)
-    decay = torch.exp(-liquidity.depth_reversion / n_buckets)
-    gains, variances = depth_filter(liquidity, n_buckets, noise_sd)
-    error, update_sd = variances * (1 - gains), (gains * variances).sqrt()
-    half_width = DEPTH_SDS * float((liquidity.depth_sd.square() - error).amax().sqrt())
-    estimate = torch.linspace(half_width, -half_width, nodes, dtype=torch.float64)
-    cost = torch.exp(-beta * estimate)
-    following = [torch.exp(-beta * (decay * estimate[:, None] + sd * normal)) for sd in update_sd]
-    # The step of bucket k includes the update at the start of bucket k + 1.
-    step = torch.stack([expectation(cost, later, weights) for later in following]).roll(-1, 0)
-    start = expectation(cost, torch.exp(-beta * update_sd[0] * normal)[None], weights)
-    cost_multiplier = cost * torch.exp(beta.square() * error[:, None] / 2)
-    place = partial(place_of_depth, half_width, -half_width)
-    return LiquidityAxis(place, cost_multiplier, torch.ones_like(cost), step, start)
 
 
 def _probability_of_stress(obs: Observation) -> Tensor:

@@ -13,7 +13,7 @@ execution under random volatility and liquidity.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,17 +21,16 @@ from scipy.special import gammainccinv, ndtr
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.information import depth_filter
 from flowoe_lib.market.impact import variance_cost
 from flowoe_lib.market.model import Heston, Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
 from flowoe_lib.policies.dynamic_programming import (
     Optimum,
-    backward_induction,
     expectation,
     normal_rule,
     one_condition,
-    policy_jump,
     require_grid,
     solve_estimate,
     steady_condition,
@@ -39,6 +38,7 @@ from flowoe_lib.policies.dynamic_programming import (
 
 __all__ = [
     "LiquidityAxis",
+    "depth_axis",
     "solve_belief",
     "solve_grid",
     "solve_oracle",
@@ -70,29 +70,28 @@ class LiquidityAxis:
     """Maps f on the nodes to its expectation at the open, [1, nodes]."""
 
 
-def place_of_depth(first: float, last: float, obs: Observation) -> Tensor:
+def _place_of_depth(first: float, last: float, obs: Observation) -> Tensor:
     """Where observed log depth is between the ``first`` node and the ``last``, 0 to 1."""
     return ((first - obs.log_depth) / ((first - last) or 1.0)).clamp(0, 1)
 
 
-def _places(variance_max: float, axis: LiquidityAxis, obs: Observation) -> tuple[Tensor, Tensor]:
-    """Where an observation is in sqrt(V) of the first node of ``axis``, up to ``variance_max``, and on it."""
-    place = axis.place(obs)
-    variance = obs.variance / (1 + place * (float(axis.variance[-1]) - 1))
-    return (variance / variance_max).sqrt(), place
-
-
-def _depth_axis(market: Market, dt: float, nodes: int) -> LiquidityAxis:
+def depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float = 0.0) -> LiquidityAxis:
+    """Log depth displayed with noise, as its filtered estimate m_k, whose error variance is deterministic."""
     liquidity, beta = market.liquidity, market.impact.beta
     normal, weights = normal_rule(1001)
-    half_width = DEPTH_SDS * float(liquidity.depth_sd)
-    depth = torch.linspace(half_width, -half_width, nodes if half_width else 1, dtype=torch.float64)
-    decay, shock = torch.exp(-liquidity.depth_reversion * dt), liquidity.depth_sd * normal
-    following = decay * depth[:, None] + torch.sqrt(1 - decay**2) * shock
-    cost_multiplier, later, first = (torch.exp(-beta * x) for x in (depth, following, shock[None]))
-    step, start = expectation(cost_multiplier, later, weights), expectation(cost_multiplier, first, weights)
-    place = partial(place_of_depth, float(depth[0]), float(depth[-1]))
-    return LiquidityAxis(place, cost_multiplier[None], torch.ones_like(depth), step[None], start)
+    decay = torch.exp(-liquidity.depth_reversion / n_buckets)
+    gains, variances = depth_filter(liquidity, n_buckets, noise_sd)
+    error, update_sd = variances * (1 - gains), (gains * variances).sqrt()
+    half_width = DEPTH_SDS * float((liquidity.depth_sd.square() - error).amax().sqrt())
+    estimate = torch.linspace(half_width, -half_width, nodes if half_width else 1, dtype=torch.float64)
+    cost = torch.exp(-beta * estimate)
+    following = torch.exp(-beta * (decay * estimate[:, None] + update_sd[:, None, None] * normal))
+    # The step of bucket k includes the update at the start of bucket k + 1.
+    step = expectation(cost, following.flatten(0, 1), weights).unflatten(0, (n_buckets, -1)).roll(-1, 0)
+    start = expectation(cost, torch.exp(-beta * update_sd[0] * normal)[None], weights)
+    cost_multiplier = cost * torch.exp(beta.square() * error[:, None] / 2)
+    place = partial(_place_of_depth, half_width, -half_width)
+    return LiquidityAxis(place, cost_multiplier, torch.ones_like(cost), step, start)
 
 
 def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
@@ -106,8 +105,16 @@ def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
     chance = torch.stack((*regimes.jump(dt), share))
     law = torch.stack((1 - chance, chance), 1)
     variance = torch.stack((unchanged, regimes.volatility_multiplier.square()))
-    place = partial(place_of_depth, *(-cost_multiplier.log() / market.impact.beta).tolist())
+    place = partial(_place_of_depth, *(-cost_multiplier.log() / market.impact.beta).tolist())
     return LiquidityAxis(place, cost_multiplier[None], variance, law[None, :2], law[2:])
+
+
+def _places_on_grid(
+    variance_max: float, stressed: float, place: Callable[[Observation], Tensor], obs: Observation
+) -> tuple[Tensor, Tensor]:
+    """Where an observation is in variance without the regime's multiplier, ``stressed``, and in liquidity."""
+    liquidity = place(obs)
+    return (obs.variance / (1 + liquidity * (stressed - 1)) / variance_max).sqrt(), liquidity
 
 
 def solve_grid(
@@ -119,26 +126,25 @@ def solve_grid(
     axis: LiquidityAxis,
 ) -> Optimum:
     """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``."""
-    heston, dt = market.heston, 1 / n_buckets
-    v, step_v, start_v = variance_axis(heston, dt, variance_nodes)
-
-    gain = order.side * market.drift * dt
-    expected = VarianceStep.over(heston, dt).integral(v)
-    risk = order.risk_aversion * 1e8 * expected[:, None] * axis.variance
-    steps = axis.step.expand(n_buckets, -1, -1)
-
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        return gain - risk * q + torch.einsum("qvl,wv,ml->qwm", ahead, step_v, steps[k])
-
     if market.signal.present:
         raise ValueError(f"Signal.sd = {float(market.signal.sd):g}: must be 0, the signal is a state")
     if market.impact.variance_exponent > 0 and market.regimes.present:
         raise ValueError("Impact.variance_exponent > 0 and Market.regimes: must not both be present")
-    cost_multiplier = variance_cost(market, v)[:, None] * axis.cost_multiplier[:, None]
-    cost_multiplier = cost_multiplier.expand(n_buckets, -1, -1)
-    value, table = backward_induction(market, order, n_buckets, inventory_nodes, cost_multiplier, carry)
-    places, at_open = partial(_places, float(v[-1]), axis), float(start_v[0] @ value @ axis.start[0])
-    return Optimum(table, places, at_open, policy_jump(market))
+    heston, dt = market.heston, 1 / n_buckets
+    v, step_v, start_v = variance_axis(heston, dt, variance_nodes)
+    gain = order.side * market.drift * dt
+    expected = VarianceStep.over(heston, dt).integral(v)
+    risk = order.risk_aversion * 1e8 * torch.outer(expected, axis.variance).reshape(-1, 1)
+    cost_multiplier = torch.kron(variance_cost(market, v)[:, None], axis.cost_multiplier[..., None])
+    steps = axis.step.expand(n_buckets, -1, -1)
+
+    def step(k: int) -> Tensor:
+        return torch.kron(step_v, steps[k])
+
+    places = partial(_places_on_grid, float(v[-1]), float(axis.variance[-1]), axis.place)
+    problem = market, order, n_buckets, inventory_nodes, gain, risk
+    optimum = solve_estimate(*problem, step, torch.kron(start_v, axis.start), places, cost_multiplier)
+    return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
 
 
 def variance_axis(heston: Heston, dt: float, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,8 +218,10 @@ def solve_oracle(
     """
     require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
     market, order = one_condition(market, order)
-    dt = 1 / n_buckets
-    axis = _regime_axis(market, dt) if market.regimes.present else _depth_axis(market, dt, depth_nodes)
+    if market.regimes.present:
+        axis = _regime_axis(market, 1 / n_buckets)
+    else:
+        axis = depth_axis(market, n_buckets, depth_nodes)
     return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
 
 
@@ -221,10 +229,12 @@ BELIEF_SDS = 5.0
 """Half-width of the grid of beliefs, in standard deviations of the belief at the close."""
 
 
-def _place_of_drift(market: Market, order: Order, half_width: float, obs: Observation) -> tuple[Tensor]:
-    """Where the posterior mean of the drift is on nodes around its value at the open, 0 to 1."""
+def _place_of_belief(
+    market: Market, order: Order, opening: Tensor, half_width: float, obs: Observation
+) -> tuple[Tensor]:
+    """Where the posterior mean of the drift is on nodes around its ``opening``, 0 to 1."""
     belief = posterior_drift(market, order, obs.return_bps, obs.k / obs.n_buckets)
-    return ((1 + (belief - order.side * market.drift) / half_width) / 2,)
+    return ((1 + (belief - opening) / half_width) / 2,)
 
 
 def solve_belief(
@@ -256,7 +266,7 @@ def solve_belief(
     def step(k: int) -> Tensor:
         return expectation(m, m[:, None] + shocks[k] * normal, weights)
 
-    problem = market, order, n_buckets, inventory_nodes
+    places = partial(_place_of_belief, market, order, opening, half_width)
     start = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
-    places = partial(_place_of_drift, market, order, half_width)
+    problem = market, order, n_buckets, inventory_nodes
     return solve_estimate(*problem, m[:, None] * dt, risk, step, start, places)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.market.batching import align, map_tensors, one_by_one
+from flowoe_lib.market.batching import align, map_tensors
 from flowoe_lib.market.impact import (
     expected_cost_factor,
     impact_path,
@@ -18,7 +18,7 @@ from flowoe_lib.market.impact import (
 )
 from flowoe_lib.market.model import Condition, Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
-from flowoe_lib.policies.dynamic_programming import backward_induction, interpolate_table, policy_jump
+from flowoe_lib.policies.dynamic_programming import interpolate_table, solve_estimate
 from flowoe_lib.policies.trajectory import best_trades
 
 __all__ = [
@@ -227,15 +227,11 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
         inventory[-1] = 0
     else:
         inventory = _without_memory(slope, beta, risk, drift)
-    sublinear = (market.impact.delta < 1).flatten().tolist()
-    if any(sublinear):
-        columns = inventory.reshape(n_buckets + 1, -1)
-        flat = map_tensors(Tensor.flatten, market), map_tensors(Tensor.flatten, order)
-        for i, c in enumerate(one_by_one("", map(str, sublinear), *flat)):
-            if sublinear[i]:
-                remembers = c.market.impact.has_memory
-                near = columns[:, i] if remembers else _best_on_grid(c.market, c.order, n_buckets)
-                columns[:, i] = _descend(c.market, c.order, near)
+    columns = inventory.reshape(n_buckets + 1, -1)
+    for i in (market.impact.delta < 1).flatten().nonzero().flatten().tolist():
+        one, its = (map_tensors(lambda x, i=i: x.flatten()[i], part) for part in (market, order))
+        near = columns[:, i] if one.impact.has_memory else _best_on_grid(one, its, n_buckets)
+        columns[:, i] = _descend(one, its, near)
     return Schedule(inventory)
 
 
@@ -264,17 +260,13 @@ def _without_memory(slope: Tensor, beta: Tensor, risk: Tensor, drift: Tensor) ->
 
 def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
     """Inventory [N + 1] of the best schedule, with errors of the grid; market and order have shape []."""
-    drift = order.side * market.drift
-    risk = order.risk_aversion * 1e8 * market.heston.theta
-    depth_cost = expected_cost_factor(market).expand(n_buckets, 1, 1)
-
-    def carry(k: int, q: Tensor, ahead: Tensor) -> Tensor:
-        return (drift - risk * q) / n_buckets + ahead
-
-    _, table = backward_induction(market, order, n_buckets, GRID, depth_cost, carry)
-    left = [torch.ones_like(drift)[None]]
-    for fraction in table[..., 0, 0]:
-        left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], policy_jump(market))))
+    dt, one = 1 / n_buckets, torch.ones(1, 1, dtype=torch.float64)
+    gain, risk = order.side * market.drift * dt, order.risk_aversion * 1e8 * market.heston.theta * dt
+    problem = market, order, n_buckets, GRID, gain, risk
+    optimum = solve_estimate(*problem, lambda k: one, one, lambda obs: ())
+    left = [one[0]]
+    for fraction in optimum.fraction[..., 0]:
+        left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], optimum.jump)))
     return torch.cat([*left, torch.zeros_like(left[0])])
 
 

@@ -1,20 +1,25 @@
 """Trading on a signal: the optimum by dynamic programming, and in closed form where impact is linear.
 
-The state is inventory and the estimate m of the signal in the order's favour, which follows
-m_{k+1} = a m_k + e_{k+1} with independent normal innovations e_k of known variance, whether the signal is
-observed exactly or with noise (:func:`flowoe_lib.market.signal.kalman`). Variance is constant.
+The state is inventory, impact with memory, and the estimate m of the signal in the order's favour, which
+follows m_{k+1} = a m_k + e_{k+1} with independent normal innovations e_k of known variance, whether the
+signal is observed exactly or with noise (:func:`flowoe_lib.market.signal.kalman`). Variance and depth are not
+part of the state: if they are random, the optimum is that of a trader who observes neither.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.market.impact import impact_slope
+from flowoe_lib.market.impact import expected_cost_factor, impact_slope
 from flowoe_lib.market.model import Market, Order, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.signal import kalman
+from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.dynamic_programming import (
     Optimum,
     expectation,
@@ -24,8 +29,17 @@ from flowoe_lib.policies.dynamic_programming import (
     solve_estimate,
 )
 from flowoe_lib.policies.oracle import BELIEF_SDS
+from flowoe_lib.policies.transient import solve_memory
 
-__all__ = ["LinearQuadratic", "solve_linear_quadratic", "solve_signal"]
+__all__ = ["LinearQuadratic", "solve_linear_quadratic", "solve_on_estimates", "solve_signal"]
+
+
+SPAN, URGENCIES = 5.0, 13
+"""Urgencies for which :func:`solve_on_estimates` plans: from 1/5 to 5 times that of the condition."""
+
+
+COARSE = {"inventory_nodes": 25, "impact_nodes": 17, "signal_nodes": 21}
+"""The grid of each of them."""
 
 
 def _place_of_signal(half_width: float, obs: Observation) -> tuple[Tensor]:
@@ -34,12 +48,20 @@ def _place_of_signal(half_width: float, obs: Observation) -> tuple[Tensor]:
 
 
 def solve_signal(
-    market: Market, order: Order, n_buckets: int, *, inventory_nodes: int = 41, signal_nodes: int = 61
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    *,
+    inventory_nodes: int = 41,
+    impact_nodes: int = 31,
+    signal_nodes: int = 61,
 ) -> Optimum:
     """Solve for the optimal policy of a trader who observes a signal, by dynamic programming.
 
     The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and by parabolas in
-    sqrt(q). Variance is constant at theta, whatever its cv.
+    sqrt(q). Under impact with memory, its state is added to the grid as in
+    :func:`flowoe_lib.policies.transient.solve_transient`. If variance or depth is random, this is the optimum
+    of a trader who observes neither.
 
     Parameters
     ----------
@@ -47,7 +69,7 @@ def solve_signal(
         Fields of shape [].
     n_buckets : int
         Number of buckets N of the day.
-    inventory_nodes, signal_nodes : int
+    inventory_nodes, impact_nodes, signal_nodes : int
         Nodes of the grid on each axis, at least four.
 
     Returns
@@ -59,7 +81,7 @@ def solve_signal(
     ------
     ValueError
         For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, no signal, hidden
-        drift, random depth or regimes.
+        drift or regimes.
 
     References
     ----------
@@ -76,11 +98,11 @@ def solve_signal(
     >>> round(optimum.value_bps, 1)
     -16.8
     """
-    require_grid(n_buckets, inventory_nodes, signal_nodes)
+    require_grid(n_buckets, inventory_nodes, impact_nodes, signal_nodes)
     market, order = one_condition(market, order)
     _require_signal(market)
     dt = 1 / n_buckets
-    decay, gain = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
+    decay, ahead = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
     gains, variances = kalman(market.signal, n_buckets)
     shocks = (gains * variances).sqrt()
     # The estimate is most dispersed at the close.
@@ -88,21 +110,58 @@ def solve_signal(
     half_width = BELIEF_SDS * float(estimated.amax().sqrt())
     m = half_width * torch.linspace(-1, 1, signal_nodes, dtype=torch.float64)
     normal, weights = normal_rule(101)
-    drift = gain * m[:, None] + order.side * market.drift * dt
+    drift = ahead * m[:, None] + order.side * market.drift * dt
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
 
     def step(k: int) -> Tensor:
         return expectation(m, decay * m[:, None] + shocks[k + 1] * normal, weights)
 
     start, places = expectation(m, shocks[0] * normal[None], weights), partial(_place_of_signal, half_width)
+    if market.impact.has_memory:
+        cost, gain, risk = (
+            x.expand_as(drift)[..., None] for x in (expected_cost_factor(market), drift, risk)
+        )
+        grid = n_buckets, inventory_nodes, impact_nodes
+        return solve_memory(market, order, *grid, cost, gain, risk, step, start, places)
     return solve_estimate(market, order, n_buckets, inventory_nodes, drift, risk, step, start, places)
+
+
+def _places_on_estimates(
+    places: Callable[[Observation], tuple[Tensor, ...]], planned: PreTrade, obs: Observation
+) -> tuple[Tensor, ...]:
+    """Where an observation is on the axes of the state, and on that of log urgency, 0 to 1."""
+    market, remaining = obs.market, 1 - obs.k / obs.n_buckets
+    span = market.liquidity.depth_reversion * remaining
+    cost_multiplier = torch.exp(market.impact.beta * obs.log_depth * torch.expm1(-span) / span)
+    forecast = VarianceStep.over(market.heston, remaining).integral(obs.variance) / remaining
+    urgency = obs.pre_trade.urgency * forecast / market.heston.theta / cost_multiplier
+    place = (urgency.clamp_min(1e-9) / planned.urgency.clamp_min(1e-9)).log() / (2 * math.log(SPAN)) + 0.5
+    signal = obs.signal * (planned.cost_bps / obs.pre_trade.cost_bps / cost_multiplier)
+    return (*places(replace(obs, signal=signal)), place.expand_as(obs.inventory))
+
+
+def solve_on_estimates(market: Market, order: Order, n_buckets: int) -> Optimum:
+    """Solve :func:`solve_signal` for traders who estimate volatility and illiquidity, at many urgencies.
+
+    The utility of a policy in units of cost depends on volatility and illiquidity through
+    :func:`flowoe_lib.market.pre_trade.urgency` and through the ratio of signal to cost. The policy uses those
+    that the trader estimates, with variance and depth at their forecasts over the rest of the day. So it
+    allows for later observations of the signal, but takes estimates and forecasts for certain. Arguments and
+    ``value_bps`` are those of :func:`solve_signal`.
+    """
+    aversions = order.risk_aversion * SPAN ** torch.linspace(-1, 1, URGENCIES)
+    orders = [replace(order, risk_aversion=aversion) for aversion in aversions]
+    solved = [solve_signal(market, one, n_buckets, **COARSE) for one in orders]
+    places = partial(_places_on_estimates, solved[0].places, PreTrade.of(market, order))
+    table = torch.stack([one.fraction for one in solved], -1)
+    return replace(solved[URGENCIES // 2], fraction=table, places=places)
 
 
 def _require_signal(market: Market) -> None:
     if not market.signal.present:
         raise ValueError("Signal.sd = 0: must be > 0, for there to be a signal")
-    if market.drift_sd > 0 or market.liquidity.depth_sd > 0 or market.regimes.present:
-        raise ValueError("Market: must have no hidden drift, constant depth and no regimes beside a signal")
+    if market.drift_sd > 0 or market.regimes.present:
+        raise ValueError("Market: must have no hidden drift and no regimes beside a signal")
 
 
 @dataclass(frozen=True)
@@ -149,7 +208,7 @@ def solve_linear_quadratic(market: Market, order: Order, n_buckets: int) -> Line
     Raises
     ------
     ValueError
-        For a batch of conditions, no signal, any other drift, random depth or regimes.
+        For a batch of conditions, no signal, any other drift or regimes.
 
     References
     ----------
@@ -162,8 +221,8 @@ def solve_linear_quadratic(market: Market, order: Order, n_buckets: int) -> Line
         raise ValueError(f"Market.drift = {float(market.drift):g}: must be 0 beside a signal")
     dt = 1 / n_buckets
     pace = order.size / volume_profile(market.liquidity, n_buckets)
-    cost = impact_slope(market, pace, n_buckets) * dt ** (market.impact.beta - 1)
-    cost = cost.expand(n_buckets)
+    cost = impact_slope(market, pace, n_buckets) * expected_cost_factor(market)
+    cost = (cost * dt ** (market.impact.beta - 1)).expand(n_buckets)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     decay, gain = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
     gains, variances = kalman(market.signal, n_buckets)

@@ -64,6 +64,7 @@ def best_trades(
         return cost, visited
 
     best, points = follow(steps[-1])
+    shorter, found = steps.reshape(-1, *[1] * first.dim()), torch.zeros_like(first, dtype=torch.bool)
     for _ in range(ITERATIONS):
         v_t = v_e = v_tt = v_te = v_ee = first
         for k in reversed(range(n)):
@@ -86,11 +87,13 @@ def best_trades(
             v_t = held + v_t + by_total * ahead + cross * change
             v_tt = pull[k] + v_tt + by_total * (2 * cross + by_total * curvature)
             v_e, v_te, v_ee = none * ahead, none * cross, none * curvature
-        cost, points = follow(steps[0])
-        if bool((cost > best + TOLERANCE * scale).any()):
-            shorter = steps.reshape(-1, *[1] * first.dim())
-            cost, points = follow(steps[follow(shorter)[0].argmin(0)])
-        gain, best = (best - cost) / scale, cost
-        if bool((gain < TOLERANCE).all()):
+        # A path's plan does not change once it is found, so it does not depend on the other paths.
+        length = torch.where(found, 0, steps[0])
+        cost, points = follow(length)
+        worse = cost > best + TOLERANCE * scale
+        if bool(worse.any()):
+            cost, points = follow(torch.where(worse, steps[follow(shorter)[0].argmin(0)], length))
+        found, best = found | (best - cost < TOLERANCE * scale), cost
+        if bool(found.all()):
             break
     return torch.stack([y - state for _, state, y in points])

@@ -4,6 +4,7 @@ Source: Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limit or
 functions", Quantitative Finance 10; Bellman (1957), Dynamic Programming.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,7 +26,7 @@ from flowoe_lib.policies.dynamic_programming import (
 from flowoe_lib.policies.oracle import variance_axis
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["alfonsi_fruth_schied", "solve_transient"]
+__all__ = ["alfonsi_fruth_schied", "solve_memory", "solve_transient"]
 
 
 FINER = 4
@@ -79,10 +80,9 @@ def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedu
     return Schedule(torch.cat((torch.ones_like(left[:1]), left[:-1], torch.zeros_like(left[:1]))))
 
 
-def _places(variance_max: float, obs: Observation) -> tuple[Tensor, Tensor]:
-    """Where an observation is in sqrt(E / (1 - q)) and in sqrt(V) up to ``variance_max``, 0 to 1."""
-    spread = (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt()
-    return spread, (obs.variance / variance_max).sqrt()
+def _place_of_variance(variance_max: float, obs: Observation) -> tuple[Tensor]:
+    """Where an observation is in sqrt(V) up to ``variance_max``, 0 to 1."""
+    return ((obs.variance / variance_max).sqrt(),)
 
 
 def solve_transient(
@@ -138,15 +138,47 @@ def solve_transient(
     require_grid(n_buckets, inventory_nodes, impact_nodes, variance_nodes)
     market, order = steady_condition(market, order)
 
+    dt = 1 / n_buckets
+    v, step, start = variance_axis(market.heston, dt, variance_nodes)
+    risk = order.risk_aversion * 1e8 * VarianceStep.over(market.heston, dt).integral(v)[:, None, None]
+    cost_multiplier = variance_cost(market, v)[:, None, None]
+    gain = (order.side * market.drift * dt).expand_as(risk)
+    place = partial(_place_of_variance, float(v[-1]))
+    grid = n_buckets, inventory_nodes, impact_nodes
+    return solve_memory(market, order, *grid, cost_multiplier, gain, risk, lambda k: step, start, place)
+
+
+def _places(place: Callable[[Observation], tuple[Tensor]], obs: Observation) -> tuple[Tensor, Tensor]:
+    """Where an observation is in sqrt(E / (1 - q)), 0 to 1, and on the axis of ``place``."""
+    return (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt(), *place(obs)
+
+
+def solve_memory(
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    inventory_nodes: int,
+    impact_nodes: int,
+    cost_multiplier: Tensor,
+    gain: Tensor,
+    risk: Tensor,
+    step: Callable[[int], Tensor],
+    start: Tensor,
+    place: Callable[[Observation], tuple[Tensor]],
+) -> Optimum:
+    """Solve for the optimal policy in inventory, impact state and one more variable, such as variance.
+
+    ``cost_multiplier`` of temporary impact, and ``gain`` and ``risk`` of holding the order through a bucket,
+    are [nodes, 1, 1] on the nodes of this variable, on which ``place`` locates an observation. ``step(k)``
+    and ``start`` are its expectations, as in
+    :func:`flowoe_lib.policies.dynamic_programming.solve_estimate`.
+    """
     dt, beta = 1 / n_buckets, market.impact.beta
     decay = torch.exp(-market.impact.resilience * dt)
-    v, step_v, start_v = variance_axis(market.heston, dt, variance_nodes)
-    slope = impact_slope(market, order.size / volume_profile(market.liquidity, n_buckets), n_buckets)
-    slope = (slope[:, None] * variance_cost(market, v))[..., None, None]
-    gain = order.side * market.drift * dt
-    risk = (order.risk_aversion * 1e8 * VarianceStep.over(market.heston, dt).integral(v)).reshape(-1, 1, 1)
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
+    slope = impact_slope(market, pace, n_buckets).reshape(-1, 1, 1, 1) * cost_multiplier
 
-    # All tensors are [variance, inventory, impact].
+    # All tensors are [nodes, inventory, impact].
     axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in (inventory_nodes, impact_nodes)]
     fine = [
         expectation(
@@ -154,7 +186,7 @@ def solve_transient(
         )
         for x in axes
     ]
-    q = axes[0].square()[:, None].expand(len(v), -1, impact_nodes)
+    q = axes[0].square()[:, None].expand(len(risk), -1, impact_nodes)
     state = (1 - q) * axes[1].square()
     limit = (1 + beta) * state**beta
 
@@ -173,11 +205,11 @@ def solve_transient(
 
     shares = torch.linspace(0, 1, TRIALS).double()
     table = q.new_empty(n_buckets - 1, *q.shape)
-    value = worth(n_buckets - 1, torch.zeros(len(v), 2, 2).double(), torch.ones_like(q))
+    value = worth(n_buckets - 1, torch.zeros(len(risk), 2, 2).double(), torch.ones_like(q))
     lowest = -slope[-1] * limit
     for k in reversed(range(n_buckets - 1)):
         unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
-        ahead = torch.einsum("wv,vqe,fq,ge->wfg", step_v, unit, *fine)
+        ahead = torch.einsum("wv,vqe,fq,ge->wfg", step(k), unit, *fine)
         reached = partial(worth, k, ahead)
         best = torch.stack([reached(share.expand_as(q)) for share in shares]).argmax(0)
         low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(TRIALS - 1)]
@@ -186,5 +218,5 @@ def solve_transient(
         lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
         table[k] = root.square()
         table[k, :, 0] = table[k, :, 1]
-    open_value = float(start_v[0] @ value[:, -1, 0])
-    return Optimum(table.permute(0, 2, 3, 1), partial(_places, float(v[-1])), open_value)
+    at_open = float(start[0] @ value[:, -1, 0])
+    return Optimum(table.permute(0, 2, 3, 1), partial(_places, place), at_open)

@@ -140,9 +140,9 @@ class UnannouncedLevel:
         return probability
 
 
-def _place_of_level(high: float, obs: Observation) -> tuple[Tensor]:
-    """Where the posterior mean of the level, which is observed as variance, is below ``high``, 0 to 1."""
-    return ((obs.variance / high).sqrt(),)
+def _place_of_level(highest: float, obs: Observation) -> tuple[Tensor]:
+    """Where the posterior mean of the level is on nodes up to the ``highest``, 0 to 1."""
+    return ((obs.variance / highest).sqrt(),)
 
 
 def solve_level_belief(
@@ -201,6 +201,7 @@ def solve_level_belief(
         return expectation(mean, following, weights)
 
     start = expectation(mean, market.heston.theta.reshape(1, 1), torch.ones_like(mean[:1]))
+
     places = partial(_place_of_level, high)
     return solve_estimate(market, order, n_buckets, inventory_nodes, gain, risk, step, start, places)
 

@@ -67,17 +67,14 @@ class NoiseFreePolicy:
         return fraction_of_action(obs, without_noise(self.field, features(obs)))
 
 
-@dataclass(frozen=True)
-class _Disturbed:
+def _disturbed(field: EndpointField, when: Tensor, disturbance: Tensor) -> Policy:
     """Takes the one-step action of a field, with a disturbance in one bucket per path."""
 
-    field: EndpointField
-    when: Tensor
-    disturbance: Tensor
+    def trade(obs: Observation, noise: Tensor) -> Tensor:
+        action = without_noise(field, features(obs))
+        return fraction_of_action(obs, action + disturbance * (when == obs.k))
 
-    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        action = without_noise(self.field, features(obs))
-        return fraction_of_action(obs, action + self.disturbance * (self.when == obs.k))
+    return trade
 
 
 def advantage_weighted(
@@ -105,7 +102,7 @@ def advantage_weighted(
         days = tile(days, COPIES, paths)
         when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
         disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
-        recorder = Recorder(_Disturbed(field, when, disturbance), noise_sd=0.0)
+        recorder = Recorder(_disturbed(field, when, disturbance), noise_sd=0.0)
         with torch.no_grad():
             done = execute(recorder, days, market, order, draws)
         utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)

@@ -30,7 +30,7 @@ from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import static_optimal, twap
-from flowoe_lib.policies.signal import solve_linear_quadratic, solve_signal
+from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates, solve_signal
 from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
 from flowoe_lib.studies.worlds import World
 
@@ -60,8 +60,9 @@ def opponents_in(
 
     They are the experts calibrated to that information, a random policy, the policies trained for the
     condition, and what suits its market: with a hidden drift the optimal policy of a trader unaware of it
-    ("blind_optimum"), where impact has memory the closed form and the static optimum unaware of memory, and
-    with a signal the closed form under linearised impact.
+    ("blind_optimum"), where impact has memory the closed form and the static optimum unaware of memory, with
+    a signal the closed form under linearised impact, and with memory and a signal at once the dynamic program
+    of :func:`flowoe_lib.policies.signal.solve_on_estimates`.
     """
     market, problem = condition.market, (condition.market, condition.order, n_buckets)
     if isinstance(perceive, Errors):
@@ -78,20 +79,25 @@ def opponents_in(
         experts["alfonsi_fruth_schied"] = alfonsi_fruth_schied(*problem)
     if market.signal.present and perceive is exact:
         experts["linear_quadratic"] = solve_linear_quadratic(*problem)
+    if market.signal.present and market.impact.has_memory:
+        experts["dynamic_program"] = solve_on_estimates(*problem)
     return {"random": uniform_scores} | experts | dict(trained.get(f"{condition.world}/{condition.name}", {}))
 
 
-def optima_in(perceive: Perceive, condition: Condition, n_buckets: int) -> list[Contender]:
+def optima_in(
+    perceive: Perceive, condition: Condition, n_buckets: int, opponents: Mapping[str, Policy]
+) -> list[Contender]:
     """The optimum with the information of a world ("limit"), and with full information ("oracle").
 
     With full information the two are the same, and a hidden drift has no oracle. Under hidden regimes the
     limit observes the variance of the calm regime; under errors it knows the parameters and observes
     variance. There it is an upper bound, which is exact where variance is constant. With memory and a signal
-    at once no optimum can be computed; the yardstick is re-planning with full information.
+    at once no optimum of the whole state can be computed; the yardstick is the best plan that is known, the
+    dynamic program among the ``opponents`` with full information, and beside it MPC.
     """
     market, problem = condition.market, (condition.market, condition.order, n_buckets)
     if market.impact.has_memory and market.signal.present:
-        return [Contender(mpc, "mpc_informed")]
+        return [Contender(opponents[name], f"{name}_informed") for name in ("dynamic_program", "mpc")]
     if market.impact.has_memory:
         return [Contender(solve_transient(*problem), "limit")]
     if market.signal.present:
@@ -140,14 +146,14 @@ def score_in_world(
     contenders += [
         Contender(FlowPolicy(fields[first_seed], k), "flow_refined", k, first_seed, few) for k in (2, 4, 8)
     ]
-    informed = optima_in(perceive, condition, n_buckets)
+    opponents = opponents_in(perceive, condition, n_buckets, trained)
+    informed = optima_in(perceive, condition, n_buckets, opponents)
     first = FlowPolicy(fields[first_seed], 1)
     if perceive is not exact:
         informed.append(Contender(first, "flow_informed", 1, first_seed, perceive=regimes_as_depth))
     elif memory:
         informed.append(Contender(first, "flow_unaware", 1, first_seed, perceive=unaware_of_memory))
         informed.append(Contender(mpc, "mpc_unaware", perceive=unaware_of_memory))
-    opponents = opponents_in(perceive, condition, n_buckets, trained)
     return score_condition(condition, opponents, contenders, evaluation, perceive, informed)
 
 

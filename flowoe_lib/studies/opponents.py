@@ -17,9 +17,8 @@ from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import Perceive
 from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
-from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.rl import RLExpert
-from flowoe_lib.policies.signal import solve_signal
+from flowoe_lib.policies.signal import solve_on_estimates, solve_signal
 from flowoe_lib.policies.specialist import Specialist
 from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.studies.worlds import World
@@ -149,11 +148,11 @@ def _captures(
 ) -> Score:
     """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices.
 
-    With memory of impact and a signal at once re-planning stands for the limit, which is not known.
+    With memory of impact and a signal at once the limit is not known, and the best known plan stands for it.
     """
     market = conditions[0].market
     solvers: list[tuple[bool, Callable[[Market, Order, int], Policy]]] = [
-        (market.signal.present and market.impact.has_memory, lambda *problem: mpc),
+        (market.signal.present and market.impact.has_memory, solve_on_estimates),
         (market.signal.present, solve_signal),
         (market.impact.has_memory, solve_transient),
         (bool(market.drift_sd > 0), solve_belief),

@@ -106,16 +106,15 @@ def retrain(
     for i, setting in enumerate(settings):
         if setting.jumps:
             continue
-        field, market = copy.deepcopy(start), setting.market
-        draws = generator(seed, "robustness", setting.name)
-
-        def draw(n: int, draws: torch.Generator, market: Market = market) -> tuple[Market, Order]:
-            return market, order
-
-        acting = partial(RefiningPolicy, field)
+        field, draws = copy.deepcopy(start), generator(seed, "robustness", setting.name)
+        acting, draw = partial(RefiningPolicy, field), partial(_always, setting.market, order)
         curves = ascend(field, acting, draw, n_buckets, iterations, draws, paths, RATE, exact)
         runs[i] = TrainingRun(field, curves)
     return pack(runs)
+
+
+def _always(market: Market, order: Order, n: int, draws: torch.Generator) -> tuple[Market, Order]:
+    return market, order
 
 
 def cross_test(
@@ -144,15 +143,14 @@ def cross_test(
             return execute(policy, days, here.market, order, noise, known).utility_bps(order).double()
 
         with torch.no_grad():
-            best = utility(mpc if tested.jumps else solve_oracle(tested.market, order, n_buckets), tested)
+            solved = mpc if tested.jumps else solve_oracle(tested.market, order, n_buckets)
+            best, reference = utility(solved, tested), "mpc" if tested.jumps else "oracle"
             floor, cost = utility(twap, tested), -best.mean().item()
             for name, policies in contenders.items():
                 for believed in (s for s in settings if s.name in policies):
                     reached = utility(policies[believed.name], believed)
-                    lead, low, high = (x / cost for x in paired_interval(best - reached))
                     capture = ((reached - floor).mean() / (best - floor).mean()).item()
-                    row = {"policy": name, "setting": believed.name, "tested_in": tested.name}
-                    row["reference"] = "mpc" if tested.jumps else "oracle"
-                    ends = {"regret_ci_low": low, "regret_ci_high": high}
-                    rows.append({**row, "capture": capture, "regret": lead, **ends})
-    return pd.DataFrame(rows)
+                    regret = (x / cost for x in paired_interval(best - reached))
+                    rows.append((name, believed.name, tested.name, reference, capture, *regret))
+    columns = ["policy", "setting", "tested_in", "reference", "capture", "regret"]
+    return pd.DataFrame(rows, columns=[*columns, "regret_ci_low", "regret_ci_high"])

@@ -145,8 +145,7 @@ def signal_world(grid: Sequence[Condition]) -> World:
     steady = [c for c in grid if "/normal/" in c.name and c.market.heston.cv == calmest]
     out = []
     for c, (strength, drift), (noise, of_sd) in product(steady, STRENGTHS.items(), NOISES.items()):
-        heston = replace(c.market.heston, cv=scalar(CONSTANT_CV))
-        market = with_signal(replace(c.market, heston=heston), scalar(drift), scalar(of_sd))
+        market = with_signal(replace(c.market, heston=_uncorrelated(c)), scalar(drift), scalar(of_sd))
         out.append(_named(c, "signal", f"{c.name.split('/')[0]}/{strength}/{noise}", market))
     return World(
         "signal", out, "a drift that reverts to zero", "the parameters, and the signal exactly or with noise"
@@ -200,9 +199,16 @@ def _drifting(condition: Condition, way: str) -> Condition:
     return _named(condition, "drift", name, replace(condition.market, drift=drift))
 
 
+def _uncorrelated(condition: Condition) -> Heston:
+    """The condition's mean variance, constant and without correlation to the price.
+
+    Correlated shocks would reveal the price's noise, and so the drift, to those who observe variance.
+    """
+    return replace(condition.market.heston, cv=scalar(CONSTANT_CV), rho=scalar(0.0))
+
+
 def _hidden(condition: Condition) -> Condition:
-    # Correlated shocks would reveal the price's noise, and so the drift, to those who observe variance.
-    heston = replace(condition.market.heston, cv=scalar(CONSTANT_CV), rho=scalar(0.0))
+    heston = _uncorrelated(condition)
     market = replace(condition.market, heston=heston, drift_sd=DRIFT * BPS * heston.theta.sqrt())
     return _named(condition, "hidden", condition.name.rsplit("/", 1)[0], market)
 

@@ -199,6 +199,5 @@ def nearest_expert(
 
     with torch.no_grad():
         execute(compared, paths, market, order, draws)
-    chosen = torch.stack(nearest).reshape(n_buckets - 1, len(conditions), paths_each)
-    one_hot = torch.nn.functional.one_hot(chosen, len(ensemble)).float()
-    return one_hot.mean((0, 2))
+    chosen = torch.stack(nearest).reshape(n_buckets - 1, len(conditions), paths_each, 1)
+    return (chosen == torch.arange(len(ensemble))).float().mean((0, 2))

@@ -89,15 +89,8 @@ def ship_from(store: Store, scorecard: Path, folder: Path) -> None:
     runs, card = unpack(store.read_tensors("universal_policies")), store.read_json("universal_card")
     estimates = {name: figure["value"] for name, figure in store.read_json("calibration").items()}
     scores = card["scores"] | {"scorecard_sha256": sha256(scorecard.read_bytes())}
-    ship(
-        runs[min(runs)].field,
-        _training_range(card["range"]),
-        card["n_buckets"],
-        estimates,
-        card["training"],
-        scores,
-        folder,
-    )
+    trained = runs[min(runs)].field, _training_range(card["range"]), card["n_buckets"]
+    ship(*trained, estimates, card["training"], scores, folder)
 
 
 def load_pretrained(folder: Path | None = None) -> PretrainedPolicy:
@@ -165,11 +158,12 @@ def _described(field: EndpointField, card: Mapping[str, Any]) -> PretrainedPolic
 
 def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
     """The range with bounds from JSON. Raises ValueError for bounds that are not finite and in order."""
-    found = TrainingRange(**{k: _pair(v) for k, v in entries.items()})
+    bounds: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
+    found = TrainingRange(**bounds)
     for f in dataclasses.fields(TrainingRange):
         value = getattr(found, f.name)
-        bounds = (value, value) if f.type is float else value
-        if not (len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] <= bounds[1]):
+        ends = (value, value) if f.type is float else value
+        if not (len(ends) == 2 and all(map(_is_finite, ends)) and ends[0] <= ends[1]):
             raise ValueError(f"range: {f.name} = {value}: must be finite, the lower bound first")
     shares = found.regimes, found.memory
     if not (min(found.drift, found.signal, *shares) >= 0 and max(shares) <= 1 and 0 < found.window <= 1):
@@ -178,17 +172,13 @@ def _training_range(entries: Mapping[str, Any]) -> TrainingRange:
     return found
 
 
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def max_weight_difference(one: EndpointField, other: EndpointField) -> float:
     """Largest absolute difference between the weights of two networks; infinite if their shapes differ."""
-    a, b = one.state_dict(), other.state_dict()
-    if {name: x.shape for name, x in a.items()} != {name: x.shape for name, x in b.items()}:
-        return float("inf")
-    return float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())
+    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return math.inf
+    return max((a - b).abs().max().item() for a, b in pairs)

@@ -28,7 +28,11 @@ from flowoe_lib.randomness import generator
 __all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
 
 
-LARGE_GAIN = 0.3
+UNCORRUPTED = 0.5
+"""Share of the decisions of training that are not corrupted."""
+
+
+LARGE_GAIN = 0.7
 """Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
 
 
@@ -47,9 +51,10 @@ class RefiningPolicy:
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, differentiable in the field's weights, [paths]."""
         encoded = self.field.encode(features(obs, self.field.observe.in_features))
-        t = self.times[obs.k]
+        t, own = self.times[obs.k], noise.clone()
+        later = t.nonzero().squeeze(1)
         with torch.no_grad():
-            own = self.field(noise, torch.zeros_like(t), encoded)
+            own[later] = self.field(noise[later], torch.zeros_like(t[later]), encoded[later])
         endpoint = self.field(interpolate(noise, own, t), t, encoded)
         return fraction_of_action(obs, endpoint)
 
@@ -100,8 +105,8 @@ def ascend(
     network : nn.Module
         The network to train.
     acting : callable
-        Makes the executed policy from corruption times [n_buckets, paths], a quarter of which are zero and
-        the others uniform in (0, 1).
+        Makes the executed policy from corruption times [n_buckets, paths], of which the share
+        ``UNCORRUPTED`` is zero and the others are uniform in (0, 1).
     draw : callable
         (paths, generator) -> market and order of each day, fields of shape [] or [paths].
     n_buckets : int
@@ -138,7 +143,7 @@ def ascend(
         market, order = draw(paths, draws)
         market_paths = simulate(market, paths, n_buckets, draws)
         uniform = torch.rand(n_buckets, paths, generator=draws, device=draws.device)
-        times = (uniform - 0.25).clamp_min(0) / 0.75
+        times = (uniform - UNCORRUPTED).clamp_min(0) / (1 - UNCORRUPTED)
         known = perceive(market_paths, market, draws)
         done = execute(acting(times), market_paths, market, order, draws, known)
         network.zero_grad()
@@ -194,8 +199,7 @@ def refine(
 ) -> TrainingRun:
     """Train a flow to earn utility, on new simulated days of random conditions in every iteration.
 
-    The learning rate is one-cycle and gradients are clipped to norm 1. A quarter of the decisions is not
-    corrupted.
+    The learning rate is one-cycle and gradients are clipped to norm 1.
 
     Parameters
     ----------

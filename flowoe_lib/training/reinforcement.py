@@ -103,10 +103,9 @@ def train_ppo(
     list of flowoe_lib.training.plateau.Round
         All rounds; :func:`flowoe_lib.training.plateau.best_round` selects the expert.
     """
-    env = _orders(condition, n_buckets, seed, reward, n_orders, perceive)
     model = PPO(
         "MlpPolicy",
-        env,
+        _orders(condition, n_buckets, seed, reward, n_orders, perceive),
         n_steps=n_buckets - 1,
         batch_size=32 * (n_buckets - 1),
         n_epochs=3,
@@ -117,9 +116,8 @@ def train_ppo(
         device="cpu",
         seed=seed,
     )
-    return _to_plateau(
-        model, PPO_LAYERS, RLExpert, (score, patience, tolerance, least), days, n_orders * (n_buckets - 1)
-    )
+    rule = score, patience, tolerance, least
+    return _to_plateau(model, PPO_LAYERS, RLExpert, rule, days, n_orders * (n_buckets - 1))
 
 
 def train_sac(
@@ -148,17 +146,15 @@ def train_sac(
         device="cpu",
         seed=seed,
     )
-    return _to_plateau(
-        model, SAC_LAYERS, SACExpert, (score, patience, tolerance, least), days, n_orders * (n_buckets - 1)
-    )
+    rule = score, patience, tolerance, least
+    return _to_plateau(model, SAC_LAYERS, SACExpert, rule, days, n_orders * (n_buckets - 1))
 
 
 def _orders(
     condition: Condition, n_buckets: int, seed: int, reward: Reward, n_orders: int, perceive: Perceive
 ) -> ExecutionVecEnv:
-    market, order = condition.market, condition.order
-    unit = reward_unit(condition)
-    return ExecutionVecEnv(market, order, n_orders, n_buckets, seed, reward, unit, perceive)
+    known = condition.market, condition.order, n_orders, n_buckets, seed
+    return ExecutionVecEnv(*known, reward, reward_unit(condition), perceive)
 
 
 def _to_plateau(

@@ -3,10 +3,17 @@
 Like refinement, a specialist uses the simulator's gradient; unlike it, there is no noise, no flow, no
 imitation and only one condition. Specialists of several conditions are trained side by side because that is
 faster; their weights, days and steps are separate.
+
+Where impact has memory, risk aversion rises to its true value over the first round (a homotopy). At the true
+value from the start, a specialist may sell the whole order in the first bucket, a local optimum: later
+decisions then have no inventory, hence no gradient. At a low risk aversion every bucket trades, so all
+decisions are learned first.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,7 +46,8 @@ def train_specialists(
     """Train the specialist of each condition until validation scores stop rising.
 
     The optimiser is that of refinement: Muon for the weight matrices of the hidden layers, Adam for the other
-    weights. In each round the learning rate falls from its peak to zero along a cosine.
+    weights. In each round the learning rate falls from its peak to zero along a cosine. Where
+    impact has memory, risk aversion in step i of the first round is i / ``iterations`` of its true value.
 
     Parameters
     ----------
@@ -79,6 +87,8 @@ def train_specialists(
     matrices = [weight for layer in hidden for weight in layer]
     steppers = [torch.optim.Muon(matrices, weight_decay=0.0), torch.optim.Adam(rest, fused=True)]
     scale = torch.stack([utility_scale(c.market, c.order) for c in conditions])
+    rise = iterations if any(c.market.impact.has_memory for c in conditions) else 1
+    steps = itertools.count(1)
 
     def current() -> Specialist:
         weights = [*map(torch.stack, hidden), rest[-1]]
@@ -97,6 +107,8 @@ def train_specialists(
                 return taken.flatten(-2)
 
             days: Days = map_tensors(of_step, everything)
+            aversion = days.order.risk_aversion * min(1, next(steps) / rise)
+            days = replace(days, order=replace(days.order, risk_aversion=aversion))
             gain = days.utility(current(), unused).unflatten(0, (n, -1)).mean(1) / scale
             (-gain.sum()).backward()
             for stepper in steppers:

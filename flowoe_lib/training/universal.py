@@ -27,7 +27,11 @@ PATHS, FINE_RATE = 768, 2e-2
 
 
 COARSE = 3
-"""The first refinement has a third of the buckets, at a third of the computing time."""
+"""Demonstrations and the first refinement have a third of the buckets, at a third of the computing time."""
+
+
+DAYS_EACH = 6
+"""Demonstrated days in each condition."""
 
 
 def universal_range(rho: float) -> TrainingRange:
@@ -62,15 +66,16 @@ def train_universal(
     """Train the universal policy; returns the training run and its processor seconds.
 
     The stages are imitation of every schedule expert in ``demonstrated`` random conditions for
-    ``imitations`` iterations, ``coarse`` iterations of refinement on days of a third of the buckets, and
-    ``fine`` iterations on days of ``n_buckets``. The learning curves are those of the last stage.
+    ``imitations`` iterations and ``coarse`` iterations of refinement, both on days of a third of the buckets,
+    and ``fine`` iterations on days of ``n_buckets``. The learning curves are those of the last stage.
     """
     start = time.process_time()
     drawn = replace(conditions, regimes=0.0).draw(demonstrated, generator(seed, "universal demonstrations"))
     sampled = one_by_one("universal", map(str, range(demonstrated)), *drawn)
-    demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, 2, n_buckets, seed)
+    few = n_buckets // COARSE
+    demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, DAYS_EACH, few, seed)
     field = imitate(demonstrations, imitations, seed).field
-    rough = refine(field, conditions, n_buckets // COARSE, coarse, seed, PATHS, device=device).field
+    rough = refine(field, conditions, few, coarse, seed, PATHS, device=device).field
     learned = refine(rough, conditions, n_buckets, fine, seed + 1, PATHS, FINE_RATE, device=device)
     return learned, time.process_time() - start
 

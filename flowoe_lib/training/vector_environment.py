@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -92,18 +91,14 @@ class ExecutionVecEnv(VecEnv):
         """The shared attribute, repeated for each order."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+    def set_attr(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: orders share their attributes."""
         raise TypeError("orders share their attributes: set them on the environment itself")
 
-    def env_method(
-        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
-    ) -> list[Any]:
+    def env_method(self, *args: Any, **kwargs: Any) -> list[Any]:
         """Not supported: there are no separate environments to call."""
         raise TypeError("there are no separate environments to call")
 
-    def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
+    def env_is_wrapped(self, *args: Any, **kwargs: Any) -> list[bool]:
         """False for every order."""
-        return [False for _ in self._get_indices(indices)]
+        return [False] * self.num_envs
