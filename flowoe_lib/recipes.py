@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["Source", "check_unchanged", "content_of", "library_digest", "recipe", "sha256"]
+__all__ = ["Source", "check_unchanged", "content_of", "library_digest", "recipe", "sha256", "with_imports"]
 
 
 LIBRARY = Path(__file__).parent
@@ -85,6 +85,11 @@ def _imported_by(module: str) -> frozenset[str]:
     return frozenset({module, *graph.find_upstream_modules(module)})
 
 
+def with_imports(modules: Iterable[str]) -> frozenset[str]:
+    """``modules`` and all that they import, directly or indirectly, external packages included."""
+    return frozenset[str]().union(*map(_imported_by, modules))
+
+
 def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The recipe of ``task(*args, **kwargs)``, as plain JSON.
 
@@ -113,7 +118,7 @@ def recipe(task: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any
     bound = inspect.signature(task).bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = {name: _digest(content_of(value, modules)) for name, value in bound.arguments.items()}
-    imported = frozenset[str]().union(*map(_imported_by, modules))
+    imported = with_imports(modules)
     return {
         "task": label,
         "arguments": arguments,

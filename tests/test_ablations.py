@@ -86,17 +86,12 @@ def test_advantage_weighting_improves_without_a_simulator_gradient() -> None:
     assert paired_interval(runs["after"].utility - runs["before"].utility)[1] > 0
 
 
-def stored(part: Demonstrations, experts: int) -> dict[str, torch.Tensor]:
-    return {name: x.unflatten(0, (experts, N_BUCKETS - 1, -1)) for name, x in vars(part).items()}
-
-
 @pytest.fixture(scope="module")
 def demonstrations() -> dict[str, Demonstrations]:
-    at_use, elsewhere = (
-        stored(demonstrate(EXPERTS, [CONDITION], days, N_BUCKETS, 1), len(EXPERTS)) for days in (8, 4)
-    )
-    entry = {f"at_use/{name}": x for name, x in at_use.items()}
-    return demonstration_sets(entry | {f"elsewhere/{name}": x for name, x in elsewhere.items()}, 1, [4])
+    shown = [demonstrate(EXPERTS, [CONDITION], days, N_BUCKETS, 1) for days in (8, 4)]
+    shape = (len(EXPERTS), N_BUCKETS - 1, -1)
+    parts = [Demonstrations(*(x.unflatten(0, shape) for x in vars(each).values())) for each in shown]
+    return demonstration_sets(parts, 1, [4])
 
 
 def test_sets_of_demonstrations_leave_out_an_expert_or_days(

@@ -10,20 +10,18 @@ from flowoe_lib.execution.execution import Observation, Policy, execute
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.policies.flow import EndpointField
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.studies.ablations import contestants
 from flowoe_lib.studies.clips import (
     HEADS,
     LOT,
     ClipOrder,
     chance_of_waiting,
     gaussian_likelihood,
-    head_tasks,
     measure_clips,
+    train_heads,
 )
-from flowoe_lib.training.imitation import imitate
 
 N = 13
 CONDITION = Condition(
@@ -103,12 +101,11 @@ def test_gaussian_likelihood_is_that_of_a_normal_law() -> None:
 
 
 @pytest.fixture(scope="module")
-def flow() -> dict[str, Policy]:
-    tasks = head_tasks(ORDER, n_days=20, iterations=3, seeds=[0, 1], seed=1)
-    assert set(tasks) == {f"{loss} | {seed}" for loss in HEADS for seed in (0, 1)}
-    runs = {name: imitate(*task) for name, task in tasks.items() if name.startswith("flow")}
-    policies = contestants(runs, {name: sampling for name, (_, sampling) in HEADS.items()})
-    return {name: policy for name, policy in policies.items() if "K = 8" in name}
+def flow(in_this_process: None) -> dict[str, Policy]:
+    runs = list(unpack(train_heads(ORDER, n_days=20, iterations=3, seeds=[0, 1], seed=1)).values())
+    assert len(runs) == 2 * len(HEADS)
+    assert list(HEADS)[-1] == "flow"
+    return {f"flow | K = 8 | {seed}": FlowPolicy(run.field, 8) for seed, run in enumerate(runs[-2:])}
 
 
 def test_only_trades_above_a_lot_pay_the_fee(flow: dict[str, Policy]) -> None:
@@ -121,8 +118,7 @@ def test_only_trades_above_a_lot_pay_the_fee(flow: dict[str, Policy]) -> None:
 
 
 def test_fees_and_distances_of_known_policies(flow: dict[str, Policy]) -> None:
-    experts = ORDER.expert(200, generator(1, "phases"))
-    policies: dict[str, Policy] = {"experts | clips | 0": experts, "even | twap | 0": twap}
+    policies: dict[str, Policy] = {"even | twap | 0": twap}
     table = measure_clips(policies | flow, ORDER, 200, 7).set_index("policy")
     assert table.loc["even, twap", "fee_bps"] == pytest.approx(N * ORDER.fee_bps)
     assert table.loc["experts, clips", "fee_bps"] == pytest.approx(ORDER.clips * ORDER.fee_bps)

@@ -3,7 +3,11 @@
 import copy
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ from flowoe_lib.policies.unannounced import UnannouncedLevel, solve_level_belief
 from flowoe_lib.randomness import generator
 from flowoe_lib.recipes import LOADED
 
+RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
 CONDITION = Condition(
     "test",
     "one",
@@ -164,6 +169,38 @@ def test_every_optimum_has_content() -> None:
         "level": solve_level_belief(UnannouncedLevel(market, 3.0), order, 5),
     }
     assert len(contestants_digest(optima, SETTINGS)) == 64
+
+
+SEEDS = """
+from flowoe_lib.data.conditions import conditions_from_records
+from flowoe_lib.evaluation.contestants import contestants_digest
+from flowoe_lib.store import Store
+from flowoe_lib.studies import comparison, worlds
+from flowoe_lib.studies.demonstrations import Ensemble
+from pathlib import Path
+
+store = Store(Path({results!r}))
+grid = conditions_from_records(store.read_json("conditions"))
+day = worlds.liquid_day(store.read_json("calibration"))
+every = [*worlds.dynamic_worlds(grid, day), worlds.transient_world(grid), worlds.signal_world(grid)]
+every.append(worlds.full_world(grid, day))
+settings = {{"conditions": [c for w in every for c in w.conditions]}}
+settings["ensemble"] = Ensemble(grid, {{}}, 9, 1, 8, [], 4)
+print(contestants_digest(comparison.contestants_in(every, {{}}, {{}}), settings))
+"""
+
+
+def test_the_seed_of_every_world_is_the_same_on_another_type_of_processor() -> None:
+    """The types are simulated by the instructions that PyTorch and MKL may use."""
+    script = SEEDS.format(results=str(RESULTS))
+    digests = set()
+    for torch_may, mkl_may in (("default", "COMPATIBLE"), ("avx2", "AVX2")):
+        kind = {"ATEN_CPU_CAPABILITY": torch_may, "MKL_CBWR": mkl_may}
+        run = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | kind, capture_output=True, text=True, check=True
+        )
+        digests.add(run.stdout)
+    assert len(digests) == 1
 
 
 def test_there_must_be_a_contestant() -> None:

@@ -57,7 +57,7 @@ def test_frontier_of_a_schedule_is_its_exact_one() -> None:
 def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validation_paths() -> None:
     slow = Schedule(torch.linspace(1, 0, N + 1))
     aversions = [2e-4, 6e-4, 9e-4]
-    table = dominance(patient, {"slow": slow}, CONDITION, aversions, days(8000, 3))
+    table = dominance(patient, lambda condition: {"slow": slow}, CONDITION, aversions, days(8000, 3))
     [row] = table.to_dict("records")
     assert row["risk_aversion"] in aversions
     assert row["mean_ci_low"] > 0
@@ -72,5 +72,5 @@ def test_dominance_is_measured_at_the_risk_aversion_that_is_clearest_on_validati
 
 
 def test_a_policy_does_not_dominate_itself() -> None:
-    table = dominance(twap, {"twap": twap}, CONDITION, [5e-4], days(1000, 3))
+    table = dominance(twap, lambda condition: {"twap": twap}, CONDITION, [5e-4], days(1000, 3))
     assert table[["mean", "std"]].abs().to_numpy().max() == 0

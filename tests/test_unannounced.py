@@ -35,7 +35,6 @@ from flowoe_lib.studies.unannounced_world import (
     announced,
     draw_days,
     examine,
-    opponents,
     train,
 )
 
@@ -188,13 +187,14 @@ def test_training_and_test_give_shares_verdicts_and_whom_the_policy_acts_like() 
     worlds = {"one": WORLD}
     runs = unpack(train(worlds, ORDER, 5, 2, 1, [0, 1]))
     learners = {"one": [FlowPolicy(run.field, 1) for run in runs.values()]}
-    contenders = {"one": opponents(WORLD, ORDER, 5)}
-    outcome = examine(worlds, ORDER, contenders, learners, 5, 60, 1)
+    outcome = examine(worlds, ORDER, {7: runs[0].field}, learners, 5, 60, 1)
     share = outcome.utility.set_index("policy")["share"]
     assert share[LIMIT] == pytest.approx(1)
     assert share[STATIC] == pytest.approx(0, abs=1e-12)
     assert share["level announced"] > 1
-    assert {LIMIT, MIXTURE, STATIC, *NAMES} < set(outcome.comparisons["reference"])
+    assert {LIMIT, MIXTURE, STATIC, *NAMES, "universal policy, seed 7"} < set(
+        outcome.comparisons["reference"]
+    )
     behaviour = outcome.behaviour
     assert len(behaviour) == 2 * 3 * 4
     assert behaviour[list(NAMES)].sum(axis=1).to_numpy() == pytest.approx(1)

@@ -18,6 +18,7 @@ from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule, twap
 from flowoe_lib.randomness import generator
+from flowoe_lib.recipes import LOADED
 from flowoe_lib.studies.comparison import (
     Trained,
     contestants_in,
@@ -99,18 +100,21 @@ def test_no_opponent_exceeds_the_limit_of_its_world(condition: Condition, percei
     assert (checks["inventory_left"] == 0).all()
 
 
-def test_contestants_are_all_policies_whose_content_gives_the_days() -> None:
+def test_contestants_are_all_policies_whose_content_gives_the_days(monkeypatch: pytest.MonkeyPatch) -> None:
     worlds = [World("liquidity", [PLAIN], "", ""), World("hidden", [HIDDEN], "", "")]
 
     def digest(seed: int, trained: Trained) -> str:
         learned = {"flow": FlowPolicy(field(seed), 1)}
-        return contestants_digest(contestants_in(worlds, learned, N, trained), {"n_buckets": N})
+        return contestants_digest(contestants_in(worlds, learned, trained), {"n_buckets": N})
 
-    named = set(contestants_in(worlds, {"flow": twap}, N, {}))
-    assert {"flow", "liquidity/plain/mpc", "liquidity/plain/random", "hidden/h/blind_optimum"} < named
     trained = [{"hidden/h": {"rl": rl_expert(seed)}} for seed in (1, 2)]
     assert digest(0, {}) == digest(0, {})
     assert len({digest(0, {}), digest(1, {}), *(digest(0, t) for t in trained)}) == 4
+    for name in ("policies.replanning", "policies.trajectory", "execution.information"):
+        before, module = digest(0, {}), f"flowoe_lib.{name}"
+        with monkeypatch.context() as edited:
+            edited.setitem(LOADED, module, LOADED[module]._replace(sha256="edited"))
+            assert digest(0, {}) != before, "planners contribute their code"
 
 
 def test_experts_of_hidden_regimes_are_calibrated_to_the_average() -> None:

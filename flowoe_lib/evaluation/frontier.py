@@ -53,22 +53,23 @@ def _margin(a: PathResults, b: PathResults) -> float:
 
 def dominance(
     policy: Policy,
-    benchmarks: Mapping[str, Policy],
+    calibrate: Callable[[Condition], Mapping[str, Policy]],
     condition: Condition,
     aversions: Sequence[float],
     evaluation: Evaluation,
 ) -> pd.DataFrame:
     """Whether ``policy`` has, at some risk aversion, both a higher mean and a lower standard deviation.
 
-    One row per benchmark, which trades at the condition's own risk aversion. The risk aversion of the policy
-    is the one of ``aversions`` whose lead, in the weaker of the two measures, is clearest on validation days;
-    the columns of :func:`flowoe_lib.evaluation.scorecard.compare` are measured on test days.
+    One row per benchmark that ``calibrate`` makes, at the condition's own risk aversion. The risk aversion of
+    the policy is the one of ``aversions`` whose lead, in the weaker of the two measures, is clearest on
+    validation days; the columns of :func:`flowoe_lib.evaluation.scorecard.compare` are measured on test days.
     """
 
     def at(aversion: float, evaluation: Evaluation, stream: str) -> PathResults:
         c = with_risk_aversion(condition, aversion)
         return evaluate({"policy": policy}, c, evaluation, stream)["policy"]
 
+    benchmarks = calibrate(condition)
     standard = evaluate(benchmarks, condition, evaluation.validation, "validation")
     trial = {aversion: at(aversion, evaluation.validation, "validation") for aversion in aversions}
     chosen = {name: max(trial, key=lambda a: _margin(trial[a], b)) for name, b in standard.items()}

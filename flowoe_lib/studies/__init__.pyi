@@ -3,6 +3,7 @@ from . import calibration_figures as calibration_figures
 from . import claims as claims
 from . import clips as clips
 from . import comparison as comparison
+from . import demonstrations as demonstrations
 from . import opponents as opponents
 from . import policy_figures as policy_figures
 from . import replay as replay

@@ -5,7 +5,7 @@ A variant is trained on the same demonstrations, with the same seeds and with as
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,10 @@ from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, mat
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
+from flowoe_lib.studies.demonstrations import SCHEDULES, Ensemble, together
+from flowoe_lib.studies.side_by_side import trained
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate, merge
+from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate
 from flowoe_lib.training.refinement import refine, utility_scale
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "demonstration_sets",
     "measure",
     "train_variant",
+    "train_variants",
     "variant_tasks",
 ]
 
@@ -120,15 +123,14 @@ def advantage_weighted(
 
 
 def demonstration_sets(
-    stored: Mapping[str, Tensor], expert: int, every: Sequence[int]
+    parts: Sequence[Demonstrations], expert: int, every: Sequence[int]
 ) -> dict[str, Demonstrations]:
     """The demonstrations of FlowOE, and those of the variants of imitation.
 
     Parameters
     ----------
-    stored : mapping of str to Tensor
-        Fields of Demonstrations at the risk aversion in use ("at_use/observed", ...) and at others
-        ("elsewhere/observed", ...), [experts, N - 1, days, ...].
+    parts : sequence of flowoe_lib.training.imitation.Demonstrations
+        Demonstrations at the risk aversion in use and at others, [experts, N - 1, days, ...].
     expert : int
         Index of ``mpc`` among the experts.
     every : sequence of int
@@ -140,17 +142,13 @@ def demonstration_sets(
         Demonstrations by variant: all of them for the noise-free network, "imitation without mpc", and
         "imitation of ... days" of one expert each.
     """
-    names = [field.name for field in fields(Demonstrations)]
-    parts = [
-        Demonstrations(*(stored[f"{part}/{name}"] for name in names)) for part in ("at_use", "elsewhere")
-    ]
-    sets = {"noise-free network": parts, "noise-free network, imitation alone": parts}
+    sets: dict[str, Sequence[Demonstrations]] = {"noise-free network": parts}
+    sets["noise-free network, imitation alone"] = parts
     sets["imitation without mpc"] = [leave_out(part, expert) for part in parts]
     for n in every:
         few = [map_tensors(lambda x, n=n: x[:, :, ::n], part) for part in parts]
         sets[f"imitation of {sum(part.actions[:, 0].numel() for part in few):,} days"] = few
-    samples = partial(map_tensors, lambda x: x.flatten(0, 2))
-    return {name: merge([samples(part) for part in each]) for name, each in sets.items()}
+    return {name: together(each) for name, each in sets.items()}
 
 
 def leave_out(shown: Demonstrations, expert: int) -> Demonstrations:
@@ -233,6 +231,21 @@ def variant_tasks(
                 name, sets.get(name), lengths[0], start, conditions, n_buckets, lengths[1], seed,
             )  # fmt: skip
     return tasks
+
+
+def train_variants(
+    ensemble: Ensemble,
+    every: Sequence[int],
+    imitated: Mapping[int, TrainingRun],
+    refined: Mapping[int, TrainingRun],
+    conditions: TrainingRange,
+    n_buckets: int,
+) -> dict[str, Tensor]:
+    """Train all variants, in the order of :func:`variant_tasks`; :func:`flowoe_lib.policies.flow.pack`."""
+    parts = [ensemble.at_use(), ensemble.elsewhere()]
+    sets = demonstration_sets(parts, list(SCHEDULES).index("mpc"), every)
+    tasks = variant_tasks(sets, imitated, refined, conditions, n_buckets)
+    return trained(train_variant, dict(enumerate(tasks.values())))
 
 
 def contestants(runs: Mapping[str, TrainingRun], sampling: Mapping[str, Sampling]) -> dict[str, Policy]:

@@ -7,7 +7,6 @@ state some demonstrations trade a clip and the others nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -23,10 +22,11 @@ from flowoe_lib.policies.flow import EndpointField, matching_loss
 from flowoe_lib.policies.schedules import static_optimal
 from flowoe_lib.randomness import generator
 from flowoe_lib.studies.ablations import NO_NOISE, SOLVERS, Sampling, by_seed, regression
+from flowoe_lib.studies.side_by_side import trained
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Recorder, SampleLoss
+from flowoe_lib.training.imitation import Recorder, SampleLoss, imitate
 
-__all__ = ["HEADS", "ClipOrder", "head_tasks", "measure_clips"]
+__all__ = ["HEADS", "ClipOrder", "measure_clips", "train_heads"]
 
 
 LOT = 1e-3
@@ -121,18 +121,20 @@ HEADS: Mapping[str, tuple[SampleLoss, Sampling]] = {
 """Losses, and how the network acts that was trained on each."""
 
 
-def head_tasks(
+def train_heads(
     order: ClipOrder, n_days: int, iterations: int, seeds: Sequence[int], seed: int
-) -> dict[str, tuple[Any, ...]]:
-    """Arguments of imitation by "loss | seed": the same demonstrations of ``n_days`` days for every loss.
+) -> dict[str, Tensor]:
+    """Imitate the same demonstrations of ``n_days`` days with every loss, from each of ``seeds``.
 
-    ``seed`` is that of the demonstrations.
+    ``seed`` is that of the demonstrations. The result is :func:`flowoe_lib.policies.flow.pack`, by loss and
+    then by seed.
     """
     draws, c = generator(seed, "clips"), order.condition
     recorder = Recorder(order.expert(n_days, draws), noise_sd=0.5)
     execute(recorder, simulate(c.market, n_days, order.n_buckets, draws), c.market, c.order, draws)
     shown = recorder.demonstrations()
-    return {f"{name} | {s}": (shown, iterations, s, loss) for name, (loss, _) in HEADS.items() for s in seeds}
+    tasks = [(shown, iterations, s, loss) for loss, _ in HEADS.values() for s in seeds]
+    return trained(imitate, dict(enumerate(tasks)))
 
 
 QUANTILES = (torch.arange(16) + 0.5) / 16
@@ -174,7 +176,7 @@ def _trade(policy: Policy, order: ClipOrder, n_days: int, seed: int) -> dict[str
 
 
 def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int, seed: int) -> pd.DataFrame:
-    """Compare policies under the fee, on the same test days.
+    """Compare policies and the experts under the fee, on the same test days.
 
     Parameters
     ----------
@@ -190,11 +192,13 @@ def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int,
     Returns
     -------
     pandas.DataFrame
-        One row per policy: utility less fees and the fees, bps, the share of buckets without a child order,
-        and the distance in law to the experts, in clips, each with its interval over training seeds and
-        days (``..._ci_low``, ``..._ci_high``); and the ``verdict`` on its utility against the flow's with
-        K = 8. An expert's distance is zero by definition.
+        One row per policy, the experts' first: utility less fees and the fees, bps, the share of buckets
+        without a child order, and the distance in law to the experts, in clips, each with its interval over
+        training seeds and days (``..._ci_low``, ``..._ci_high``); and the ``verdict`` on its utility against
+        the flow's with K = 8. An expert's distance is zero by definition.
     """
+    experts: dict[str, Policy] = {"experts | clips | 0": order.expert(n_days, generator(seed, "phases"))}
+    policies = experts | dict(policies)
     swept = sweep(_trade, [(policy, order, n_days, seed) for policy in policies.values()], "policies")
     measured = {
         quantity: by_seed(dict(zip(policies, (run[quantity] for run in swept), strict=True)))

@@ -1,7 +1,9 @@
 """Comparisons of all policies in every world, and the analyses that belong to a single world."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,6 +24,7 @@ from flowoe_lib.execution.information import (
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
@@ -32,16 +35,22 @@ from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates, solve_signal
 from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
+from flowoe_lib.studies.side_by_side import measured
 from flowoe_lib.studies.worlds import World
+from flowoe_lib.training.universal import design
 
 __all__ = [
     "Trained",
     "contestants_in",
     "error_costs",
+    "gains",
     "multiple_comparison",
+    "on_design",
     "on_frontier",
     "opponents_in",
+    "rivals_in",
     "score_in_world",
+    "score_learned",
     "share_of_informed_gain",
     "share_of_value",
     "unaware_of_memory",
@@ -115,16 +124,24 @@ def optima_in(
 
 
 def contestants_in(
-    worlds: Sequence[World], learned: Mapping[str, Policy], n_buckets: int, trained: Trained
-) -> dict[str, Policy]:
-    """The ``learned`` policies and all opponents in the worlds, by world, condition and name."""
-    opponents = {
-        f"{w.name}/{c.name}/{name}": policy
-        for w in worlds
-        for c in w.conditions
-        for name, policy in opponents_in(w.perceive, c, n_buckets, trained).items()
-    }
-    return {**learned, **opponents}
+    worlds: Sequence[World], learned: Mapping[str, Policy], trained: Trained
+) -> dict[str, Any]:
+    """All contestants of the worlds, for :func:`flowoe_lib.evaluation.contestants.contestants_digest`.
+
+    They are the ``learned`` policies, those trained for one condition, and the functions that make all
+    others.
+    """
+    planners = {f"{w.name}/planners": partial(opponents_in, w.perceive) for w in worlds}
+    names = [f"{w.name}/{c.name}" for w in worlds for c in w.conditions]
+    return {**learned, **planners, **{name: trained[name] for name in names if name in trained}}
+
+
+def score_learned(
+    condition: Condition, trained: Trained, contenders: Sequence[Contender], evaluation: Evaluation
+) -> Scores:
+    """Score ``contenders`` with full information against all opponents of a condition."""
+    opponents = opponents_in(exact, condition, evaluation.n_buckets, trained)
+    return score_condition(condition, opponents, contenders, evaluation)
 
 
 def score_in_world(
@@ -182,6 +199,29 @@ def whole_range(
         regret = float((best - utility).double().mean() / best.double().mean().abs())
         rows.append((condition.name, trained, steps, *capture, regret))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gains(
+    policies: Mapping[str, Policy],
+    trained: Trained,
+    condition: Condition,
+    evaluation: Evaluation,
+    stream: str,
+    references: Collection[str],
+) -> pd.DataFrame:
+    """Utility of each of ``policies`` and of all opponents, with full information, bps.
+
+    The gain is over the best of ``references``, with its 95 % interval.
+    """
+    opponents = opponents_in(exact, condition, evaluation.n_buckets, trained)
+    runs = evaluate({**opponents, **policies}, condition, evaluation, stream)
+    best = max(references, key=lambda name: runs[name].utility.mean().item())
+    rows = []
+    for name, run in runs.items():
+        gain = paired_interval(run.utility - runs[best].utility)
+        rows.append((condition.name, name, best, run.utility.double().mean().item(), *gain))
+    columns = ["condition", "policy", "reference", "utility_bps", "gain_bps", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -254,6 +294,22 @@ def multiple_comparison(
     p = spa_pvalue(utilities["flow_refined"], others, reps, seed)
     row = {"world": world.name, "condition": condition.name, "best_set": ", ".join(kept), "spa_p": p}
     return pd.DataFrame([row])
+
+
+def rivals_in(
+    condition: Condition, *, perceive: Perceive, names: Sequence[str], n_buckets: int
+) -> dict[str, Policy]:
+    """The opponents of these names."""
+    made = opponents_in(perceive, condition, n_buckets, {})
+    return {name: made[name] for name in names}
+
+
+def on_design(
+    fields: Mapping[int, EndpointField], conditions: TrainingRange, n: int, evaluation: Evaluation
+) -> pd.DataFrame:
+    """:func:`whole_range` in all ``n`` conditions of a design over the training range."""
+    tasks = [(fields, c, evaluation) for c in design(conditions, n, evaluation.seed)]
+    return measured(whole_range, tasks)
 
 
 def on_frontier(

@@ -1,20 +1,18 @@
 """Parallel runs of one function over many arguments, whose results the notebooks store."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.evaluation.scorecard import Evaluation, Scores, evaluate
-from flowoe_lib.execution.execution import Policy
+from flowoe_lib.evaluation.scorecard import Scores
 from flowoe_lib.market.model import Condition
 from flowoe_lib.policies.flow import TrainingRun, pack
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.sweep import sweep
 
-__all__ = ["gains", "measured", "oracle_values", "scored", "trained"]
+__all__ = ["measured", "oracle_values", "scored", "trained"]
 
 
 Tasks = Sequence[tuple[Any, ...]]
@@ -34,24 +32,6 @@ def scored(score: Callable[..., Scores], tasks: Tasks) -> Scores:
 def trained(train: Callable[..., TrainingRun], tasks: Mapping[int, tuple[Any, ...]]) -> dict[str, Tensor]:
     """The runs ``train(*task)`` by seed, packed by :func:`flowoe_lib.policies.flow.pack`."""
     return pack(dict(zip(tasks, sweep(train, tasks.values(), "training"), strict=True)))
-
-
-def gains(
-    policies: Mapping[str, Policy],
-    condition: Condition,
-    evaluation: Evaluation,
-    stream: str,
-    references: Collection[str],
-) -> pd.DataFrame:
-    """Utility of each policy, and its gain over the best of ``references`` with a 95 % interval, bps."""
-    runs = evaluate(policies, condition, evaluation, stream)
-    best = max(references, key=lambda name: runs[name].utility.mean().item())
-    rows = []
-    for name, run in runs.items():
-        gain = paired_interval(run.utility - runs[best].utility)
-        rows.append((condition.name, name, best, run.utility.double().mean().item(), *gain))
-    columns = ["condition", "policy", "reference", "utility_bps", "gain_bps", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def oracle_values(condition: Condition, n_buckets: int, grids: Mapping[str, tuple[int, int]]) -> pd.DataFrame:

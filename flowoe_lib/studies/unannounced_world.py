@@ -19,26 +19,33 @@ from torch import Tensor
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.verdicts import compare_learner
 from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
-from flowoe_lib.market.model import Market, Order
+from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
-from flowoe_lib.policies.flow import TrainingRun, pack
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, pack
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import EstimatedSchedule, static_optimal, twap
-from flowoe_lib.policies.unannounced import LevelMixture, UnannouncedLevel, solve_level_belief
+from flowoe_lib.policies.unannounced import (
+    LevelMixture,
+    UnannouncedLevel,
+    solve_level_belief,
+    spread_of_shape,
+)
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import Demonstrations, Recorder, expert_weights, imitate, merge
 from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
+from flowoe_lib.training.universal import universal_range
 
 __all__ = [
     "NAMES",
     "LevelAsVariance",
     "Outcome",
     "announced",
+    "contenders",
     "draw_days",
     "examine",
     "opponents",
@@ -117,6 +124,22 @@ def _trained(
     return TrainingRun(flow, ascend(flow, acting, draw, n_buckets, iterations, draws, PATHS, RATE, world))
 
 
+def contenders(
+    world: UnannouncedLevel, order: Order, n_buckets: int, universal: Mapping[int, EndpointField]
+) -> dict[str, Policy]:
+    """All opponents and the universal policy of each training seed, by name.
+
+    The universal policy is told the slowest mean reversion of its training, see :class:`LevelAsVariance`.
+    """
+    slowest = scalar(universal_range(world.market.heston.rho.item()).kappa[0])
+    told = slowest, scalar(spread_of_shape(world.shape))
+    told_it = {
+        f"universal policy, seed {s}": LevelAsVariance(FlowPolicy(field, 1), *told)
+        for s, field in universal.items()
+    }
+    return {**opponents(world, order, n_buckets), **told_it}
+
+
 def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str, Policy]:
     """All opponents by name, and the belief optimum, which is their limit."""
     mixture = LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets)
@@ -173,21 +196,22 @@ class Outcome(NamedTuple):
 def examine(
     worlds: Mapping[str, UnannouncedLevel],
     order: Order,
-    contenders: Mapping[str, Mapping[str, Policy]],
+    universal: Mapping[int, EndpointField],
     learners: Mapping[str, Sequence[Policy]],
     n_buckets: int,
     n_paths: int,
     seed: int,
 ) -> Outcome:
-    """Test ``learners``, one per training seed, against ``contenders``, both by world, on the same days."""
+    """Test ``learners``, by world and one per training seed, against :func:`contenders` on the same days."""
     parts = []
     for name, world in worlds.items():
         days, weight = draw_days(world, order, n_paths, n_buckets, generator(seed, "unannounced", name))
-        mixture = contenders[name][MIXTURE]
+        others = contenders(world, order, n_buckets, universal)
+        mixture = others[MIXTURE]
         assert isinstance(mixture, LevelMixture)
         best = torch.bucketize(days.market.heston.theta.double(), mixture.bounds)
         with torch.no_grad():
-            compared = _compared(days, weight, best, contenders[name], learners[name], seed)
+            compared = _compared(days, weight, best, others, learners[name], seed)
             behaviour = _behaviour(days, weight, best, mixture, learners[name][0], seed)
         parts.append([table.assign(world=name) for table in (*compared, behaviour)])
     return Outcome(*(pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)))
