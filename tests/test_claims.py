@@ -68,7 +68,8 @@ SCORECARD = pd.DataFrame(
 
 
 @pytest.mark.parametrize(
-    ("won", "total", "words"), [(3, 3, "holds: 3 of 3"), (1, 3, "1 of 3"), (0, 3, "does not hold: 0 of 3")]
+    ("won", "total", "words"),
+    [(3, 3, "holds: 3 of 3"), (1, 3, "holds in 1 of 3"), (0, 3, "does not hold: 0 of 3")],
 )
 def test_verdict(won: int, total: int, words: str) -> None:
     assert verdict(won, total) == words
@@ -108,18 +109,18 @@ def judged(comparisons: pd.DataFrame) -> pd.DataFrame:
 def test_claims_are_counts_of_conditions() -> None:
     table = judged(tables())
     assert table["verdict"].to_dict() == {
-        "1": "1 of 2",
+        "1": "holds in 1 of 2",
         "2": "holds: 2 of 2",
-        "3": "2 of 3",
-        "4": "1 of 2",
-        "5": "1 of 2",
-        "6": "1 of 3",
+        "3": "holds in 2 of 3",
+        "4": "holds in 1 of 2",
+        "5": "holds in 1 of 2",
+        "6": "holds in 1 of 3",
     }
     said = table["evidence"]
     assert said["1"] == "+1.025% (+0.050% to +2.000%) of the best opponent's cost"
     assert said["2"] == "+3.000% (+3.000% to +3.000%) of the best opponent's cost"
-    assert said["3"].startswith("of 3 conditions, over TWAP 3, VWAP 3, ")
-    assert "MPC 2; of 2 in which its risk aversion is chosen, over TWAP 1" in said["3"]
+    assert said["3"].startswith("conditions with both, of 3: over TWAP 3, VWAP 3, ")
+    assert "MPC 2; with its risk aversion chosen, of 2 in the liquidity world: over TWAP 1" in said["3"]
     assert "FlowOE less imitation alone: +0.500%" in said["5"]
     assert said["6"].endswith("heston +1.025%, hidden -0.200%")
 
@@ -156,7 +157,7 @@ def test_tables_of_the_claims() -> None:
     ]
     assert list(told["6"]["worse"]) == [0, 1]
     text = blocks(judge(tables(), CHOSEN, SELECTED), told)
-    assert text["claim_4"].startswith("**1 of 2**: conditions in which imitation acts most like")
+    assert text["claim_4"].startswith("**holds in 1 of 2**: conditions in which imitation acts most like")
     assert len(text) == 6
     assert all("|---" in block for block in text.values())
 
@@ -171,12 +172,12 @@ def test_the_result_in_five_sentences() -> None:
     text = in_short(tables(), SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1})
     lines = text.splitlines()
     assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
-    assert "in 1 of 3 conditions (heston 1 of 2): they differ by less than 0.1% of the cost" in lines[0]
+    assert "in 1 of 3 conditions (heston 1 of 2): the 95 % interval of the difference" in lines[0]
     assert "in 1 of 3 conditions (heston 1 of 2)" in lines[1]
     assert "+2.00 [+1.99, +2.01] in `heston/a`" in lines[1]
     assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in `hidden/h`" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
-    assert "at most 0.6500 in mean capture" in lines[3]
+    assert "with eight differs by at most 0.6500." in lines[3]
     assert lines[4].endswith("takes 0.42 ms on one processor core, one of MPC 3.1 ms.")
 
 

@@ -23,7 +23,7 @@ from flowoe_lib.studies.replay import (
     expected_under_model,
     outcome_table,
     paired_differences,
-    promise_test,
+    prediction_test,
     replay,
     run,
     session_market,
@@ -288,8 +288,8 @@ def test_gains_vanish_at_the_break_even_impact() -> None:
 def test_a_promise_is_tested_with_its_power() -> None:
     """Against the normal law by hand: error .5, promises far below it, at it and far above it."""
     seen = pd.DataFrame({"mean": [1.0, 1.0, 1.0]}).assign(error=0.5)
-    tested = promise_test(seen, pd.Series([0.1, 2.5, 1.6]))
-    assert tested["verdict"].tolist() == ["open", "less", "as promised"]
+    tested = prediction_test(seen, pd.Series([0.1, 2.5, 1.6]))
+    assert tested["verdict"].tolist() == ["open", "less", "as predicted"]
     z = (1.0 - 2.5) / 0.5
     assert tested["p"][1] == pytest.approx(2 * stats.norm.cdf(z), rel=1e-3)
     power = stats.norm.sf(1.96 - 3.2) + stats.norm.cdf(-1.96 - 3.2)

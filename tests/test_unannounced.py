@@ -1,4 +1,4 @@
-"""The unannounced level: filter, optimum and specialists against quadrature, simulation and brute force."""
+"""The unannounced level: filter, optimum and level experts against quadrature, simulation and brute force."""
 
 import math
 from dataclasses import replace
@@ -156,7 +156,7 @@ def test_to_learn_early_is_worth_trading_differently_from_the_posterior_mean(
     assert lead.mean() > 5 * lead.std() / math.sqrt(len(lead))
 
 
-def test_specialists_are_best_between_their_bounds_and_the_mixture_weighs_by_the_posterior() -> None:
+def test_level_experts_are_best_between_their_bounds_and_the_mixture_weighs_by_the_posterior() -> None:
     mixture = LevelMixture.at(torch.tensor(QUANTILES), WORLD, ORDER, N)
     a, b = mixture.bounds.tolist()
     for i, level in enumerate((0.7 * a, (a * b) ** 0.5, 1.4 * b)):
@@ -165,7 +165,7 @@ def test_specialists_are_best_between_their_bounds_and_the_mixture_weighs_by_the
         known = WORLD(paths, market, generator(5, "returns"))
         earned = [
             execute(s, paths, market, ORDER, generator(1), known).utility_bps(ORDER).mean()
-            for s in mixture.specialists
+            for s in mixture.experts
         ]
         assert int(torch.stack(earned).argmax()) == i
         seen = OrderSimulation(paths, market, ORDER, known).observe(N - 2, torch.full((50,), 0.1))

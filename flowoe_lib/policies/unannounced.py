@@ -1,4 +1,4 @@
-"""A day whose variance level is drawn and not announced: the filter, the optimum under it, the specialists.
+"""A day whose variance level is drawn and not announced: the filter, the optimum under it, the level experts.
 
 The level theta is inverse-gamma distributed around the forecast and constant within the day. Traders know its
 law and infer it from returns. Impact is that of the forecast level, so cost is known and risk is not. With m
@@ -36,9 +36,9 @@ from flowoe_lib.policies.schedules import expected_cost, expected_risk, static_o
 __all__ = [
     "LevelMixture",
     "UnannouncedLevel",
+    "level_expert",
     "shape_of_spread",
     "solve_level_belief",
-    "specialist",
     "spread_of_shape",
 ]
 
@@ -206,24 +206,24 @@ def solve_level_belief(
     return solve_estimate(market, order, n_buckets, inventory_nodes, gain, risk, step, start, places)
 
 
-def specialist(plan: Policy, level: float, obs: Observation, noise: Tensor) -> Tensor:
+def level_expert(plan: Policy, level: float, obs: Observation, noise: Tensor) -> Tensor:
     """Trade by the ``plan`` of one variance ``level``, from any inventory, whatever the day tells."""
     return plan(replace(obs, variance=torch.full_like(noise, level)), noise)
 
 
 @dataclass(frozen=True)
 class LevelMixture:
-    """Specialists weighted by the posterior probability that each is the best one for the day's level."""
+    """Level experts weighted by the posterior probability that each is the best one for the day's level."""
 
     world: UnannouncedLevel
-    specialists: tuple[Policy, ...]
+    experts: tuple[Policy, ...]
     """By rising level."""
     bounds: Tensor
-    """Levels at which the best specialist changes, [specialists - 1]."""
+    """Levels at which the best level expert changes, [experts - 1]."""
 
     @classmethod
     def at(cls, quantiles: Tensor, world: UnannouncedLevel, order: Order, n_buckets: int) -> "LevelMixture":
-        """Calibrate a specialist to each of the ``quantiles`` of the level, which rise."""
+        """Calibrate a level expert to each of the ``quantiles`` of the level, which rise."""
         levels = world.levels(quantiles)
         plans = static_optimal(world.market_at(levels), order, n_buckets).inventory
         # Utility is linear in the level, so it is enough to compare cost and risk.
@@ -231,15 +231,15 @@ class LevelMixture:
         risk = order.risk_aversion * expected_risk(world.market, plans) / world.market.heston.theta
         days = [world.market_at(level) for level in levels]
         optima = [solve_oracle(day, order, n_buckets, variance_nodes=9) for day in days]
-        specialists = tuple(map(partial, [specialist] * len(levels), optima, levels.tolist()))
-        return cls(world, specialists, -cost.diff() / risk.diff())
+        experts = tuple(map(partial, [level_expert] * len(levels), optima, levels.tolist()))
+        return cls(world, experts, -cost.diff() / risk.diff())
 
     def weights(self, obs: Observation) -> Tensor:
-        """Posterior probability that each specialist is the best, [specialists, paths]."""
+        """Posterior probability that each level expert is the best, [experts, paths]."""
         below = self.world.probability_below(self.bounds[:, None], obs.variance.double(), obs.k)
         return torch.cat((below[:1] * 0, below, below[:1] * 0 + 1)).diff(dim=0)
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
-        """Mean fraction of the specialists, [paths]."""
-        fractions = torch.stack([specialist(obs, noise) for specialist in self.specialists])
+        """Mean fraction of the level experts, [paths]."""
+        fractions = torch.stack([expert(obs, noise) for expert in self.experts])
         return (self.weights(obs).to(noise) * fractions).sum(0)

@@ -66,8 +66,8 @@ def verdict(won: int, total: int) -> str:
     """The verdict for a number of cases. Raises ValueError unless 0 <= won <= total and total > 0."""
     if not 0 <= won <= total or total == 0:
         raise ValueError(f"won = {won} of total = {total}: must be 0 <= won <= total and total > 0")
-    word = {total: "holds: ", 0: "does not hold: "}.get(won, "")
-    return f"{word}{won} of {total}"
+    word = {total: "holds:", 0: "does not hold:"}.get(won, "holds in")
+    return f"{word} {won} of {total}"
 
 
 def _best(rows: pd.DataFrame) -> pd.DataFrame:
@@ -149,8 +149,8 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
         (all_beaten, f"{_size(benchmarks)} of the best opponent's cost"),
         (
             at_once,
-            f"of {len(at_once)} conditions, over {_listed(by_rival)}; of {chosen['condition'].nunique()} in "
-            f"which its risk aversion is chosen, over {_listed(tuned)}",
+            f"conditions with both, of {len(at_once)}: over {_listed(by_rival)}; with its risk aversion "
+            f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
         ),
         (pd.Series(selected), "conditions in which imitation acts most like the best expert"),
         (
@@ -207,16 +207,18 @@ def in_short(
     return (
         "1. **Equal.** FlowOE equals model predictive control (MPC), which plans again in every bucket as if "
         "its forecasts were certain, in "
-        f"{_where(mpc, 'equal')}: they differ by less than {MATERIAL:.1%} of the cost.\n"
+        f"{_where(mpc, 'equal')}: the 95 % interval of the difference lies within {MATERIAL:.1%} "
+        f"of the cost. In {(mpc['verdict'] == 'open').sum()} the verdict is open.\n"
         f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
         f"{high}, in % of cost.\n"
-        f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, and worse than "
-        f"the best opponent, trained networks included, in {_where(best, 'worse')}, at worst by "
-        f"{lowest}; it is better than the best opponent in {_where(best, 'better')}.\n"
+        f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, in % of cost. "
+        "Against the best opponent of each condition, networks trained in it alone included, it is worse in "
+        f"{_where(best, 'worse')}, at worst by {lowest}, and better in {_where(best, 'better')}.\n"
         "4. **What the parts contribute.** In the Heston world utility changes, in % of cost, by "
         f"{told['imitation alone']} without refinement, by {told['no imitation']} without imitation, and by "
-        f"{told['noise-free network']} with a plain network in place of the flow; one solver step and eight "
-        f"differ by at most {(capture[1] - capture[8]).abs().max():.4f} in mean capture.\n"
+        f"{told['noise-free network']} with a plain network in place of the flow; mean capture with one "
+        "solver step (evaluation of the network) and with eight differs by at most "
+        f"{(capture[1] - capture[8]).abs().max():.4f}.\n"
         f"5. **Speed.** A decision takes {milliseconds['flow_refined']:.2g} ms on one processor core, one of "
         f"MPC {milliseconds['mpc']:.2g} ms."
     )

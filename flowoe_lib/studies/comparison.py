@@ -184,6 +184,8 @@ def whole_range(
 ) -> pd.DataFrame:
     """Capture of the universal policy in a condition, and its regret as a share of the oracle's cost.
 
+    The cost is temporary impact and the charge for risk, without permanent impact.
+
     One row per training seed with one solver step, and one for the first seed with eight.
     """
     first_seed = min(fields)
@@ -196,7 +198,7 @@ def whole_range(
     for trained, steps in entries:
         utility = out[f"{trained}/{steps}"].utility
         capture = capture_interval(utility, out["twap"].utility, best)
-        regret = float((best - utility).double().mean() / best.double().mean().abs())
+        regret = float((best - utility).double().mean() / out["oracle"].cost.double().mean())
         rows.append((condition.name, trained, steps, *capture, regret))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
     return pd.DataFrame(rows, columns=columns)
@@ -212,16 +214,17 @@ def gains(
 ) -> pd.DataFrame:
     """Utility of each of ``policies`` and of all opponents, with full information, bps.
 
-    The gain is over the best of ``references``, with its 95 % interval.
+    The gain is over the best of ``references``, with its 95 % interval; ``cost_bps`` is the cost of that one.
     """
     opponents = opponents_in(exact, condition, evaluation.n_buckets, trained)
     runs = evaluate({**opponents, **policies}, condition, evaluation, stream)
     best = max(references, key=lambda name: runs[name].utility.mean().item())
+    cost = runs[best].cost.double().mean().item()
     rows = []
     for name, run in runs.items():
         gain = paired_interval(run.utility - runs[best].utility)
-        rows.append((condition.name, name, best, run.utility.double().mean().item(), *gain))
-    columns = ["condition", "policy", "reference", "utility_bps", "gain_bps", "ci_low", "ci_high"]
+        rows.append((condition.name, name, best, run.utility.double().mean().item(), cost, *gain))
+    columns = ["condition", "policy", "reference", "utility_bps", "cost_bps", "gain_bps", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "expected_under_model",
     "outcome_table",
     "paired_differences",
-    "promise_test",
+    "prediction_test",
     "replay",
     "run",
     "session_market",
@@ -267,17 +267,17 @@ def break_even_impact(outcomes: pd.DataFrame, policy: str, reference: str) -> fl
     return float(1 + gained / paid)
 
 
-def promise_test(seen: pd.DataFrame, promised: pd.Series, level: float = 0.05) -> pd.DataFrame:
-    """Two-sided test that gains are as promised, with its power if there were no gain at all.
+def prediction_test(seen: pd.DataFrame, predicted: pd.Series, level: float = 0.05) -> pd.DataFrame:
+    """Two-sided test that gains are as predicted, with its power if there were no gain at all.
 
-    ``seen`` has the columns mean and error of :func:`paired_differences`; ``promised`` are the expected gains
-    under the model, bps, with the same index and negligible error. Adds promised, p, power and verdict:
-    "more" or "less" if the test rejects, otherwise "as promised" if its power is at least .8, and "open" if
+    ``seen`` has columns mean and error of :func:`paired_differences`; ``predicted`` are the expected gains
+    under the model, bps, with the same index and negligible error. Adds predicted, p, power and verdict:
+    "more" or "less" if the test rejects, otherwise "as predicted" if its power is at least .8, and "open" if
     not.
     """
-    z = (seen["mean"] - promised) / seen["error"]
+    z = (seen["mean"] - predicted) / seen["error"]
     p = pd.Series(2 * norm.sf(z.abs()), seen.index)
-    power = pd.Series(normal_power(promised.abs() / seen["error"], 1, level), seen.index)
+    power = pd.Series(normal_power(predicted.abs() / seen["error"], 1, level), seen.index)
     rejected = np.where(z > 0, "more", "less")
-    verdict = np.where(p < level, rejected, np.where(power >= 0.8, "as promised", "open"))
-    return seen.assign(promised=promised, p=p, power=power, verdict=verdict)
+    verdict = np.where(p < level, rejected, np.where(power >= 0.8, "as predicted", "open"))
+    return seen.assign(predicted=predicted, p=p, power=power, verdict=verdict)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.execution.execution import Policy, execute
+from flowoe_lib.execution.execution import Execution, Policy, execute
 from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
@@ -130,25 +130,27 @@ def cross_test(
     ``contenders`` are policies by name and by name of their setting. The reference is the oracle, or model
     predictive control with the right model if there are jumps. Rows: policy, setting, tested_in, reference,
     capture (gain over TWAP as a part of the reference's), and regret, the reference's lead as a share of its
-    cost, with ends of its 95 % interval over days.
+    cost (temporary impact and the charge for risk), with ends of its 95 % interval over days.
     """
     rows = []
     for tested in settings:
         paths = tested.days(n_paths, n_buckets, seed)
 
-        def utility(
+        def run(
             policy: Policy, believed: Setting, here: Setting = tested, days: MarketPaths = paths
-        ) -> Tensor:
+        ) -> Execution:
             noise, known = generator(seed, "robustness", "noise"), believed.information(days)
-            return execute(policy, days, here.market, order, noise, known).utility_bps(order).double()
+            return execute(policy, days, here.market, order, noise, known)
 
         with torch.no_grad():
             solved = mpc if tested.jumps else solve_oracle(tested.market, order, n_buckets)
-            best, reference = utility(solved, tested), "mpc" if tested.jumps else "oracle"
-            floor, cost = utility(twap, tested), -best.mean().item()
+            optimum, reference = run(solved, tested), "mpc" if tested.jumps else "oracle"
+            best = optimum.utility_bps(order).double()
+            floor = run(twap, tested).utility_bps(order).double()
+            cost = (optimum.temporary_bps + order.risk_aversion * optimum.expected_risk).mean().item()
             for name, policies in contenders.items():
                 for believed in (s for s in settings if s.name in policies):
-                    reached = utility(policies[believed.name], believed)
+                    reached = run(policies[believed.name], believed).utility_bps(order).double()
                     capture = ((reached - floor).mean() / (best - floor).mean()).item()
                     regret = (x / cost for x in paired_interval(best - reached))
                     rows.append((name, believed.name, tested.name, reference, capture, *regret))

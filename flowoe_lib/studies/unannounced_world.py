@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 
-NAMES, QUANTILES = ("calm", "normal", "stressed"), (0.1, 0.5, 0.9)
-"""The specialists, and the quantiles of the level to which they are calibrated."""
+NAMES, QUANTILES = ("low", "median", "high"), (0.1, 0.5, 0.9)
+"""The level experts, and the quantiles of the level to which their schedules are calibrated."""
 
 
 FLOW, LIMIT, PLANNER = "FlowOE", "belief optimum", "re-planning on the posterior mean"
@@ -62,7 +62,7 @@ STATIC, MIXTURE = "static optimum", "posterior mixture"
 
 
 DEMONSTRATED, SHARPNESS, NOISE_SD = 512, 10.0, 0.5
-"""Days on which the specialists are imitated, sharpness of their weights, and noise of the states."""
+"""Days on which the level experts are imitated, sharpness of their weights, and noise of the states."""
 
 
 PATHS, RATE = 576, 2e-2
@@ -90,7 +90,7 @@ def train(
 ) -> dict[str, Tensor]:
     """Train in every world with every seed; :func:`flowoe_lib.policies.flow.pack`, world by world.
 
-    The specialists are imitated on days of drawn levels, weighted by their utility on the day; then the
+    The level experts are imitated on days of drawn levels, weighted by their utility on the day; then the
     policy is refined. It observes the posterior mean of the level, in both stages.
     """
     tasks = [(world, order, n_buckets, imitations, iterations, s) for world in worlds.values() for s in seeds]
@@ -104,9 +104,9 @@ def _trained(
     days, likelihood = draw_days(world, order, DEMONSTRATED, n_buckets, draws)
     utilities, recorded = [], []
     with torch.no_grad():
-        for specialist in LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets).specialists:
-            utilities.append(days.utility(specialist, draws))
-            recorder = Recorder(specialist, NOISE_SD)
+        for expert in LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets).experts:
+            utilities.append(days.utility(expert, draws))
+            recorder = Recorder(expert, NOISE_SD)
             days.utility(recorder, draws)
             recorded.append(recorder.demonstrations())
     weights = expert_weights(torch.stack(utilities), SHARPNESS) * len(NAMES) * likelihood.float()
@@ -147,7 +147,7 @@ def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str
         LIMIT: solve_level_belief(world, order, n_buckets),
         PLANNER: mpc,
         MIXTURE: mixture,
-        **dict(zip(NAMES, mixture.specialists, strict=True)),
+        **dict(zip(NAMES, mixture.experts, strict=True)),
         STATIC: static_optimal(world.market, order, n_buckets),
         "Almgren-Chriss": almgren_chriss(world.market, order, n_buckets),
         "TWAP": twap,
@@ -187,10 +187,11 @@ class Outcome(NamedTuple):
     utility: pd.DataFrame
     """Mean utility of each policy, bps, and its gain over the static optimum as a share of the limit's."""
     comparisons: pd.DataFrame
-    """FlowOE against every opponent, :func:`flowoe_lib.evaluation.verdicts.compare_learner`."""
+    """FlowOE against every opponent, :func:`flowoe_lib.evaluation.verdicts.compare_learner`; a difference is
+    material from a share of the belief optimum's cost."""
     behaviour: pd.DataFrame
-    """Share of decisions nearest to each specialist, mean belief M / E[theta] and mean inventory, by policy,
-    by ``day``, the name of the specialist that is best at its level, and by bucket."""
+    """Share of decisions nearest to each level expert, mean belief M / E[theta], mean inventory, by policy,
+    by ``day``, the name of the level expert that is best at its level, and by bucket."""
 
 
 def examine(
@@ -228,11 +229,13 @@ def _compared(
     def earned(policy: Policy) -> Tensor:
         return weight * days.utility(policy, generator(seed, "unannounced", "noise"))
 
+    limit = execute(contenders[LIMIT], days.paths, days.market, days.order, generator(seed), days.known)
+    spent = (weight * (limit.temporary_bps + days.order.risk_aversion * limit.expected_risk)).mean().item()
     utility = {name: earned(policy) for name, policy in contenders.items()}
-    specialists = torch.stack([utility[name] for name in NAMES])
-    utility["best specialist in hindsight"] = specialists.gather(0, best[None])[0]
+    experts = torch.stack([utility[name] for name in NAMES])
+    utility["best level expert in hindsight"] = experts.gather(0, best[None])[0]
     learned = torch.stack([earned(policy) for policy in learners])
-    comparisons = compare_learner(learned, {name: u[None] for name, u in utility.items()}, seed)
+    comparisons = compare_learner(learned, {name: u[None] for name, u in utility.items()}, seed, spent)
     utility |= {FLOW: learned.mean(0)} | {f"{FLOW}, seed {i}": u for i, u in enumerate(learned)}
     informed = announced(days.known.market, days.order, days.paths.n_buckets)
     done = execute(informed, days.paths, days.market, days.order, generator(seed))
@@ -251,7 +254,7 @@ def _behaviour(
     nearest, probable = [], []
 
     def observed(obs: Observation, noise: Tensor) -> Tensor:
-        fractions = torch.stack([act(obs, noise) for act in (flow, *mixture.specialists)])
+        fractions = torch.stack([act(obs, noise) for act in (flow, *mixture.experts)])
         scores = score_of_fraction(fractions, obs.n_buckets - obs.k)
         nearest.append((scores[1:] - scores[0]).abs().argmin(0))
         probable.append(mixture.weights(obs).argmax(0))
