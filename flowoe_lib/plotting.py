@@ -87,7 +87,7 @@ LOOKS: dict[str, Look] = {
     "mpc_informed": Look("MPC, informed", "#164a18", ":", "D"),
     "dynamic_program": Look("Dynamic program", "#4a4a8f", (0, (4, 1, 1, 1)), "p"),  # type: ignore[arg-type]
     "dynamic_program_informed": Look("Dynamic program, informed", "#25254a", ":", "p"),
-    "specialist": Look("Specialist", "#8a5a2b", "--", "+"),
+    "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),
@@ -111,10 +111,11 @@ def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
     Markers begin at a point of the policy's own, so that curves which coincide can be told apart.
     """
     look, x = LOOKS[policy], np.asarray(x)
+    every = max(len(x) // 4, 1)
     marks: dict[str, Any] = {
         "marker": look.marker,
         "ms": 3.5,
-        "markevery": (list(LOOKS).index(policy), max(len(x) // 4, 1)),
+        "markevery": (list(LOOKS).index(policy) % every, every),
     }
     axes.plot(x, np.asarray(y), color=look.colour, linestyle=look.line, label=look.name, **marks)
 

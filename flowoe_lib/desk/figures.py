@@ -38,7 +38,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_r
         percent = 100 * schedule[["participation", "participation_high"]]
         for column, dash, label in zip(percent, ("-", "--"), ("median day", "one day in ten"), strict=True):
             lower.step(edges[:-1], percent[column], dash, where="post", color=look.colour, label=label)
-        lower.set(ylabel="of volume, %", xlabel="time of day", ylim=(0, None))
+        lower.set(ylabel="share of volume, %", xlabel="time of day", ylim=(0, None))
         lower.legend(ncols=2)
         _clock_ticks(lower, schedule.index)
     return figure
@@ -54,6 +54,7 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
         curves = frontier.groupby("policy", sort=False).filter(lambda rows: rows["std_bps"].nunique() > 1)
         for name, rows in curves.groupby("policy", sort=False):
             line(axes, rows["std_bps"], rows["cost_bps"], str(name))
+            axes.lines[-1].set_marker("")
         for name, std, cost in zip(costs.index, costs["std_bps"], costs["cost_bps"], strict=True):
             look = LOOKS[name]
             alone = None if name in set(curves["policy"]) else look.name
@@ -75,7 +76,7 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
         for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#4aa89d", "--")):
             upper.stairs(day[name], edges, baseline=None, color=colour, linestyle=linestyle, label=name)
         upper.axhline(1, color="black", linewidth=0.6)
-        upper.set(ylabel="over the usual", title="One day: what the market does, and what is traded")
+        upper.set(ylabel="over its usual level", title="One day: what the market does, and what is traded")
         upper.legend(ncols=2)
         flow, static = LOOKS[policy], LOOKS["static_optimal"]
         for column, look in (("traded", flow), ("static_traded", static)):

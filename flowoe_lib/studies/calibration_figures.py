@@ -28,7 +28,8 @@ def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Fig
     """
     figure, axes = plt.subplots(figsize=(7.2, 3.4))
     percent = 100 * history
-    axes.plot(percent.index, percent["day"], ".", color=LIGHT, markersize=1.5, label="one day's range")
+    axes.plot(percent.index, percent["day"], ".", color=LIGHT, markersize=1.5)
+    axes.plot([], [], "o", color=LIGHT, markersize=4, label="one day's range")
     axes.plot(percent.index, percent["level"], color=DARK, linewidth=0.9, label="forecast level")
     axes.plot(percent.index, percent["vix"], color=MIDDLE, linewidth=0.9, label="VIX")
     for name, level in levels.items():
@@ -37,9 +38,8 @@ def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Fig
     axes.set(yscale="log", ylabel="volatility, % per sqrt(day)", xlabel="date", ylim=(0.15, 9))
     axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     axes.yaxis.set_minor_formatter(NullFormatter())
-    message = "Three levels span twenty years of S&P 500 volatility, 2008 included"
-    axes.legend(loc="upper right", ncols=3, markerscale=5)
-    return titled(figure, message)
+    message = "Calm is the median day; in 2008 volatility was beyond crisis"
+    return titled(figure, message, axes)
 
 
 @style()

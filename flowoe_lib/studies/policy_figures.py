@@ -13,8 +13,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
+from flowoe_lib.evaluation.verdicts import MATERIAL
 from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
 
 __all__ = [
@@ -37,6 +38,10 @@ __all__ = [
 ]
 
 
+PLAIN = Look("", "#22313f", "-", "o")
+"""Rows that are not one policy each."""
+
+
 @style()
 def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message: str) -> Figure:
     """Inventory over the day, one panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
@@ -44,8 +49,9 @@ def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message
     for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
         for policy, inventory in by_policy.items():
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
-        axes.set(title=condition, xlabel="time of day", ylim=(0, 1))
-    panels[0].set_ylabel("inventory left")
+        axes.set(title=condition, xlabel="share of the day passed", ylim=(0, 1))
+    for axes in panels[::3]:
+        axes.set_ylabel("inventory,\nshare of the order")
     first, *others = plans.values()
     for policy in dict.fromkeys(policy for plan in others for policy in plan if policy not in first):
         line(panels[0], [], [], policy)
@@ -70,7 +76,12 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
             look = LOOKS[str(policy)]
             axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=look.name)
         axes.set(title=condition, xlabel="standard deviation, bps")
-    panels[0].set_ylabel("expected cost, bps")
+    for axes in panels[::3]:
+        axes.set_ylabel("expected cost, bps")
+    known = set(panels[0].get_legend_handles_labels()[1])
+    for look in (LOOKS[policy] for policy in marked["policy"].unique()):
+        if look.name not in known:
+            panels[0].plot([], [], look.marker, color=look.colour, label=look.name)
     return titled(figure, message, panels[0])
 
 
@@ -81,7 +92,7 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
     ``learning`` has columns opponent, condition, seed, decisions, seconds, capture; the first opponent is the
     one in use, the others are other methods.
     """
-    floor, colours = -0.2, ("#7a5195", "#1b3a6b", "#c0562f", "#4aa89d")
+    floor, colours = -0.2, (LOOKS["rl"].colour, "#22313f", "#7f8c99", "#b3bcc5")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.8), sharey=True)
     runs = list(dict.fromkeys(learning["opponent"]))
     main = learning[learning["opponent"] == runs[0]]
@@ -99,7 +110,7 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
     middle.set(xlabel="processor seconds")
     right.set(title=where, xlabel="processor seconds")
     for axes in (left, middle, right):
-        axes.axhline(0.98, color="black", lw=0.8, ls=":")
+        axes.axhline(1, color="black", lw=0.8, ls=":")
     return titled(figure, message, right, ncols=2)
 
 
@@ -115,8 +126,10 @@ def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
 
 
 def _heat(axes: Axes, cells: pd.DataFrame, digits: str, top: float) -> None:
-    sns.heatmap(cells, ax=axes, cmap="Greys", vmin=0, vmax=top, annot=True, fmt=digits, cbar=False, lw=0.5)
+    look = {"cmap": "Greys", "vmin": 0, "vmax": 1.8 * top, "annot_kws": {"color": "black"}, "lw": 0.5}
+    sns.heatmap(cells.clip(upper=1.8 * top), ax=axes, annot=cells, fmt=digits, cbar=False, **look)
     axes.tick_params(axis="y", rotation=0)
+    axes.tick_params(length=0)
     axes.grid(visible=False)
 
 
@@ -144,7 +157,7 @@ def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str)
     colour = LOOKS["flow_refined"].colour
     _band(left, utility.set_axis(np.linspace(0, len(gradient), len(utility))), colour)
     _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
-    left.set(xlabel="iteration", ylabel="utility over TWAP on\nvalidation days, scaled")
+    left.set(xlabel="iteration", ylabel="utility over TWAP,\nunits of the attainable gain")
     right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
     return titled(figure, message)
 
@@ -188,8 +201,12 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.set(xlabel="solver steps K")
     axes.set_ylabel("utility over the best expert,\nshare of its cost")
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(_percent)
     return titled(figure, message, axes, ncols=2)
+
+
+def _percent(share: float, place: float) -> str:
+    return f"{100 * share:g}%"
 
 
 def _name_rows(axes: Axes, names: pd.Series) -> npt.NDArray[np.int64]:
@@ -229,7 +246,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
         _intervals(axes, ends, row["place"] + 0.16 * (i - middle), look, label=look.name)
     axes.axvline(0, color="black", lw=0.8)
     _symmetric_log(axes, linear)
-    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.xaxis.set_major_formatter(_percent)
     axes.set(xlabel="utility less that of the best opponent, share of its cost")
     return titled(figure, message, axes)
 
@@ -244,9 +261,11 @@ def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
     least = 1e-5
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
     rows = rows.assign(place=_name_rows(axes, rows["condition"])).query("policy != 'oracle'")
-    for policy, row in rows.groupby("policy", sort=False):
+    middle = (rows["policy"].nunique() - 1) / 2
+    for i, (policy, row) in enumerate(rows.groupby("policy", sort=False)):
         missed = (1 - row[["capture", "capture_ci_high", "capture_ci_low"]]).clip(lower=least)
-        _intervals(axes, missed, row["place"], LOOKS[str(policy)], label=LOOKS[str(policy)].name, ms=5)
+        look, places = LOOKS[str(policy)], row["place"] + 0.08 * (i - middle)
+        _intervals(axes, missed, places, look, label=look.name, ms=4, elinewidth=0.8)
     axes.set(
         xscale="log", xlabel=f"missed share of the oracle's gain over TWAP (1 - capture, at least {least:g})"
     )
@@ -268,7 +287,7 @@ def interval_figure(
     place = _name_rows(panels[0, 0], rows["policy"])
     for axes, (name, label) in zip(panels[0], quantities.items(), strict=True):
         ends = rows[[name, f"{name}_ci_low", f"{name}_ci_high"]]
-        _intervals(axes, ends, place, LOOKS["flow_refined"], label="mean with its 95 % interval")
+        _intervals(axes, ends, place, PLAIN, label="mean with its 95 % interval")
         axes.axvline(0, color="black", lw=0.8)
         axes.set(xlabel=label)
         if linear is not None:
@@ -293,10 +312,12 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.set(xlim=(-x, x), ylim=(-y, y), title=f"against {LOOKS[str(expert)].name}")
         axes.axhline(0, color="black", lw=0.8)
         axes.axvline(0, color="black", lw=0.8)
-        axes.xaxis.set_major_formatter("{x:+.0%}")
+        axes.xaxis.set_major_formatter(_percent)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("change in standard deviation")
     for axes in panels[::3]:
         axes.set_ylabel("change in mean P&L, bps")
+    figure.text(0.97, 0.25, "shaded: higher mean and\nlower standard deviation", ha="right")
     return titled(figure, message)
 
 
@@ -315,12 +336,14 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             row = rows[rows["world"] == world]
             place = _name_rows(axes, row["condition"])
             ends = row[["utility", "utility_ci_low", "utility_ci_high"]]
+            axes.axvspan(-MATERIAL, MATERIAL, color="#e8e8e8", lw=0, zorder=0)
             _intervals(axes, ends, place, LOOKS["flow_refined"], ms=3)
-            axes.tick_params(axis="y", labelsize=6.5)
+            axes.tick_params(axis="y", labelsize=7)
             axes.axvline(0, color="black", lw=0.8)
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(_percent)
             axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
-            axes.set(title=world, xlabel="share of the best opponent's cost")
+            axes.set(title=world)
+    figure.supxlabel("difference in utility, % of the best opponent's cost; shaded: not material", fontsize=9)
     return titled(figure, message)
 
 
@@ -382,4 +405,4 @@ def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
         _heat(axes, cells.reindex(index=order, columns=order), ".1f", 5)
         axes.set(title=name, xlabel="B, tested in", ylabel="")
     panels[0].set_ylabel("A, trained or planned in")
-    return titled(figure, f"{message}, % of cost")
+    return titled(figure, f"{message} (regret, % of cost)")

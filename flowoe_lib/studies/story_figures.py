@@ -100,6 +100,6 @@ def day_figure(
         below.lines[-1].set_label(f"{LOOKS[policy].name}: {cost_bps[policy]:.1f} bps")
         line(panels[3], np.linspace(0, 1, len(inventory)), inventory - inventories["oracle"], policy)
     below.set(ylabel="inventory,\nshare of the order", ylim=(0, 1))
-    below.legend(title="cost of impact and risk")
+    below.legend(title="cost of impact (permanent included) and risk")
     panels[3].set(xlabel="time, share of the day", ylabel="inventory less\nthe oracle's")
     return titled(figure, message)
