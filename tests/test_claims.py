@@ -22,7 +22,7 @@ CHOSEN = pd.DataFrame(
         for c, mean in {"a": 1, "b": -1}.items()
     ]
 )
-SELECTED = {"a": True, "b": False}
+SELECTED = {"a": ["mpc", "mpc"], "b": ["mpc", "rl"]}
 
 
 def row(
@@ -150,7 +150,7 @@ def test_tables_of_the_claims() -> None:
         "1 (0)",
         "-",
     ]
-    assert list(told["4"].iloc[1]) == ["b", "MPC", "no"]
+    assert list(told["4"].iloc[1]) == ["b", "MPC", "RL expert", "no"]
     assert told["5"].to_numpy().tolist() == [
         ["a", "better", "worse", "better", "yes"],
         ["b", "better", "worse", "equal", "no"],
@@ -169,7 +169,7 @@ PARTS = pd.DataFrame(
 
 
 def test_the_result_in_five_sentences() -> None:
-    text = in_short(tables(), SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1})
+    text = in_short(tables(), SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1, "rl": 0.3})
     lines = text.splitlines()
     assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
     assert "in 1 of 3 conditions (heston 1 of 2): the 95 % interval of the difference" in lines[0]
@@ -178,10 +178,10 @@ def test_the_result_in_five_sentences() -> None:
     assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in `hidden/h`" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
     assert "with eight differs by at most 0.6500." in lines[3]
-    assert lines[4].endswith("takes 0.42 ms on one processor core, one of MPC 3.1 ms.")
+    assert lines[4].endswith("one of MPC 3.1 ms, one of an RL expert 0.3 ms.")
 
 
 def test_a_verdict_that_no_comparison_has_is_told_without_worlds() -> None:
     even = tables().assign(verdict="equal")
-    text = in_short(even, SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1})
+    text = in_short(even, SCORECARD, PARTS, {"flow_refined": 0.42, "mpc": 3.1, "rl": 0.3})
     assert "better than MPC in 0 of 3 conditions; the greatest" in text

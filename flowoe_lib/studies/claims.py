@@ -6,7 +6,7 @@ training seeds together, against one reference in one condition. Verdicts on uti
 whole 95 % interval is on the better side of zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -40,6 +40,10 @@ CLAIMS = (
     "5. the refining loss is what lifts it above its experts",
     "6. effective where conditions change during the day",
 )
+
+
+CHOICE = ("condition", "best expert imitated", "expert that imitation acts most like", "the same")
+"""Columns of the table of claim 4."""
 
 
 RIVALS = (*BENCHMARKS, "replanned", "mpc")
@@ -117,7 +121,9 @@ def _lifted(refined: pd.DataFrame, imitation: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, bool]) -> pd.DataFrame:
+def judge(
+    comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
     """Verdicts on the six claims: claim, verdict, evidence (the size of the difference in one line).
 
     Parameters
@@ -126,8 +132,8 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
         Comparisons of "flow_refined" in all worlds and of "flow_imitation" at least in the Heston world.
     chosen : pandas.DataFrame
         The table of :func:`flowoe_lib.evaluation.frontier.dominance`.
-    selected : mapping of str to bool
-        Whether imitation acts most like the best expert, by condition.
+    selected : mapping of str to sequence of str
+        The best of the imitated experts and the one that imitation acts most like, by condition.
     """
     everywhere = in_one_step(comparisons, "flow_refined").reset_index(drop=True)
     refined = _of_heston(comparisons, "flow_refined")
@@ -152,7 +158,10 @@ def judge(comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str
             f"conditions with both, of {len(at_once)}: over {_listed(by_rival)}; with its risk aversion "
             f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
         ),
-        (pd.Series(selected), "conditions in which imitation acts most like the best expert"),
+        (
+            pd.Series({name: first == alike for name, (first, alike) in selected.items()}),
+            "conditions in which imitation acts most like the best expert",
+        ),
         (
             lifted["holds"],
             f"FlowOE less imitation alone: {_size(alone)} of cost; imitation alone less the best opponent: "
@@ -220,7 +229,7 @@ def in_short(
         "solver step (evaluation of the network) and with eight differs by at most "
         f"{(capture[1] - capture[8]).abs().max():.4f}.\n"
         f"5. **Speed.** A decision takes {milliseconds['flow_refined']:.2g} ms on one processor core, one of "
-        f"MPC {milliseconds['mpc']:.2g} ms."
+        f"MPC {milliseconds['mpc']:.2g} ms, one of an RL expert {milliseconds['rl']:.2g} ms."
     )
 
 
@@ -250,7 +259,7 @@ def _risk_line(where: str, rows: pd.DataFrame) -> dict[str, object]:
 
 
 def evidence(
-    comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, bool]
+    comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, Sequence[str]]
 ) -> dict[str, pd.DataFrame]:
     """A table for each claim, by its number; the arguments are those of :func:`judge`."""
     everywhere = in_one_step(comparisons, "flow_refined")
@@ -259,9 +268,7 @@ def evidence(
     others = worlds["heston"].query("reference != 'vwap'").groupby("reference", sort=False)
     versus = {str(name): _line(LOOKS[str(name)].name, rows) for name, rows in others}
     best = _best(worlds["heston"])
-    named = best.set_index("condition")["reference"]
     lifted = _lifted(worlds["heston"], _of_heston(comparisons, "flow_imitation"))
-    alike = "imitation acts most like the best expert"
     tables: dict[str, list[dict[str, object]]] = {
         "1": [_line("the best opponent", best), *versus.values()],
         "2": [line for name, line in versus.items() if name in BENCHMARKS],
@@ -270,8 +277,8 @@ def evidence(
             _risk_line("liquidity, risk aversion chosen", chosen),
         ],
         "4": [
-            {"condition": name, "best of all opponents": LOOKS[named[name]].name, alike: ("no", "yes")[held]}
-            for name, held in selected.items()
+            dict(zip(CHOICE, (name, LOOKS[a].name, LOOKS[b].name, ("no", "yes")[a == b]), strict=True))
+            for name, (a, b) in selected.items()
         ],
         "6": [_line(f"{world}: the best opponent", _best(rows)) for world, rows in worlds.items()],
     }
