@@ -47,6 +47,7 @@ def tables(imitation: float = -5.0) -> pd.DataFrame:
     rows += [row("heston", c, "mpc", imitation, "flow_imitation") for c in gains]
     # Claim 5 is about the Heston world alone.
     rows += [row("hidden", "h", "mpc", -9.0, "flow_imitation")]
+    rows += [row("hidden", "h", "dynamic_program", 0.4)]
     rows += [row("hidden", "h", name, -0.2 if name == "mpc" else 1.0, tail=-1.0) for name in RIVALS]
     table = pd.DataFrame(rows)
     return table.assign(verdict=verdicts(table))
@@ -175,6 +176,7 @@ def test_the_result_in_five_sentences() -> None:
     assert "in 1 of 3 conditions (heston 1 of 2): the 95 % interval of the difference" in lines[0]
     assert "in 1 of 3 conditions (heston 1 of 2)" in lines[1]
     assert "+2.00 [+1.99, +2.01] in `heston/a`" in lines[1]
+    assert "in 1 of 1 conditions (hidden 1 of 1), with a difference of +0.400% (" in lines[1]
     assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in `hidden/h`" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
     assert "with eight differs by at most 0.6500." in lines[3]

@@ -207,7 +207,8 @@ def in_short(
     """
     refined = in_one_step(comparisons, "flow_refined")
     refined = refined.assign(condition=refined["world"] + "/" + refined["condition"])
-    best, mpc = _best(refined), refined[refined["reference"] == "mpc"]
+    best = _best(refined)
+    mpc, program = (refined[refined["reference"] == name] for name in ("mpc", "dynamic_program"))
     (low, high), lowest = _extremes(mpc), _extremes(best)[0]
     steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
@@ -219,7 +220,8 @@ def in_short(
         f"{_where(mpc, 'equal')}: the 95 % interval of the difference lies within {MATERIAL:.1%} "
         f"of the cost. In {(mpc['verdict'] == 'open').sum()} the verdict is open.\n"
         f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
-        f"{high}, in % of cost.\n"
+        f"{high}, in % of cost. Against the dynamic program of `full`, which allows for later signals, it is "
+        f"better in {_where(program, 'better')}, with a difference of {_size(program)} of cost.\n"
         f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, in % of cost. "
         "Against the best opponent of each condition, networks trained in it alone included, it is worse in "
         f"{_where(best, 'worse')}, at worst by {lowest}, and better in {_where(best, 'better')}.\n"
