@@ -95,7 +95,7 @@ _FORMATS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
 """How values are encoded and decoded, by the suffix of their file."""
 
 
-LARGEST = 1_000_000
+LARGEST = 2_000_000
 """Bytes of the largest entry that is published; what is larger is quickly made."""
 
 
