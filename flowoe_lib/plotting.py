@@ -20,7 +20,18 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-__all__ = ["LOOKS", "Look", "by_name", "line", "panel_grid", "save", "save_table", "style", "titled"]
+__all__ = [
+    "LOOKS",
+    "Look",
+    "by_name",
+    "line",
+    "panel_grid",
+    "readable",
+    "save",
+    "save_table",
+    "style",
+    "titled",
+]
 
 
 @contextmanager
@@ -103,6 +114,26 @@ def by_name(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the names of figures in place of the keys of policies, in its index and its columns."""
     names = {key: look.name for key, look in LOOKS.items()}
     return table.rename(index=names, columns=names)
+
+
+TERMS = {
+    "ci_low": "low",
+    "ci_high": "high",
+    "utility": "difference",
+    "utility_ci_low": "low",
+    "utility_ci_high": "high",
+    "material_bps": "material size",
+    "solver_steps": "solver steps",
+    "training_seed": "training seed",
+    "risk_aversion": "risk aversion, per bps",
+}
+"""Columns of the tables as readers see them."""
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`by_name`, with columns and levels of columns named by ``TERMS``."""
+    out = by_name(table).rename(columns=TERMS)
+    return out.rename_axis(columns=[TERMS.get(str(name), name) for name in out.columns.names])
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:

@@ -118,8 +118,8 @@ def test_claims_are_counts_of_conditions() -> None:
         "6": "holds in 1 of 3",
     }
     said = table["evidence"]
-    assert said["1"] == "+1.025% (+0.050% to +2.000%) of the best opponent's cost"
-    assert said["2"] == "+3.000% (+3.000% to +3.000%) of the best opponent's cost"
+    assert said["1"] == "mean (least to greatest): +1.025% (+0.050% to +2.000%) of the best opponent's cost"
+    assert said["2"] == "mean (least to greatest): +3.000% (+3.000% to +3.000%) of the best opponent's cost"
     assert said["3"].startswith("conditions with both, of 3: over TWAP 3, VWAP 3, ")
     assert "MPC 2; with its risk aversion chosen, of 2 in the liquidity world: over TWAP 1" in said["3"]
     assert "FlowOE less imitation alone: +0.500%" in said["5"]
@@ -140,8 +140,8 @@ def test_tables_of_the_claims() -> None:
         1,
         2,
     ]
-    assert first.loc["the best opponent", "least, %"] == "+0.05 [+0.04, +0.06] in `b`"
-    assert first.loc["the best opponent", "most, %"] == "+2.00 [+1.99, +2.01] in `a`"
+    assert first.loc["the best opponent", "least, %"] == "+0.050 [+0.040, +0.060] in `b`"
+    assert first.loc["the best opponent", "most, %"] == "+2.000 [+1.990, +2.010] in `a`"
     assert list(told["2"]["against"]) == ["TWAP", "Almgren-Chriss", "Static optimum"]
     assert list(told["2"]["better"]) == [2] * 3
     risks = told["3"].set_index("world")
@@ -175,9 +175,9 @@ def test_the_result_in_five_sentences() -> None:
     assert [line[:3] for line in lines] == [f"{i}. " for i in range(1, 6)]
     assert "in 1 of 3 conditions (heston 1 of 2): the 95 % interval of the difference" in lines[0]
     assert "in 1 of 3 conditions (heston 1 of 2)" in lines[1]
-    assert "+2.00 [+1.99, +2.01] in `heston/a`" in lines[1]
-    assert "in 1 of 1 conditions (hidden 1 of 1), with a difference of +0.400% (" in lines[1]
-    assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.20 [-0.21, -0.19] in `hidden/h`" in lines[2]
+    assert "+2.000 [+1.990, +2.010] in `heston/a`" in lines[1]
+    assert "better in 1 of 1 conditions and worse in 0, with a difference of +0.400% (" in lines[1]
+    assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.200 [-0.210, -0.190] in" in lines[2]
     assert "-1.000 [-2.000, +3.000] without refinement, by +0.010 [" in lines[3]
     assert "with eight differs by at most 0.6500." in lines[3]
     assert lines[4].endswith("one of MPC 3.1 ms, one of an RL expert 0.3 ms.")

@@ -139,7 +139,8 @@ def judge(
     refined = _of_heston(comparisons, "flow_refined")
     imitation = _of_heston(comparisons, "flow_imitation")
     best, best_everywhere = _best(refined), _best(everywhere)
-    benchmarks = refined[refined["reference"].isin(BENCHMARKS)]
+    # Volume is flat in the Heston world, so that VWAP is TWAP.
+    benchmarks = refined[refined["reference"].isin(BENCHMARKS) & (refined["reference"] != "vwap")]
     all_beaten = benchmarks.groupby("condition")["verdict"].apply(lambda v: set(v) == {"better"})
     rivals = everywhere[everywhere["reference"].isin(RIVALS)]
     both = _risks(rivals)["both"]
@@ -151,8 +152,8 @@ def judge(
     alone = refined[refined["reference"] == "flow_imitation"]
     by_world = ", ".join(f"{world} {mean:+.3%}" for world, mean in gains.items())
     rows = [
-        (best["verdict"] == "better", f"{_size(best)} of the best opponent's cost"),
-        (all_beaten, f"{_size(benchmarks)} of the best opponent's cost"),
+        (best["verdict"] == "better", f"mean (least to greatest): {_size(best)} of the best opponent's cost"),
+        (all_beaten, f"mean (least to greatest): {_size(benchmarks)} of the best opponent's cost"),
         (
             at_once,
             f"conditions with both, of {len(at_once)}: over {_listed(by_rival)}; with its risk aversion "
@@ -164,8 +165,8 @@ def judge(
         ),
         (
             lifted["holds"],
-            f"FlowOE less imitation alone: {_size(alone)} of cost; imitation alone less the best opponent: "
-            f"{_size(_best(imitation))}",
+            f"mean (least to greatest), FlowOE less imitation alone: {_size(alone)} of cost; imitation alone "
+            f"less the best opponent: {_size(_best(imitation))}",
         ),
         (best_everywhere["verdict"] == "better", f"mean difference to the best opponent: {by_world}"),
     ]
@@ -178,7 +179,8 @@ def judge(
 
 def _size(rows: pd.DataFrame) -> str:
     """Difference in utility as a share of the cost: mean, least and greatest over the conditions."""
-    mean, low, high = (f"{x:+.3%}" for x in shares(rows)["utility"].agg(["mean", "min", "max"]))
+    ends = shares(rows)["utility"].agg(["mean", "min", "max"]).round(5) + 0.0
+    mean, low, high = map("{:+.3%}".format, ends)
     return f"{mean} ({low} to {high})"
 
 
@@ -212,7 +214,7 @@ def in_short(
     (low, high), lowest = _extremes(mpc), _extremes(best)[0]
     steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
-    changes = 100 * parts[["share", "share_ci_low", "share_ci_high"]]
+    changes = (100 * parts[["share", "share_ci_low", "share_ci_high"]]).round(3) + 0.0
     told = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row) for name, *row in changes.itertuples()}
     return (
         "1. **Equal.** FlowOE equals model predictive control (MPC), which plans again in every bucket as if "
@@ -221,7 +223,8 @@ def in_short(
         f"of the cost. In {(mpc['verdict'] == 'open').sum()} the verdict is open.\n"
         f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
         f"{high}, in % of cost. Against the dynamic program of `full`, which allows for later signals, it is "
-        f"better in {_where(program, 'better')}, with a difference of {_size(program)} of cost.\n"
+        f"better in {(program['verdict'] == 'better').sum()} of {len(program)} conditions and worse in "
+        f"{(program['verdict'] == 'worse').sum()}, with a difference of {_size(program)} of cost.\n"
         f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, in % of cost. "
         "Against the best opponent of each condition, networks trained in it alone included, it is worse in "
         f"{_where(best, 'worse')}, at worst by {lowest}, and better in {_where(best, 'better')}.\n"
@@ -237,10 +240,10 @@ def in_short(
 
 def _extremes(rows: pd.DataFrame) -> list[str]:
     """Least and most favourable difference in utility with its interval, % of cost."""
-    percent = 100 * shares(rows)
+    percent = (100 * shares(rows)).round(3) + 0.0
     ends = percent["utility"].argmin(), percent["utility"].argmax()
     return [
-        "{:+.2f} [{:+.2f}, {:+.2f}] in `{}`".format(*percent.iloc[i], rows["condition"].iloc[i]) for i in ends
+        "{:+.3f} [{:+.3f}, {:+.3f}] in `{}`".format(*percent.iloc[i], rows["condition"].iloc[i]) for i in ends
     ]
 
 
