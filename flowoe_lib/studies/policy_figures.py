@@ -402,7 +402,7 @@ def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         rows = table[table["policy"] == name]
         cells = 100 * rows.pivot(index="setting", columns="tested_in", values="regret")
-        _heat(axes, cells.reindex(index=order, columns=order), ".1f", 5)
+        _heat(axes, cells.reindex(index=order, columns=order), ".1f", 10)
         axes.set(title=name, xlabel="B, tested in", ylabel="")
     panels[0].set_ylabel("A, trained or planned in")
     return titled(figure, f"{message} (regret, % of cost)")
