@@ -50,6 +50,8 @@ class WithoutValues(TorchFunctionMode):
                 return 0.0
             if func is Tensor.cpu:
                 return args[0]
+            if func is Tensor.nonzero:
+                return torch.arange(len(args[0]), device="meta")[:, None]
             if func is Tensor.addcmul_ and args[1].device != args[0].device:
                 raise RuntimeError("CUDA's addcmul takes a number on the CPU only as its last factor")
         return func(*args, **(kwargs or {}))
