@@ -133,7 +133,8 @@ TERMS = {
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`by_name`, with columns and levels of columns named by ``TERMS``."""
     out = by_name(table).rename(columns=TERMS)
-    return out.rename_axis(columns=[TERMS.get(str(name), name) for name in out.columns.names])
+    out.columns.names = [TERMS.get(str(name), name) for name in out.columns.names]
+    return out
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
