@@ -117,23 +117,37 @@ def by_name(table: pd.DataFrame) -> pd.DataFrame:
 
 
 TERMS = {
+    "blind_optimum": "Optimum, unaware of drift",
     "ci_low": "low",
     "ci_high": "high",
     "utility": "difference",
     "utility_ci_low": "low",
     "utility_ci_high": "high",
     "material_bps": "material size",
+    "above_zero": "above zero",
     "solver_steps": "solver steps",
     "training_seed": "training seed",
     "risk_aversion": "risk aversion, per bps",
+    "half_life": "half-life, days",
+    "capture_mean": "mean capture",
+    "capture_worst": "worst capture",
+    "regret_worst": "worst regret",
+    "orders_needed": "orders needed",
+    "least_weight": "least weight",
+    "least_cost_bps": "least cost, bps",
+    "std_share": "std",
+    "cvar95": "CVaR95",
+    "price_bps": "price, bps",
 }
-"""Columns of the tables as readers see them."""
+"""Rows, columns and their levels in tables as readers see them."""
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`by_name`, with columns and levels of columns named by ``TERMS``."""
-    out = by_name(table).rename(columns=TERMS)
-    out.columns.names = [TERMS.get(str(name), name) for name in out.columns.names]
+    """The table with the names of ``LOOKS`` and ``TERMS`` for its rows, columns and levels."""
+    terms: dict[Any, Any] = {key: look.name for key, look in LOOKS.items()} | TERMS
+    out = table.rename(index=terms, columns=terms)
+    out.index.names = [terms.get(name, name) for name in out.index.names]
+    out.columns.names = [terms.get(name, name) for name in out.columns.names]
     return out
 
 

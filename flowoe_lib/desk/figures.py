@@ -32,7 +32,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_r
         line(upper, edges, np.r_[shares, schedule["median"]], policy)
         for name in schedule.columns.intersection(list(LOOKS)):
             line(upper, edges, np.r_[shares, schedule[name]], name)
-        upper.set(ylabel="shares left", ylim=(0, None), title="What is left of the order")
+        upper.set(ylabel="shares left", ylim=(0, None), title="Inventory through the day")
         upper.yaxis.set_major_formatter(EngFormatter())
         upper.legend(ncols=2)
         percent = 100 * schedule[["participation", "participation_high"]]
@@ -60,7 +60,7 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
             alone = None if name in set(curves["policy"]) else look.name
             axes.plot(std, cost, look.marker, color=look.colour, label=alone)
         axes.set(xlabel="standard deviation of cost, bps", ylabel="expected cost, bps")
-        axes.set_title("What less risk costs; marked: the risk aversion in use")
+        axes.set_title("Less risk costs more; marked: the risk aversion in use")
         axes.legend()
     return figure
 
@@ -76,7 +76,7 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
         for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#4aa89d", "--")):
             upper.stairs(day[name], edges, baseline=None, color=colour, linestyle=linestyle, label=name)
         upper.axhline(1, color="black", linewidth=0.6)
-        upper.set(ylabel="over its usual level", title="One day: what the market does, and what is traded")
+        upper.set(ylabel="over its usual level", title="One simulated day: volatility, depth and trades")
         upper.legend(ncols=2)
         flow, static = LOOKS[policy], LOOKS["static_optimal"]
         for column, look in (("traded", flow), ("static_traded", static)):
