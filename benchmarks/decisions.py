@@ -78,8 +78,8 @@ def main() -> None:
             beside = full.observe(BUCKET, inventory, (1 - inventory) / 2)
             for name in (UNIT, "MPC"):
                 decisions[f"{name}, memory and signal"] = Decision(policies[name], beside)
-            for k in (1, 8):
-                decisions[f"FlowOE, K = {k}, compiled"] = torch.compile(decisions[f"FlowOE, K = {k}, eager"])
+            for name in [name for name in decisions if "eager" in name]:
+                decisions[name.replace("eager", "compiled")] = torch.compile(decisions[name])
             kernels = {name: partial(decide, *state) for name, decide in decisions.items()}
             by_turns(kernels, 3)
             best = by_turns(kernels, REPETITIONS[batch])

@@ -98,7 +98,7 @@ LOOKS: dict[str, Look] = {
     "mpc_informed": Look("MPC, informed", "#164a18", ":", "D"),
     "dynamic_program": Look("Dynamic program", "#4a4a8f", (0, (4, 1, 1, 1)), "p"),  # type: ignore[arg-type]
     "dynamic_program_informed": Look("Dynamic program, informed", "#25254a", ":", "p"),
-    "specialist": Look("Specialist", "#8a5a2b", "--", "h"),
+    "specialist": Look("Specialist", "#8a5a2b", "--", "1"),
     "rl": Look("RL expert", "#7a5195", (0, (3, 1, 1, 1)), "X"),  # type: ignore[arg-type]
     "flow_imitation": Look("Imitation only", "#e8a33d", "--", "<"),
     "flow_refined": Look("FlowOE", "#c0392b", "-", "o"),

@@ -61,6 +61,11 @@ def output(cell: Mapping[str, Any]) -> str:
     return "".join("".join(holder[key]) for holder, key in texts(cell))
 
 
+def tables(cell: Mapping[str, Any]) -> str:
+    """The HTML of a cell's outputs."""
+    return "".join("".join(o.get("data", {}).get("text/html", "")) for o in cell["outputs"])
+
+
 def problems(notebook: Json) -> list[str]:
     """What is wrong with a notebook that is to be committed, one line each."""
     code = [c for c in notebook["cells"] if c["cell_type"] == "code" and source(c).strip()]
@@ -80,15 +85,23 @@ def problems(notebook: Json) -> list[str]:
         ("injected-parameters" in metadata, "holds injected parameters"),
         (not any(checked(c) and any(texts(c)) for c in code), "has no checked cell with text output"),
     ]
-    return [what for wrong, what in found if wrong] + [what for c in code for what in _untidy(source(c))]
+    untidy = [what for c in code for what in (*_untidy(source(c)), *_unreadable(tables(c)))]
+    return [what for wrong, what in found if wrong] + untidy
 
 
 def _length(node: ast.FunctionDef) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
+def _unreadable(html: str) -> Iterator[str]:
+    """Names of code and negative zeros in the cells of a table."""
+    for text in re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", html):
+        if re.search(r"[a-z]_[a-z]", text) or re.fullmatch(r"-0(\.0*)?\s*%?", text.strip()):
+            yield f"has a table with '{text}'"
+
+
 def _untidy(text: str) -> Iterator[str]:
-    if (lines := sum(1 for line in text.splitlines() if line.strip())) > 30:
+    if (lines := sum(1 for line in text.splitlines() if line.strip())) > 20:
         yield f"has a cell of {lines} lines"
     python = TransformerManager().transform_cell(text)  # type: ignore[no-untyped-call]
     for node in ast.walk(ast.parse(python)):
@@ -99,6 +112,14 @@ def _untidy(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_notebook_is_complete_and_tidy(path: Path) -> None:
     assert problems(read(path)) == []
+
+
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "10", "11", "12"])
+def test_no_table_shows_vwap_where_volume_is_flat(number: str) -> None:
+    path = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    html = "".join(tables(c) for c in read(path)["cells"] if c["cell_type"] == "code")
+    assert "TWAP" in html or number in ("06", "11")
+    assert "VWAP" not in html
 
 
 def test_quick_profile_names_the_committed_notebooks() -> None:
@@ -126,6 +147,11 @@ def sample() -> Json:
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
 
 
+def table(cell: str) -> Json:
+    html = f"<table><tr><td id='a'>{cell}</td></tr></table>"
+    return {"output_type": "display_data", "data": {"text/html": html}, "metadata": {}}
+
+
 WARNING = {"output_type": "stream", "name": "stderr", "text": "a warning"}
 ERROR = {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
 LONG_FUNCTION = "def late():" + "\n    x = 1" * 8
@@ -145,7 +171,9 @@ LONG_FUNCTION = "def late():" + "\n    x = 1" * 8
         (1, {"metadata": {"tags": ["injected-parameters"]}}, "holds injected parameters"),
         (2, {"outputs": []}, "has no checked cell with text output"),
         (2, {"source": "print(1)"}, "has no checked cell with text output"),
-        (1, {"source": "x = 1\n\n" * 31}, "has a cell of 31 lines"),
+        (1, {"source": "x = 1\n\n" * 21}, "has a cell of 21 lines"),
+        (1, {"outputs": [table("training_seed")]}, "has a table with 'training_seed'"),
+        (1, {"outputs": [table("-0.00 %")]}, "has a table with '-0.00 %'"),
         (1, {"source": LONG_FUNCTION}, "defines late in 9 lines"),
     ],
 )

@@ -142,7 +142,9 @@ def check_page(browser: Chrome) -> None:
     images = browser.find_elements(By.XPATH, "//img[contains(@class, 'widget-image')]")
     assert len(images) == 4
     wait.until(lambda b: len({image.rect["x"] for image in images}) == 1)
-    assert all(image.rect["width"] <= 500 for image in images)
+    assert all(image.rect["x"] + image.rect["width"] <= 500 for image in images)
+    for table in browser.find_elements(By.TAG_NAME, "table"):
+        assert table.rect["x"] + table.rect["width"] <= 500
     assert "Traceback" not in browser.find_element(By.TAG_NAME, "body").text
     assert not browser.find_elements(By.XPATH, "//*[contains(@data-mime-type, 'error')]")
 
@@ -187,6 +189,16 @@ def test_site_from_its_landing_page(browser: Chrome) -> None:
     find(browser, "//nav//a[text()='Running it']").click()
     find(browser, "//td[contains(., 'make site')]")
     find(browser, "//a[text()='API of the library']").click()
+    find(browser, "//nav//a[text()='FlowOE, replicated']").click()
+    find(browser, "//article//a[starts-with(., '3. higher profit')]").click()
+    check_illustrated(browser, "Claim 3")
+    find(browser, "//article//h2[starts-with(., 'What would change it')]")
+    browser.back()
+    find(browser, "//article//a[text()='your order']").click()
+    find(browser, "//article//td[contains(., 'COST_LIMIT_BPS')]")
+    browser.get((SITE / "api" / "flowoe_lib.html").as_uri())
+    find(browser, "//h1[contains(., 'flowoe_lib')]")
+    browser.get((SITE / "index.html").as_uri())
     find(browser, "//nav//a[text()='FlowOE, replicated']").click()
     check_illustrated(browser, "FlowOE, replicated")
     assert browser.current_url == (SITE / "index.html").as_uri()

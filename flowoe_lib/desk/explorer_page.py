@@ -87,7 +87,7 @@ class Dial(NamedTuple):
 
 DIALS = (
     Dial("volatility", "volatility, % per √day", 0.02, logarithmic=True, scale=100),
-    Dial("cv", "volatility of volatility", 0.02),
+    Dial("cv", "variation of variance", 0.02),
     Dial("illiquidity", "illiquidity, normal = 1", 0.1),
     Dial("depth_sd", "depth variability, sd of log", 0.05),
     Dial("size", "order size, % of ADV", 0.02, logarithmic=True, scale=100),

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from flowoe_lib.plotting import LOOKS, line, style
+from flowoe_lib.plotting import LOOKS, line, style, titled
 
 __all__ = ["day_figure", "order_frontier_figure", "schedule_figure"]
 
@@ -32,7 +32,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_r
         line(upper, edges, np.r_[shares, schedule["median"]], policy)
         for name in schedule.columns.intersection(list(LOOKS)):
             line(upper, edges, np.r_[shares, schedule[name]], name)
-        upper.set(ylabel="shares left", ylim=(0, None), title="Inventory through the day")
+        upper.set(ylabel="shares left", ylim=(0, None))
         upper.yaxis.set_major_formatter(EngFormatter())
         upper.legend(ncols=2)
         percent = 100 * schedule[["participation", "participation_high"]]
@@ -41,7 +41,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_r
         lower.set(ylabel="share of volume, %", xlabel="time of day", ylim=(0, None))
         lower.legend(ncols=2)
         _clock_ticks(lower, schedule.index)
-    return figure
+        return titled(figure, "Inventory through the day")
 
 
 def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure:
@@ -60,9 +60,8 @@ def order_frontier_figure(frontier: pd.DataFrame, costs: pd.DataFrame) -> Figure
             alone = None if name in set(curves["policy"]) else look.name
             axes.plot(std, cost, look.marker, color=look.colour, label=alone)
         axes.set(xlabel="standard deviation of cost, bps", ylabel="expected cost, bps")
-        axes.set_title("Less risk costs more; marked: the risk aversion in use")
         axes.legend()
-    return figure
+        return titled(figure, "Less risk costs more; marked: the risk aversion in use")
 
 
 def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
@@ -73,10 +72,10 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
     with style():
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True)
         edges = np.arange(len(day) + 1)
-        for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#4aa89d", "--")):
+        for name, colour, linestyle in (("volatility", "#22313f", "-"), ("depth", "#8a9bb0", "--")):
             upper.stairs(day[name], edges, baseline=None, color=colour, linestyle=linestyle, label=name)
         upper.axhline(1, color="black", linewidth=0.6)
-        upper.set(ylabel="over its usual level", title="One simulated day: volatility, depth and trades")
+        upper.set(ylabel="over its usual level")
         upper.legend(ncols=2)
         flow, static = LOOKS[policy], LOOKS["static_optimal"]
         for column, look in (("traded", flow), ("static_traded", static)):
@@ -86,4 +85,4 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
         lower.yaxis.set_major_formatter(EngFormatter())
         lower.legend(ncols=2)
         _clock_ticks(lower, day.index)
-    return figure
+        return titled(figure, "One simulated day: volatility, depth and trades")

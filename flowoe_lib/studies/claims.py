@@ -23,8 +23,11 @@ __all__ = [
     "in_one_step",
     "in_short",
     "judge",
+    "percent",
     "shares",
+    "tails",
     "verdict",
+    "without_flat_vwap",
 ]
 
 
@@ -46,8 +49,26 @@ CHOICE = ("condition", "best expert imitated", "expert that imitation acts most 
 """Columns of the table of claim 4."""
 
 
+FLAT = 1e-3
+"""Difference in utility of VWAP and TWAP, bps, below which volume is considered to have no profile."""
+
+
 RIVALS = (*BENCHMARKS, "replanned", "mpc")
 """Policies over which higher profit and lower risk at once are tested."""
+
+
+def without_flat_vwap(
+    table: pd.DataFrame, column: str = "policy", value: str = "utility_bps"
+) -> pd.DataFrame:
+    """Rows without VWAP in conditions whose volume has no profile, where VWAP is TWAP.
+
+    ``column`` names the policies and ``value`` their utility, by world and condition.
+    """
+    keys = ["world", "condition"]
+    of = table.drop_duplicates([*keys, column]).pivot(index=keys, columns=column, values=value)
+    flat = (of["vwap"] - of["twap"]).abs() < FLAT
+    rows = pd.MultiIndex.from_frame(table[keys])
+    return table[(table[column] != "vwap") | ~flat.reindex(rows).to_numpy()]
 
 
 def in_one_step(comparisons: pd.DataFrame, policy: str) -> pd.DataFrame:
@@ -64,6 +85,12 @@ def shares(comparisons: pd.DataFrame) -> pd.DataFrame:
     """Difference in utility with its interval, as shares of the cost that defines a material difference."""
     ends = comparisons[["utility", "utility_ci_low", "utility_ci_high"]]
     return ends.div(comparisons["material_bps"] / MATERIAL, axis=0)
+
+
+def percent(share: float) -> str:
+    """A share in per cent with its sign, to about three digits, without the sign of per cent."""
+    size = abs(100 * share)
+    return f"{100 * share:+.{1 if size >= 10 else 2 if size >= 1 else 3 if size >= 1e-3 else 4}f}"
 
 
 def verdict(won: int, total: int) -> str:
@@ -88,22 +115,37 @@ def _risks(rows: pd.DataFrame) -> pd.DataFrame:
 def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFrame:
     """One row per world: verdicts against the best opponent, size of the difference, capture, dominance.
 
+    ``below_zero`` counts intervals of the difference to the best opponent that lie wholly below zero.
     ``gain_*`` are mean, least and greatest difference in utility to the best opponent, as shares of its
     cost, ``mpc_*`` the same to model predictive control. Captures are averages over training seeds.
-    ``dominates_*`` count conditions with a higher mean and a lower standard deviation at once.
+    ``dominates_*`` count conditions with a higher mean and a lower standard deviation at once, missing for
+    VWAP in worlds where it is TWAP.
     """
     by = refined["world"]
     table = count_verdicts(_best(refined)).set_index("world").rename(columns={"comparisons": "conditions"})
+    below = (_best(refined)["utility_ci_high"] < 0).groupby(by, sort=False).sum()
+    table = table.assign(below_zero=below)
     for name, rows in {"gain": _best(refined), "mpc": refined[refined["reference"] == "mpc"]}.items():
         ends = shares(rows)["utility"].groupby(by, sort=False).agg(["mean", "min", "max"])
         table = table.join(ends.add_prefix(f"{name}_"))
     learned = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["solver_steps"] == 1)]
     capture = learned.groupby(["world", "condition"])["capture"].mean().groupby("world")
     table = table.join(capture.agg(["mean", "min"]).add_prefix("capture_"))
-    both = _risks(refined)["both"]
+    rivals = without_flat_vwap(refined, "reference", "reference_utility_bps")
+    both = _risks(rivals)["both"]
     for name in RIVALS:
-        table[f"dominates_{name}"] = both[refined["reference"] == name].groupby(by, sort=False).sum()
+        table[f"dominates_{name}"] = both[rivals["reference"] == name].groupby(rivals["world"]).sum()
     return table.reset_index()
+
+
+def _room(best: pd.DataFrame, scorecard: pd.DataFrame) -> pd.Series:
+    """Whether the optimum, or its upper bound, is materially above the best opponent, where it is known."""
+    keys = ["world", "condition"]
+    utility = scorecard.pivot_table("utility_bps", keys, "policy").reindex(columns=["limit", "oracle"])
+    limit = utility["limit"].fillna(utility["oracle"]).dropna()
+    opponents = best.set_index(keys)
+    gap = (limit - opponents["reference_utility_bps"]).dropna()
+    return gap > opponents["material_bps"].reindex(gap.index)
 
 
 def _lifted(refined: pd.DataFrame, imitation: pd.DataFrame) -> pd.DataFrame:
@@ -122,7 +164,10 @@ def _lifted(refined: pd.DataFrame, imitation: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(
-    comparisons: pd.DataFrame, chosen: pd.DataFrame, selected: Mapping[str, Sequence[str]]
+    comparisons: pd.DataFrame,
+    scorecard: pd.DataFrame,
+    chosen: pd.DataFrame,
+    selected: Mapping[str, Sequence[str]],
 ) -> pd.DataFrame:
     """Verdicts on the six claims: claim, verdict, evidence (the size of the difference in one line).
 
@@ -130,6 +175,8 @@ def judge(
     ----------
     comparisons : pandas.DataFrame
         Comparisons of "flow_refined" in all worlds and of "flow_imitation" at least in the Heston world.
+    scorecard : pandas.DataFrame
+        Utility of all policies in all worlds, the optimum included.
     chosen : pandas.DataFrame
         The table of :func:`flowoe_lib.evaluation.frontier.dominance`.
     selected : mapping of str to sequence of str
@@ -139,36 +186,54 @@ def judge(
     refined = _of_heston(comparisons, "flow_refined")
     imitation = _of_heston(comparisons, "flow_imitation")
     best, best_everywhere = _best(refined), _best(everywhere)
-    # Volume is flat in the Heston world, so that VWAP is TWAP.
-    benchmarks = refined[refined["reference"].isin(BENCHMARKS) & (refined["reference"] != "vwap")]
-    all_beaten = benchmarks.groupby("condition")["verdict"].apply(lambda v: set(v) == {"better"})
+    everywhere = without_flat_vwap(everywhere, "reference", "reference_utility_bps")
+    fixed = everywhere[everywhere["reference"].isin(BENCHMARKS)]
+    beaten = fixed.groupby(["world", "condition"])["verdict"].apply(lambda v: set(v) == {"better"})
+    benchmarks = fixed[fixed["world"] == "heston"]
     rivals = everywhere[everywhere["reference"].isin(RIVALS)]
     both = _risks(rivals)["both"]
     at_once = both.groupby([rivals["world"], rivals["condition"]]).all()
     tuned = _risks(chosen)["both"].groupby(chosen["reference"], sort=False).sum()
-    by_rival = both.groupby(rivals["reference"], sort=False).sum()
+    by_rival = both.groupby(rivals["reference"], sort=False).agg(["sum", "size"])
+    over = (f"{LOOKS[str(name)].name} {row['sum']} of {row['size']}" for name, row in by_rival.iterrows())
     lifted = _lifted(refined, imitation)
     gains = shares(best_everywhere)["utility"].groupby(best_everywhere["world"], sort=False).mean()
     alone = refined[refined["reference"] == "flow_imitation"]
-    by_world = ", ".join(f"{world} {mean:+.3%}" for world, mean in gains.items())
+    room, room_everywhere = _room(best, scorecard), _room(best_everywhere, scorecard)
+    chose = pd.Series({name: first == alike for name, (first, alike) in selected.items()})
     rows = [
-        (best["verdict"] == "better", f"mean (least to greatest): {_size(best)} of the best opponent's cost"),
-        (all_beaten, f"mean (least to greatest): {_size(benchmarks)} of the best opponent's cost"),
+        (
+            best["verdict"] == "better",
+            f"equal in {(best['verdict'] == 'equal').sum()} of {len(best)}; the exact optimum is materially "
+            f"above the best opponent in {room.sum()} of {len(room)}; mean (least to greatest): "
+            f"{_size(best)} of the best opponent's cost",
+        ),
+        (
+            beaten["heston"],
+            f"mean (least to greatest), shares of the best opponent's cost: {_sizes(benchmarks)}",
+        ),
         (
             at_once,
-            f"conditions with both, of {len(at_once)}: over {_listed(by_rival)}; with its risk aversion "
+            f"conditions with both: over {', '.join(over)}; with its risk aversion "
             f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
         ),
         (
-            pd.Series({name: first == alike for name, (first, alike) in selected.items()}),
-            "conditions in which imitation acts most like the best expert",
+            chose,
+            "conditions in which imitation acts most like the best expert; in the others the two experts' "
+            f"utilities differ by at most {_apart(imitation, selected):.3f} % of cost",
         ),
         (
             lifted["holds"],
             f"mean (least to greatest), FlowOE less imitation alone: {_size(alone)} of cost; imitation alone "
             f"less the best opponent: {_size(_best(imitation))}",
         ),
-        (best_everywhere["verdict"] == "better", f"mean difference to the best opponent: {by_world}"),
+        (
+            best_everywhere["verdict"] == "better",
+            "the optimum, or an upper bound of it, is materially above the best opponent in "
+            f"{room_everywhere.sum()} of {len(room_everywhere)}; FlowOE is better than all schedules fixed "
+            f"before the open in {beaten.sum()} of {len(beaten)}; mean difference to the best opponent, % of "
+            f"its cost: {', '.join(f'{world} {percent(mean)}' for world, mean in gains.items())}",
+        ),
     ]
     judged = [
         (claim, verdict(int(holds.sum()), len(holds)), size)
@@ -177,11 +242,22 @@ def judge(
     return pd.DataFrame(judged, columns=["claim", "verdict", "evidence"])
 
 
+def _apart(imitation: pd.DataFrame, selected: Mapping[str, Sequence[str]]) -> float:
+    """Greatest difference in utility of the two experts of ``selected``, % of the best opponent's cost."""
+    utility = imitation.set_index(["condition", "reference"])["reference_utility_bps"].to_dict()
+    cost = (_best(imitation).set_index("condition")["material_bps"] / MATERIAL).to_dict()
+    return float(max(abs(utility[c, a] - utility[c, b]) / cost[c] for c, (a, b) in selected.items())) * 100
+
+
 def _size(rows: pd.DataFrame) -> str:
     """Difference in utility as a share of the cost: mean, least and greatest over the conditions."""
-    ends = shares(rows)["utility"].agg(["mean", "min", "max"]).round(5) + 0.0
-    mean, low, high = map("{:+.3%}".format, ends)
-    return f"{mean} ({low} to {high})"
+    mean, low, high = map(percent, shares(rows)["utility"].agg(["mean", "min", "max"]))
+    return f"{mean} % ({low} to {high})"
+
+
+def _sizes(rows: pd.DataFrame) -> str:
+    groups = rows.groupby("reference", sort=False)
+    return ", ".join(f"over {LOOKS[str(name)].name} {_size(group)}" for name, group in groups)
 
 
 def _listed(counts: pd.Series) -> str:
@@ -212,45 +288,78 @@ def in_short(
     best = _best(refined)
     mpc, program = (refined[refined["reference"] == name] for name in ("mpc", "dynamic_program"))
     (low, high), lowest = _extremes(mpc), _extremes(best)[0]
-    steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
+    learned = scorecard[scorecard["policy"] == "flow_refined"]
+    steps = learned[learned["world"] == "heston"]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
-    changes = (100 * parts[["share", "share_ci_low", "share_ci_high"]]).round(3) + 0.0
-    told = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row) for name, *row in changes.itertuples()}
+    told = {
+        str(name): "{} [{}, {}]".format(*map(percent, row))
+        for name, *row in parts[["share", "share_ci_low", "share_ci_high"]].itertuples()
+    }
+    counts = ", ".join(f"{name} in {(program['verdict'] == name).sum()}" for name in VERDICTS)
+    first = learned[
+        (learned["training_seed"] == learned["training_seed"].min()) & (learned["solver_steps"] == 1)
+    ]
+    shipped = first.set_index(first["world"] + "/" + first["condition"])["utility_bps"]
+    behind = shipped.reindex(program["condition"]) < program.set_index("condition")["reference_utility_bps"]
     return (
         "1. **Equal.** FlowOE equals model predictive control (MPC), which plans again in every bucket as if "
-        "its forecasts were certain, in "
-        f"{_where(mpc, 'equal')}: the 95 % interval of the difference lies within {MATERIAL:.1%} "
-        f"of the cost. In {(mpc['verdict'] == 'open').sum()} the verdict is open.\n"
-        f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}; the greatest difference is "
-        f"{high}, in % of cost. Against the dynamic program of `full`, which allows for later signals, it is "
-        f"better in {(program['verdict'] == 'better').sum()} of {len(program)} conditions and worse in "
-        f"{(program['verdict'] == 'worse').sum()}, with a difference of {_size(program)} of cost.\n"
+        f"its forecasts were certain, in {_where(mpc, 'equal')}: the 95 % interval of the difference lies "
+        f"within {100 * MATERIAL:.2g} % of cost. In {(mpc['verdict'] == 'open').sum()} the verdict is open. "
+        f"The whole interval is below zero in {(mpc['utility_ci_high'] < 0).sum()} conditions and above "
+        f"zero in {(mpc['utility_ci_low'] > 0).sum()}.\n"
+        f"2. **Better.** It is better than MPC in {_where(mpc, 'better')}, by up to {high}, in % of cost. "
+        "Against the dynamic program of `full`, which allows for later signals, it is "
+        f"{counts} of {len(program)} conditions: {_size(program)} of cost, mean (least to greatest). The "
+        "network that comes with the library, one of those averaged, is below that program in "
+        f"{behind.sum()} of them.\n"
         f"3. **Worse.** It is worse than MPC in {_where(mpc, 'worse')}, at worst by {low}, in % of cost. "
         "Against the best opponent of each condition, networks trained in it alone included, it is worse in "
-        f"{_where(best, 'worse')}, at worst by {lowest}, and better in {_where(best, 'better')}.\n"
+        f"{_where(best, 'worse')}, at worst by {lowest}, and better in {_where(best, 'better')}; the "
+        f"verdict is equal in {(best['verdict'] == 'equal').sum()}, and the whole interval is below zero in "
+        f"{(best['utility_ci_high'] < 0).sum()}.\n"
         "4. **What the parts contribute.** In the Heston world utility changes, in % of cost, by "
         f"{told['imitation alone']} without refinement, by {told['no imitation']} without imitation, and by "
         f"{told['noise-free network']} with a plain network in place of the flow; mean capture with one "
         "solver step (evaluation of the network) and with eight differs by at most "
         f"{(capture[1] - capture[8]).abs().max():.4f}.\n"
-        f"5. **Speed.** A decision takes {milliseconds['flow_refined']:.2g} ms on one processor core, one of "
-        f"MPC {milliseconds['mpc']:.2g} ms, one of an RL expert {milliseconds['rl']:.2g} ms."
+        f"5. **Speed.** A decision alone takes {milliseconds['flow_refined']:.2g} ms on one processor core, "
+        f"one of MPC {milliseconds['mpc']:.2g} ms, one of an RL expert {milliseconds['rl']:.2g} ms, and a "
+        f"look-up in the table of the exact optimum, once solved, {milliseconds['oracle']:.2g} ms."
+    )
+
+
+def tails(refined: pd.DataFrame) -> str:
+    """A sentence that counts the conditions in which CVaR95 is worse than that of two opponents."""
+    worse = _risks(refined)["worse CVaR95"]
+    told = []
+    for name in ("static_optimal", "mpc"):
+        rows = refined["reference"] == name
+        by_world = worse[rows].groupby(refined["world"], sort=False).agg(["sum", "size"]).query("sum > 0")
+        where = ", ".join(f"{world} {row['sum']} of {row['size']}" for world, row in by_world.iterrows())
+        told.append(f"that of {LOOKS[name].name} in {worse[rows].sum()} of {rows.sum()} conditions ({where})")
+    return (
+        "**Tails.** Utility charges for variance only, so a policy with a higher utility may have fatter "
+        "tails. The mean profit of the worst 5 % of days (CVaR95) is lower for FlowOE, with the whole 95 % "
+        f"interval, than {' and than '.join(told)}."
     )
 
 
 def _extremes(rows: pd.DataFrame) -> list[str]:
     """Least and most favourable difference in utility with its interval, % of cost."""
-    percent = (100 * shares(rows)).round(3) + 0.0
-    ends = percent["utility"].argmin(), percent["utility"].argmax()
+    size = shares(rows)
     return [
-        "{:+.3f} [{:+.3f}, {:+.3f}] in `{}`".format(*percent.iloc[i], rows["condition"].iloc[i]) for i in ends
+        "{} [{}, {}] in `{}`".format(*map(percent, size.iloc[i]), rows["condition"].iloc[i])
+        for i in (size["utility"].argmin(), size["utility"].argmax())
     ]
 
 
 def _line(what: str, rows: pd.DataFrame) -> dict[str, object]:
     """Counts of verdicts on utility, with the least and most favourable difference."""
     counts = count_verdicts(rows, ["policy"]).iloc[0]
-    numbers = {name: counts[name] for name in VERDICTS} | {"above zero": counts["above_zero"]}
+    numbers = {name: counts[name] for name in VERDICTS} | {
+        "below zero": int((rows["utility_ci_high"] < 0).sum()),
+        "above zero": counts["above_zero"],
+    }
     least, most = _extremes(rows)
     return {"against": what, "conditions": len(rows)} | numbers | {"least, %": least, "most, %": most}
 
@@ -268,9 +377,9 @@ def evidence(
 ) -> dict[str, pd.DataFrame]:
     """A table for each claim, by its number; the arguments are those of :func:`judge`."""
     everywhere = in_one_step(comparisons, "flow_refined")
+    everywhere = without_flat_vwap(everywhere, "reference", "reference_utility_bps")
     worlds = {str(world): rows for world, rows in everywhere.groupby("world", sort=False)}
-    # Volume is flat in the Heston world, so that VWAP is TWAP.
-    others = worlds["heston"].query("reference != 'vwap'").groupby("reference", sort=False)
+    others = worlds["heston"].groupby("reference", sort=False)
     versus = {str(name): _line(LOOKS[str(name)].name, rows) for name, rows in others}
     best = _best(worlds["heston"])
     lifted = _lifted(worlds["heston"], _of_heston(comparisons, "flow_imitation"))

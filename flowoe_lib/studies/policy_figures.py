@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, SymmetricalLogLocator
 
 from flowoe_lib.evaluation.verdicts import MATERIAL
 from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
@@ -157,7 +157,7 @@ def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str)
     colour = LOOKS["flow_refined"].colour
     _band(left, utility.set_axis(np.linspace(0, len(gradient), len(utility))), colour)
     _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
-    left.set(xlabel="iteration", ylabel="utility over TWAP,\nunits of the attainable gain")
+    left.set(xlabel="iteration", ylabel="utility over TWAP, in units\nof the estimated attainable gain")
     right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
     return titled(figure, message)
 
@@ -225,9 +225,13 @@ def _intervals(axes: Axes, rows: pd.DataFrame, y: npt.ArrayLike, look: Look, **o
 
 
 def _symmetric_log(axes: Axes, linear: float) -> None:
-    """A horizontal axis that is logarithmic beyond ``linear`` on either side of zero, and shaded within."""
-    axes.axvspan(-linear, linear, color="#e8e8e8", lw=0, zorder=0, label="linear part of the axis")
+    """A horizontal axis that is logarithmic beyond ``linear`` on either side of zero, and hatched within."""
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "#dcdcdc", "hatch": "////", "lw": 0}
+    axes.axvspan(-linear, linear, zorder=0, label="linear part of the axis", **hatched)
     axes.set_xscale("symlog", linthresh=linear)
+    decades = np.log10(np.abs(axes.get_xlim()).max() / linear)
+    subs = (1, 2, 5) if decades < 1 else (1,)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=linear, base=10, subs=subs))
 
 
 @style()
@@ -235,7 +239,7 @@ def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Utility less the best opponent's, with 95 % intervals: a row per condition, a marker per policy.
 
     ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best opponent's cost).
-    The axis is logarithmic beyond ``linear`` on either side of zero, and the range in between is shaded.
+    The axis is logarithmic beyond ``linear`` on either side of zero, and the range in between is hatched.
     """
     linear = 1e-5
     figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
@@ -280,7 +284,7 @@ def interval_figure(
 
     ``rows`` has the column policy, and each quantity with its ``..._ci_low`` and ``..._ci_high``;
     ``quantities`` names its axis. If ``linear`` is given, axes are logarithmic beyond it on either side of
-    zero, and the range in between is shaded.
+    zero, and the range in between is hatched.
     """
     size = (7.2, 0.26 * len(rows) + 1.4)
     figure, panels = plt.subplots(1, len(quantities), figsize=size, sharey=True, squeeze=False)
@@ -340,10 +344,13 @@ def world_figure(rows: pd.DataFrame, message: str) -> Figure:
             _intervals(axes, ends, place, LOOKS["flow_refined"], ms=3)
             axes.tick_params(axis="y", labelsize=7)
             axes.axvline(0, color="black", lw=0.8)
-            axes.xaxis.set_major_formatter(_percent)
-            axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
+            axes.xaxis.set_major_formatter(lambda share, place: f"{100 * share:g}")
+            axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
             axes.set(title=world)
-    figure.supxlabel("difference in utility, % of the best opponent's cost; shaded: not material", fontsize=9)
+    figure.supxlabel(
+        "difference in utility with its 95 % interval, % of the best opponent's cost; shaded: not material",
+        fontsize=9,
+    )
     return titled(figure, message)
 
 
@@ -403,6 +410,6 @@ def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
         rows = table[table["policy"] == name]
         cells = 100 * rows.pivot(index="setting", columns="tested_in", values="regret")
         _heat(axes, cells.reindex(index=order, columns=order), ".1f", 10)
-        axes.set(title=name, xlabel="B, tested in", ylabel="")
-    panels[0].set_ylabel("A, trained or planned in")
+        axes.set(title=name, xlabel="B, true market", ylabel="")
+    panels[0].set_ylabel("A, believed market")
     return titled(figure, f"{message} (regret, % of cost)")

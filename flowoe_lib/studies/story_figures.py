@@ -60,18 +60,21 @@ def flow_figure(
 
     ``paths[policy]`` is [solver steps + 1, samples] in units of an action; ``experts`` are actions by name.
     """
-    figure, panels = plt.subplots(1, len(paths), figsize=(7.2, 3.0), sharey=True)
-    for axes, (policy, x) in zip(panels, paths.items(), strict=True):
+    figure, panels = plt.subplots(2, len(paths), figsize=(7.2, 4.6), sharey="row", height_ratios=(1, 1.3))
+    for (whole, end), (policy, x) in zip(panels.T, paths.items(), strict=True):
         look = LOOKS[policy]
-        axes.plot(np.linspace(0, 1, len(x)), x, color=look.colour, lw=0.6, alpha=0.6)
+        for axes in (whole, end):
+            axes.plot(np.linspace(0, 1, len(x)), x, color=look.colour, lw=0.6, alpha=0.6)
         for i, (name, action) in enumerate(experts.items()):
-            mark, x_end = LOOKS[name], 1.05 + 0.05 * i
-            axes.plot([1, x_end], [action, action], color=mark.colour, lw=1)
-            axes.plot(x_end, action, mark.marker, color=mark.colour, label=mark.name)
-        axes.set(title=look.name, xlabel="time of the flow: 0 noise, 1 trade", xticks=[0, 0.5, 1])
-    panels[0].set_ylim(min(experts.values()) - 0.4, max(experts.values()) + 0.4)
-    panels[0].set_ylabel("action: 0 as TWAP,\nabove 0 faster")
-    return titled(figure, message, panels[0])
+            mark, x_end = LOOKS[name], 1.03 + 0.025 * i
+            end.plot([1, x_end], [action, action], color=mark.colour, lw=1)
+            end.plot(x_end, action, mark.marker, color=mark.colour, label=mark.name)
+        whole.set(title=f"{look.name}: ends at {x[-1].mean():.3f}, sd {x[-1].std():.3f}", xlim=(0, 1))
+        end.set(xlabel="time of the flow: 0 noise, 1 trade", xlim=(0.8, 1.2), xticks=[0.8, 0.9, 1])
+    panels[1, 0].set_ylim(min(experts.values()) - 0.1, max(experts.values()) + 0.1)
+    panels[0, 0].set_ylabel("action")
+    panels[1, 0].set_ylabel("action, enlarged:\n0 as TWAP, above 0 faster")
+    return titled(figure, message, panels[1, 0])
 
 
 MARKET = {"price_bps": "price, bps\nsince arrival", "volatility": "volatility,\nlevel = 1"}
