@@ -162,6 +162,7 @@ def test_claims_are_counts_of_conditions() -> None:
     assert "VWAP" not in said["2"]
     assert said["3"].startswith("conditions with both: over TWAP 3 of 3, Almgren-Chriss 3 of 3, ")
     assert "VWAP 1 of 1; with its risk aversion chosen, of 2 in the liquidity world: over TWAP 1" in said["3"]
+    assert "the same expert is the best in 2 of 2, and where" in said["4"]
     assert said["4"].endswith("utilities differ by at most 0.300 % of cost")
     assert "FlowOE less imitation alone: +0.500 %" in said["5"]
     # The limit of the hidden world counts, not the optimum with full information.

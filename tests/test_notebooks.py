@@ -114,11 +114,11 @@ def test_committed_notebook_is_complete_and_tidy(path: Path) -> None:
     assert problems(read(path)) == []
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "10", "11", "12"])
+@pytest.mark.parametrize("number", ["02", "03", "05", "10", "12"])
 def test_no_table_shows_vwap_where_volume_is_flat(number: str) -> None:
     path = next(path for path in NOTEBOOKS if path.stem.startswith(number))
     html = "".join(tables(c) for c in read(path)["cells"] if c["cell_type"] == "code")
-    assert "TWAP" in html or number in ("06", "11")
+    assert "TWAP" in html
     assert "VWAP" not in html
 
 

@@ -157,7 +157,7 @@ def learning_figure(utility: pd.DataFrame, gradient: pd.DataFrame, message: str)
     colour = LOOKS["flow_refined"].colour
     _band(left, utility.set_axis(np.linspace(0, len(gradient), len(utility))), colour)
     _band(right, gradient.rolling(15, min_periods=1).mean(), colour)
-    left.set(xlabel="iteration", ylabel="utility over TWAP, in units\nof the estimated attainable gain")
+    left.set(xlabel="iteration", ylabel="utility over TWAP,\nestimated gain = 1")
     right.set(xlabel="iteration", ylabel="gradient norm before clipping", yscale="log")
     return titled(figure, message)
 
