@@ -4,7 +4,7 @@ Conditions fill the range of the universal policy (:func:`flowoe_lib.training.un
 one has a known drift. In each, the oracle's gain over TWAP is computed exactly, by dynamic programming and in
 closed form, as a multiple of the cost of an even schedule. Least squares of the logarithm, made robust, fit
 the constants of the formula. Those in use are round numbers that fit nearly as well; they stay, since the
-pretrained policy's unit of action depends on them. The term of hidden drift is not refitted.
+pretrained policy's unit of scores depends on them. The term of hidden drift is not refitted.
 """
 
 import math

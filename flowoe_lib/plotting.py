@@ -20,19 +20,6 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-__all__ = [
-    "LOOKS",
-    "Look",
-    "by_name",
-    "line",
-    "panel_grid",
-    "readable",
-    "save",
-    "save_table",
-    "style",
-    "titled",
-]
-
 
 @contextmanager
 def style() -> Iterator[None]:
@@ -158,19 +145,20 @@ def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
     """
     look, x = LOOKS[policy], np.asarray(x)
     every = max(len(x) // 4, 1)
-    marks: dict[str, Any] = {
-        "marker": look.marker,
-        "ms": 3.5,
-        "markevery": (list(LOOKS).index(policy) % every, every),
-    }
-    axes.plot(x, np.asarray(y), color=look.colour, linestyle=look.line, label=look.name, **marks)
+    [curve] = axes.plot(x, np.asarray(y), color=look.colour, linestyle=look.line, label=look.name)
+    curve.set(marker=look.marker, ms=3.5, markevery=(list(LOOKS).index(policy) % every, every))
 
 
-def panel_grid(count: int, columns: int, height: float = 2.4) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels in rows of ``columns``, each row of a ``height`` in inches."""
+def panel_grid(count: int, columns: int, height: float = 2.4, ylabel: str = "") -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels in rows of ``columns``, each row of a ``height`` in inches.
+
+    The first panel of each row has the ``ylabel``.
+    """
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2, height * rows), squeeze=False)
     flat = list(axes.flat)
+    for first in flat[::columns]:
+        first.set_ylabel(ylabel)
     for spare in flat[count:]:
         spare.set_visible(False)
     return figure, flat[:count]

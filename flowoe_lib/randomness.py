@@ -5,8 +5,6 @@ import zlib
 import numpy as np
 import torch
 
-__all__ = ["generator"]
-
 
 def generator(seed: int, *stream: str | int, device: str = "cpu") -> torch.Generator:
     """Make a torch generator for one named random stream of a seed.

@@ -16,9 +16,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["Source", "check_unchanged", "content_of", "library_digest", "recipe", "sha256", "with_imports"]
-
-
 LIBRARY = Path(__file__).parent
 
 

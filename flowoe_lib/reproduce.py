@@ -23,11 +23,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from flowoe_lib.recipes import COMPUTING
-from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write, sha256
-
-__all__ = ["Record", "main", "plan", "reproduce", "run"]
-
+from flowoe_lib.recipes import COMPUTING, sha256
+from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write
 
 USE_PRETRAINED = ("00_explore", "15_robustness", "17_market_replay", "18_your_order")
 """Notebooks that use the pretrained policy; they run last, after all training."""

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-__all__ = ["PROFILES", "MissingArtifact", "Store", "Workspace", "atomic_write", "sha256"]
-
-
 P = ParamSpec("P")
 
 

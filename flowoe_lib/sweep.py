@@ -22,9 +22,6 @@ from tqdm.auto import tqdm
 
 from flowoe_lib.recipes import library_digest
 
-__all__ = ["sweep"]
-
-
 T = TypeVar("T")
 
 

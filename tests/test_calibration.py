@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.calibration import (
     GK_NOISE,
     Calibration,
@@ -43,6 +43,7 @@ from flowoe_lib.data.estimators import (
     yang_zhang,
 )
 from flowoe_lib.data.sessions import lay_out, session_clock
+from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.market.model import Condition
 
 Array = NDArray[np.float64]

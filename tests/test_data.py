@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowoe_lib.data.bars import BarsError, load_bars, resample_trades
+from flowoe_lib.data.bars import load_bars, resample_trades
 from flowoe_lib.data.records import (
     EMINI,
     FetchError,
@@ -24,6 +24,7 @@ from flowoe_lib.data.records import (
     sp500_daily,
     vix_daily,
 )
+from flowoe_lib.data.vendors import BarsError
 
 CACHE = Path(__file__).parents[1] / ".cache"
 

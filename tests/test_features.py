@@ -11,17 +11,24 @@ from hypothesis import strategies as st
 from scipy.linalg import solve_banded
 from torch import Tensor
 
-from flowoe_lib.execution.execution import SCORE_LIMIT, Observation, OrderSimulation
+from flowoe_lib.execution.execution import (
+    LEAST_TRADE,
+    SCORE_LIMIT,
+    Observation,
+    OrderSimulation,
+    execute,
+    score_of_fraction,
+)
 from flowoe_lib.execution.features import (
+    CORRECTION,
     FEATURES,
     action_of_fraction,
-    action_unit,
     features,
     fraction_of_action,
 )
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar
-from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.pre_trade import PreTrade, first_trade
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.schedules import expected_utility, static_optimal
@@ -68,7 +75,7 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
     left, elapsed = 1 - k / N, k / N
     cost = 1e4 * 0.142 * 2 * 0.02 * 0.1**0.6 * math.exp(0.6**2 * 0.4**2 / 2)
     urgent = 5e-4 * 1e8 * 4e-4 / cost
-    unit = float(action_unit(PreTrade.of(RICH, order)))
+    unit = float(PreTrade.of(RICH, order).score_unit)
     # Bucket means of the profile, from the primitive of the second Legendre polynomial.
     edges = [2 * i / N - 1 for i in range(N + 1)]
     volume = [
@@ -82,8 +89,18 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
         # The normal drift of mean -12 and sd 50 given a normal return of 200 bps a day.
         weight = 50**2 / (50**2 * elapsed + 200**2)
         believed = -12 * side + weight * (price + 12 * side * elapsed)
-        rest = urgent * max(ratio, 1e-3) * left**2
-        marginal = believed / cost * left / max(inventory, 0.01) ** 0.6
+        # Variance is expected to revert to its mean at rate 5.
+        reverted = (1 - math.exp(-5 * left)) / 5
+        exposure = left + (ratio - 1) * reverted
+        held = max(inventory, 0.001)
+        rest = urgent * exposure * left**0.6 * held**0.4
+        waiting = believed / cost * left * (left / held) ** 0.6
+        pace = float(first_trade(scalar(rest / 0.6).double(), scalar(waiting / 0.6).double(), N - k))
+        pace = 0.2 + 0.1 * math.log1p(math.exp((pace - 0.2) / 0.1))
+        kept = (1 - math.exp(-6 * left)) / (6 * left)
+        tilt = volume[k] / max(sum(volume[k + 1 :]) / max(N - k - 1, 1), 1e-9)
+        odds = pace * (N - k - 1) / (N - k - pace)
+        score = math.log(odds) / 0.8 + math.log(tilt) + depth * (1 - kept) if k < N - 1 else 0.0
         expected = {
             "time left": 2 * left - 1,
             "log time left": math.log(left) / 2 + 1,
@@ -102,18 +119,18 @@ def test_every_column_is_what_its_name_says(k: int, order: Order) -> None:
             "log inventory over the TWAP line": math.log(inventory / left) / 2,
             "drift over cost": math.copysign(math.log1p(abs(believed) / cost), believed),
             "sd of the hidden drift over cost": math.log1p(50 / cost),
-            "log volume now over what is left, in units of actions": ahead / unit,
-            "log depth, in units of actions": depth / unit,
-            "log urgency of the rest plus one, in units of actions": math.log1p(rest) / unit,
-            "log pace of Almgren and Chriss's schedule, in units of actions": math.log(
-                max(first_pace(rest, believed / cost * left**2 / max(inventory, 0.01)), 0.01)
-            )
-            / unit,
-            "drift over the marginal cost of the rest, in units of actions": marginal
-            / (1 + abs(marginal))
+            "log volume now over what is left, in units of scores": ahead / unit,
+            "log depth, in units of scores": depth / unit,
+            "log urgency of the rest plus one, in units of scores": math.log1p(rest) / unit,
+            "score of Almgren and Chriss's schedule, in units of scores": score / unit,
+            "drift over the marginal cost of the rest, in units of scores": waiting
+            / (1 + abs(waiting))
             / unit,
         }
         assert set(expected) == set(FEATURES)
+        if k == N - 1:
+            # The last bucket trades all that is left, whatever the score.
+            del expected["score of Almgren and Chriss's schedule, in units of scores"]
         for name, value in expected.items():
             assert float(found[name][i]) == pytest.approx(value, rel=2e-4, abs=2e-4), name
 
@@ -223,8 +240,8 @@ def test_price_enters_the_features_only_through_the_posterior_drift(k: int) -> N
         changed = {name for name in FEATURES if not torch.equal(before[name], after[name])}
         drifts = {
             "drift over cost",
-            "log pace of Almgren and Chriss's schedule, in units of actions",
-            "drift over the marginal cost of the rest, in units of actions",
+            "score of Almgren and Chriss's schedule, in units of scores",
+            "drift over the marginal cost of the rest, in units of scores",
         }
         assert changed == (drifts if told else set())
     # The return is measured in the order's favour, so a rise always favours waiting.
@@ -251,26 +268,64 @@ def test_actions_and_fractions_are_inverse(
     order = dataclasses.replace(SELL, risk_aversion=scalar(risk_aversion))
     market, order = map_tensors(Tensor.double, market), map_tensors(Tensor.double, order)
     obs = met(market, order, N - n_left, n_paths=1)
-    unit = float(action_unit(obs.pre_trade))
+    unit = CORRECTION * float(obs.pre_trade.score_unit)
     # Scores are clamped, fractions beyond 1e-7 too.
-    action = torch.tensor([share * SCORE_LIMIT / unit], dtype=torch.float64)
+    score = share * SCORE_LIMIT
+    action = (score - obs.anchor) / unit
     fraction = fraction_of_action(obs, action)
-    assert float(fraction) == pytest.approx(1 / (1 + (n_left - 1) * math.exp(-share * SCORE_LIMIT)), rel=1e-5)
+    assert float(fraction) == pytest.approx(1 / (1 + (n_left - 1) * math.exp(-score)), rel=1e-5)
     assert float(action_of_fraction(obs, fraction)) == pytest.approx(float(action), rel=1e-5, abs=1e-5 / unit)
-    # No action is TWAP's.
-    even = fraction_of_action(obs, torch.zeros(1, dtype=torch.float64))
-    assert float(even) == pytest.approx(1 / n_left)
 
 
-def test_action_unit_is_the_root_of_the_attainable_gain_within_limits() -> None:
+def test_score_unit_is_the_root_of_the_attainable_gain_within_limits() -> None:
     def unit(attainable_gain: float) -> float:
-        return float(action_unit(PreTrade(scalar(1.0), scalar(1.0), scalar(attainable_gain))))
+        return float(PreTrade(scalar(1.0), scalar(1.0), scalar(attainable_gain)).score_unit)
 
     assert unit(0.0) == unit(1e-7) > 0
     assert unit(4e-5) / unit(1e-5) == pytest.approx(2, rel=0.01)
     sizes = [unit(10.0**e) for e in range(-6, 5)]
     assert sizes == sorted(sizes)
     assert SCORE_LIMIT / 2 < sizes[-1] <= SCORE_LIMIT
+
+
+@pytest.mark.parametrize("urgency", [0.01, 1.0, 8.0])
+@pytest.mark.parametrize("drift", [-6.0, 0.0, 1.2])
+def test_first_trade_converges_to_the_rate_of_the_continuous_schedule(urgency: float, drift: float) -> None:
+    exact = first_pace(urgency, drift)
+    coarse, fine = (
+        abs(float(first_trade(scalar(urgency).double(), scalar(drift).double(), n)) - exact)
+        for n in (1_000, 4_000)
+    )
+    assert coarse < 0.01
+    assert fine < coarse / 3.5 + 1e-4
+
+
+def test_anchor_falls_smoothly_to_the_least_trade() -> None:
+    obs = met(dataclasses.replace(RICH, drift=torch.linspace(0, 600, 40), drift_sd=scalar(0.0)), SELL, 0)
+    obs = dataclasses.replace(obs, inventory=torch.ones(40), variance=scalar(4e-4), log_depth=scalar(0.0))
+    assert (obs.anchor.diff() <= 0).all()
+    least = score_of_fraction(scalar(LEAST_TRADE / N), N) / 0.8
+    volume = score_of_fraction(obs.volume_ratio / N, N)
+    assert float(obs.anchor[-1] - volume) == pytest.approx(float(least), abs=1e-4)
+
+
+@pytest.mark.parametrize(("beta", "worst"), [(1.0, 0.998), (0.6, 0.97)])
+def test_no_correction_trades_the_closed_form(beta: float, worst: float) -> None:
+    """It is the optimum if impact is linear, and close to it if not; both are solved numerically here."""
+
+    def closed_form(obs: Observation, noise: Tensor) -> Tensor:
+        return fraction_of_action(obs, torch.zeros_like(noise))
+
+    for risk_aversion, drift in ((1e-3, 0.0), (4e-3, 0.0), (1e-3, -6.0), (4e-3, 6.0)):
+        market = Market(Heston(scalar(4e-4), scalar(5.0), scalar(0.01), scalar(0.0)), drift=scalar(drift))
+        market = dataclasses.replace(market, impact=Impact(beta=scalar(beta)))
+        order = dataclasses.replace(SELL, risk_aversion=scalar(risk_aversion))
+        paths = simulate(market, 200, N, generator(6, "test"))
+        even = torch.linspace(1, 0, N + 1, dtype=torch.float64)
+        best = static_optimal(market, order, N).inventory
+        floor, limit = (float(expected_utility(market, order, path)) for path in (even, best))
+        earned = execute(closed_form, paths, market, order, generator(7, "test")).utility_bps(order)
+        assert worst < (float(earned.mean()) - floor) / (limit - floor) < 1.002
 
 
 def gain(market: Market, order: Order) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.execution.features import FEATURES, action_unit, features
+from flowoe_lib.execution.features import FEATURES, features
 from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.flow import (
@@ -263,8 +263,8 @@ def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
         x = noise
         for i in range(4):
             x = x + (made(x, torch.full((30,), i / 4), encode(features(obs))) - x) / (4 - i)
-    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z = unit x, with n = 32 buckets left.
-    score = (action_unit(obs.pre_trade) * x).clamp(-7, 7)
+    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z, which x corrects in thirds of the unit, and n = 32.
+    score = (obs.anchor + obs.pre_trade.score_unit * x / 3).clamp(-7, 7)
     torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-score)))
 
 

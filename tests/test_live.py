@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.sessions import lay_out
+from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.desk import commands
 from flowoe_lib.desk.live import HALF_LIFE, Child, LiveOrder, State, WorkingPlan, follow, work
 from flowoe_lib.desk.ticket import OrderError, Ticket

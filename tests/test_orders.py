@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.data.bars import Bars, load_bars
+from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.desk import commands, planner
 from flowoe_lib.desk.figures import day_figure, order_frontier_figure, schedule_figure
 from flowoe_lib.desk.market_estimates import Estimated, estimate, expected_volume

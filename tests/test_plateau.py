@@ -33,8 +33,8 @@ from flowoe_lib.market.model import (
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
+from flowoe_lib.policies.rl import Specialist
 from flowoe_lib.policies.schedules import twap
-from flowoe_lib.policies.specialist import Specialist
 from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.plateau import Days, Round, best_round, until_plateau, validation_captures

@@ -10,7 +10,7 @@ import pytest
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_days
 from flowoe_lib.evaluation.scorecard import Evaluation
-from flowoe_lib.evaluation.verdicts import MATERIAL, verdicts
+from flowoe_lib.evaluation.verdicts import verdicts
 from flowoe_lib.policies.flow import FlowPolicy, unpack
 from flowoe_lib.store import Store
 from flowoe_lib.studies import comparison, opponents
@@ -72,9 +72,11 @@ def test_learned_policies_are_close_to_the_optimum() -> None:
 def test_one_policy_is_close_to_every_known_limit() -> None:
     design = figures("whole_range")
     by_run = design.groupby(["training_seed", "solver_steps"])
-    assert (by_run["capture"].mean() >= 0.995).all()
-    # Where a policy misses more of the gain, the gain is so small that the loss is not material.
-    assert ((design["capture"] >= 0.985) | (design["regret"] < MATERIAL)).all()
+    assert (by_run["capture"].mean() >= 0.997).all()
+    # In few conditions a policy misses more of the gain, and there the loss is small.
+    missed = design[design["capture"] < 0.985]
+    assert len(missed) <= 0.02 * len(design)
+    assert (missed["regret"] < 0.0025).all()
     assert (by_run["regret"].max() <= 0.005).all()
     transient = figures("transient_scorecard").query("policy == 'flow_refined'")
     assert (transient["capture"] >= 0.985).all()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowoe_lib.execution import information as perception
-from flowoe_lib.execution.execution import Execution, Observation, Policy, execute, fraction_of_score
-from flowoe_lib.execution.features import FEATURES, action_unit, features
+from flowoe_lib.execution.execution import Execution, Observation, Policy, execute
+from flowoe_lib.execution.features import FEATURES, features, fraction_of_action
 from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.pre_trade import PreTrade
@@ -132,7 +132,7 @@ def test_result_is_the_same_for_every_number_of_solver_steps(wild: TrainingRun) 
     field = EndpointField(generator(1, "init"))
     with torch.no_grad():
         field.corrupt.weight.mul_(2)
-        field.out.weight.mul_(3)
+        field.out.weight.mul_(9)
     raw = torch.stack([utilities(FlowPolicy(field, k), grid).mean(1) for k in STEPS])
     assert ((raw.amax(0) - raw.amin(0)) / gain.amax(0) > 0.005).all()
 
@@ -164,10 +164,12 @@ def test_the_curve_ends_at_what_the_policy_earns_on_other_days(wild: TrainingRun
 
 
 def test_the_curve_counts_from_twap() -> None:
-    even = EndpointField(generator(1, "init"))
-    with torch.no_grad():
-        even.out.weight.zero_()
-    curve = refine(even, training((0.8, 1.8)), N, 3, 1, paths=48, learning_rate=1e-12).curves["utility"]
+    def even(field: EndpointField, times: Tensor) -> Policy:
+        learned = RefiningPolicy(field, times)
+        return lambda obs, noise: twap(obs, noise) + 0 * learned(obs, noise)
+
+    field = EndpointField(generator(1, "init"))
+    curve = refine(field, training((0.8, 1.8)), N, 3, 1, paths=48, acting=even).curves["utility"]
     # float32 sums of thousands of bps.
     torch.testing.assert_close(curve, torch.zeros(4), atol=1e-3, rtol=0)
 
@@ -223,7 +225,6 @@ def observation(n_paths: int) -> Observation:
 
 def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -> None:
     field, obs = EndpointField(generator(5, "init")), observation(30)
-    unit = action_unit(obs.pre_trade)
     noise = torch.randn(30, generator=generator(6, "test"))
     t = torch.linspace(0, 1, 30)
     times = torch.full((N, 30), 0.3)
@@ -233,7 +234,7 @@ def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -
         encoded = field.encode(features(obs))
         own = field(noise, torch.zeros(30), encoded)
         torch.testing.assert_close(
-            fraction, fraction_of_score(unit * field((1 - t) * noise + t * own, t, encoded), N - 3)
+            fraction, fraction_of_action(obs, field((1 - t) * noise + t * own, t, encoded))
         )
         # Uncorrupted it is the one-step sample.
         uncorrupted = RefiningPolicy(field, torch.zeros(N, 30))(obs, noise)
@@ -243,7 +244,7 @@ def test_decision_is_the_endpoint_seen_from_a_corruption_of_the_policy_s_own() -
     corrupted = (1 - t) * noise + t * own
     twin = copy.deepcopy(field)
     twin.zero_grad()
-    fraction_of_score(unit * twin(corrupted, t, twin.encode(features(obs))), N - 3).sum().backward()
+    fraction_of_action(obs, twin(corrupted, t, twin.encode(features(obs)))).sum().backward()
     for a, b in zip(field.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from flowoe_lib.data.bars import Bars, BarsError, load_bars, resample_trades
+from flowoe_lib.data.bars import Bars, load_bars, resample_trades
 from flowoe_lib.data.records import emini_trades
 from flowoe_lib.data.sessions import Array, Tape, lay_out
+from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar, volume_share
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS

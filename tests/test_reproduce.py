@@ -17,6 +17,7 @@ import nbformat
 import pytest
 
 from flowoe_lib.data.calibration import Calibration
+from flowoe_lib.recipes import sha256
 from flowoe_lib.reproduce import (
     POLICY,
     USE_PRETRAINED,
@@ -32,7 +33,7 @@ from flowoe_lib.reproduce import (
     run,
     update_readme,
 )
-from flowoe_lib.store import Workspace, atomic_write, sha256
+from flowoe_lib.store import Workspace, atomic_write
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "flowoe_lib"

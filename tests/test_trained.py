@@ -19,7 +19,8 @@ from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, pack
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.store import Store, sha256
+from flowoe_lib.recipes import sha256
+from flowoe_lib.store import Store
 from flowoe_lib.training.card import SHIPPED, TrainedPolicyError, sealed
 from flowoe_lib.training.pretrained import load_pretrained, max_weight_difference, ship, ship_from
 from flowoe_lib.training.universal import design

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flowoe_lib.data.bars import Bars, BarsError, load_bars
+from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.records import sp500_daily
 from flowoe_lib.data.sessions import breaks, session_clock, session_flags
+from flowoe_lib.data.vendors import BarsError
 
 PRICES = ["open", "high", "low", "close"]
 ZONE = "America/New_York"

@@ -88,7 +88,7 @@ def test_no_opponent_exceeds_the_limit_of_its_world(condition: Condition, percei
     if incomplete:
         assert capture["oracle"] > 1
     assert capture["random"] < 0
-    assert comparisons["reference"][comparisons["is_best_opponent"]].unique().tolist() == ["mpc"]
+    assert set(comparisons["reference"][comparisons["is_best_opponent"]]) <= {"mpc", "replanned"}
     # The policy with full information is a reference of another kind.
     assert ("flow_informed" in capture) == incomplete
     assert set(comparisons["policy"]) == {"flow_refined"}
@@ -142,7 +142,7 @@ def test_whole_range_measures_capture_and_regret_against_the_oracle() -> None:
     flow, oracle = (out[k].utility.mean().item() for k in ("flow", "oracle"))
     # Linear permanent impact costs every policy half of its price move, which is no part of the cost.
     cost = -oracle - PLAIN.market.permanent_cost_bps(ORDER.size).item() / 2
-    assert table["regret"][1] == pytest.approx((oracle - flow) / cost, rel=1e-4)
+    assert table["regret"][1] == pytest.approx((oracle - flow) / cost, abs=1e-6)
 
 
 def test_share_of_informed_gain_is_over_the_static_optimum() -> None:

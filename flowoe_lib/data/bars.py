@@ -24,9 +24,6 @@ from flowoe_lib.data.vendors import (
     read_table,
 )
 
-__all__ = ["DEFAULT_TIMEZONE", "Bars", "BarsError", "load_bars", "resample_trades"]
-
-
 DEFAULT_TIMEZONE = "America/New_York"
 """Time zone of times without an offset from UTC; the default session of an order is New York's too."""
 

@@ -28,16 +28,6 @@ from flowoe_lib.data.estimators import (
 )
 from flowoe_lib.data.sessions import session_clock
 
-__all__ = [
-    "Calibration",
-    "Estimate",
-    "autocovariance_table",
-    "calibrate",
-    "calibration_table",
-    "session_autocovariance",
-]
-
-
 Array = NDArray[np.float64]
 
 

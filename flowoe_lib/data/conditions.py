@@ -16,9 +16,6 @@ from flowoe_lib.market.model import Condition, Heston, Impact, Liquidity, Market
 if TYPE_CHECKING:  # the statistics packages it imports are slow to load
     from flowoe_lib.data.calibration import Calibration
 
-__all__ = ["base_condition", "conditions_from_records", "conditions_to_records", "heston_grid", "one_digit"]
-
-
 ILLIQUIDITIES = {"normal": 1.0, "thin": 3.0}
 """Multiples of the published temporary impact; our choice, not an estimate."""
 

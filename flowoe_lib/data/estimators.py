@@ -10,24 +10,6 @@ from numpy.typing import NDArray
 
 from flowoe_lib.market.volume import traded_by
 
-__all__ = [
-    "BUCKETS",
-    "FIRST_LAG",
-    "LAST_LAG",
-    "autocovariance",
-    "day_mean_share",
-    "decay_curve",
-    "fit_decay",
-    "garman_klass",
-    "log_to_profile",
-    "profile_amplitude",
-    "relative_to_profile",
-    "volatility_level",
-    "within_day",
-    "yang_zhang",
-]
-
-
 Array = NDArray[np.float64]
 
 

@@ -6,9 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["suspicions"]
-
-
 RECENT = 21
 """Days over which volume is averaged."""
 

@@ -10,9 +10,6 @@ from scipy.optimize import least_squares
 
 from flowoe_lib.market.model import BPS, Impact
 
-__all__ = ["ImpactFit", "fit_impact"]
-
-
 Array = npt.NDArray[np.float64]
 
 

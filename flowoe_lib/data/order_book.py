@@ -12,19 +12,6 @@ import pandas as pd
 from arch.bootstrap import StationaryBootstrap
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "around_trades",
-    "block_intervals",
-    "depth_statistics",
-    "lagged_pairs",
-    "market_orders",
-    "purge_crossed",
-    "refill_half_life",
-    "resting_orders",
-    "walking_cost",
-]
-
-
 Array = NDArray[np.float64]
 
 

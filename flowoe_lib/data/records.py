@@ -18,8 +18,6 @@ import pooch
 
 from flowoe_lib.data.bars import DEFAULT_TIMEZONE, Bars, load_bars
 
-__all__ = ["bitstamp_book", "emini_bars", "emini_trades", "eurusd_hours", "sp500_daily", "vix_daily"]
-
 
 @dataclass(frozen=True)
 class Wheel:

@@ -7,11 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from flowoe_lib.data.bars import Bars, BarsError
+from flowoe_lib.data.bars import Bars
 from flowoe_lib.data.estimators import garman_klass
-
-__all__ = ["Tape", "breaks", "lay_out", "session_clock", "session_flags"]
-
+from flowoe_lib.data.vendors import BarsError
 
 Array = npt.NDArray[np.float64]
 

@@ -7,9 +7,6 @@ import pandas as pd
 
 from flowoe_lib.data.vendors import BarsError
 
-__all__ = ["ORDERS", "Times", "read_times"]
-
-
 YEARS = (pd.Timestamp("1900-01-01"), pd.Timestamp("2101-01-01"))
 
 

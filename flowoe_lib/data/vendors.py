@@ -12,9 +12,6 @@ from typing import Any
 import pandas as pd
 from pyarrow import ArrowException
 
-__all__ = ["BarsError", "Vendor", "decimal_comma", "named_columns", "read_numbers", "read_table"]
-
-
 PRICES = ("open", "high", "low", "close")
 
 

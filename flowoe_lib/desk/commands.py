@@ -21,9 +21,6 @@ from flowoe_lib.desk.ticket import OrderError, Ticket, read_options, refuse_unkn
 from flowoe_lib.store import Workspace
 from flowoe_lib.training.card import read_card
 
-__all__ = ["main"]
-
-
 N_PATHS, SEED = 10_000, 2025
 """Simulated days of a plan, and their seed."""
 

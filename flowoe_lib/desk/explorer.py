@@ -26,9 +26,6 @@ from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
-__all__ = ["Settings", "View", "bounds", "explore"]
-
-
 N_PATHS = 200
 """Days at each risk aversion. Few suffice: only the difference to a schedule of known cost is estimated."""
 

@@ -19,9 +19,6 @@ from flowoe_lib.desk.explorer import Settings, View, bounds, explore
 from flowoe_lib.plotting import LOOKS, style
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
-__all__ = ["DIALS", "PANELS", "PRESETS", "Page", "explore_figure", "headline", "numbers_table"]
-
-
 Panel = Callable[[FigureBase, View], None]
 """Draws a part of the results; its last axes hold what the legend lists."""
 

@@ -9,8 +9,6 @@ from matplotlib.ticker import EngFormatter
 
 from flowoe_lib.plotting import LOOKS, line, style, titled
 
-__all__ = ["day_figure", "order_frontier_figure", "schedule_figure"]
-
 
 def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
     """Label about seven buckets with their time of day."""

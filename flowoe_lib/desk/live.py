@@ -30,9 +30,6 @@ from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import load_pretrained
 
-__all__ = ["Child", "LiveOrder", "State", "WorkingPlan", "follow", "read_fills", "window_of", "work"]
-
-
 HALF_LIFE = 6
 """Buckets in which the weight of a past bucket halves."""
 

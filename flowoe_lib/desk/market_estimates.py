@@ -14,14 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flowoe_lib.data.bars import Bars, BarsError
+from flowoe_lib.data.bars import Bars
 from flowoe_lib.data.estimators import BUCKETS, garman_klass, profile_amplitude, within_day
 from flowoe_lib.data.sessions import breaks, session_clock
+from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.desk.ticket import OrderError, Ticket, minutes_of
 from flowoe_lib.market.volume import traded_by
-
-__all__ = ["Estimated", "MarketEstimates", "estimate", "expected_volume", "prepared"]
-
 
 Array = NDArray[np.float64]
 

@@ -18,9 +18,6 @@ from flowoe_lib.market.model import BPS
 from flowoe_lib.plotting import LOOKS, save, save_table
 from flowoe_lib.store import atomic_write
 
-__all__ = ["embedded", "filled_page", "summary", "tables", "write_page"]
-
-
 HEADINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 """Heading and format of the columns of each table."""
 

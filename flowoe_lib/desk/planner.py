@@ -34,9 +34,6 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
-__all__ = ["Plan", "Restricted", "condition_of", "plan_order", "planning_policy", "read_plan", "whole_lots"]
-
-
 Array = NDArray[np.float64]
 
 

@@ -20,9 +20,6 @@ from flowoe_lib.market.model import BPS
 from flowoe_lib.plotting import LOOKS, save, style
 from flowoe_lib.store import atomic_write
 
-__all__ = ["Review", "review", "review_figure", "write_review"]
-
-
 Array = npt.NDArray[np.float64]
 
 

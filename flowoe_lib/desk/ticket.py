@@ -15,17 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from flowoe_lib.market.tested import TESTED_BUCKETS
 
-__all__ = [
-    "USUAL_AVERSION",
-    "OrderError",
-    "Ticket",
-    "described_options",
-    "minutes_of",
-    "read_options",
-    "refuse_unknown",
-]
-
-
 USUAL_AVERSION = 5e-4
 
 

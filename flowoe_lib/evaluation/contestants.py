@@ -14,8 +14,6 @@ from typing import Any
 
 from flowoe_lib.recipes import LOADED, check_unchanged, content_of, sha256, with_imports
 
-__all__ = ["contestants_digest", "seed_of_test_days"]
-
 
 def contestants_digest(contestants: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Digest of the content of all contestants, independent of their order.

@@ -3,16 +3,17 @@
 Risk aversions are chosen on validation paths; the result of a choice is measured on test paths.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from flowoe_lib.evaluation.scorecard import Evaluation, PathResults, compare, evaluate
-from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.execution import Policies, Policy
 from flowoe_lib.market.model import Condition, scalar
 
-__all__ = ["dominance", "frontier", "with_risk_aversion"]
+Calibrate = Callable[[Condition], Policies]
+"""Makes the policies for a condition."""
 
 
 def with_risk_aversion(condition: Condition, risk_aversion: float) -> Condition:
@@ -21,11 +22,7 @@ def with_risk_aversion(condition: Condition, risk_aversion: float) -> Condition:
 
 
 def frontier(
-    calibrate: Callable[[Condition], Mapping[str, Policy]],
-    condition: Condition,
-    aversions: Sequence[float],
-    evaluation: Evaluation,
-    stream: str = "frontier",
+    calibrate: Calibrate, condition: Condition, aversions: Sequence[float], evaluation: Evaluation
 ) -> pd.DataFrame:
     """Frontiers of policies in one condition, all measured on the same days.
 
@@ -36,7 +33,7 @@ def frontier(
     rows = []
     for aversion in aversions:
         c = with_risk_aversion(condition, aversion)
-        for name, o in evaluate(calibrate(c), c, evaluation, stream).items():
+        for name, o in evaluate(calibrate(c), c, evaluation, "frontier").items():
             worst = -o.pnl.quantile(0.05).item()
             mean, std = o.controlled_pnl.mean().item(), o.pnl.std().item()
             rows.append((c.name, name, aversion, mean, std, worst))
@@ -53,7 +50,7 @@ def _margin(a: PathResults, b: PathResults) -> float:
 
 def dominance(
     policy: Policy,
-    calibrate: Callable[[Condition], Mapping[str, Policy]],
+    calibrate: Calibrate,
     condition: Condition,
     aversions: Sequence[float],
     evaluation: Evaluation,

@@ -4,15 +4,6 @@ import math
 
 from torch import Tensor
 
-__all__ = [
-    "Z95",
-    "capture_interval",
-    "cvar95_influence",
-    "paired_interval",
-    "std_influence",
-    "tail_size",
-]
-
 
 def capture_interval(policy: Tensor, twap: Tensor, oracle: Tensor) -> tuple[float, float, float]:
     """Capture (U_policy - U_TWAP) / (U_oracle - U_TWAP) and the ends of its 95 % interval.

@@ -22,28 +22,13 @@ from flowoe_lib.evaluation.intervals import (
     std_influence,
 )
 from flowoe_lib.evaluation.verdicts import QUANTITIES, compare_learner
-from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
+from flowoe_lib.execution.execution import OrderSimulation, Policies, Policy, execute
 from flowoe_lib.execution.information import Information, Perceive, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.randomness import generator
-
-__all__ = [
-    "CHUNK",
-    "COLUMNS",
-    "Contender",
-    "Evaluation",
-    "PathResults",
-    "Scores",
-    "compare",
-    "evaluate",
-    "market_days",
-    "reactions",
-    "score_condition",
-]
-
 
 CHUNK, VALIDATION_CHUNK = 5_000, 2_500
 """Days simulated together for a test and for validation, few enough to stay in the processor's cache."""
@@ -156,6 +141,10 @@ class Contender:
     """Its information about the market."""
 
 
+Runs = Sequence[PathResults]
+"""The results of a learner, one of each training seed."""
+
+
 class Scores(NamedTuple):
     """The results of one condition, in three tables."""
 
@@ -175,11 +164,7 @@ def market_days(condition: Condition, evaluation: Evaluation, stream: str) -> It
 
 
 def evaluate(
-    policies: Mapping[str, Policy],
-    condition: Condition,
-    evaluation: Evaluation,
-    stream: str,
-    perceive: Perceive = exact,
+    policies: Policies, condition: Condition, evaluation: Evaluation, stream: str, perceive: Perceive = exact
 ) -> dict[str, PathResults]:
     """Run policies on the same simulated days of a condition.
 
@@ -266,7 +251,7 @@ def compare(a: PathResults, b: PathResults) -> dict[str, float]:
 
 def score_condition(
     condition: Condition,
-    opponents: Mapping[str, Policy],
+    opponents: Policies,
     contenders: Sequence[Contender],
     evaluation: Evaluation,
     perceive: Perceive = exact,
@@ -365,12 +350,7 @@ def score_condition(
     return Scores(scorecard, pd.concat(comparisons, ignore_index=True), checked)
 
 
-def _versus(
-    runs: Sequence[PathResults],
-    others: Mapping[str, Sequence[PathResults]],
-    seed: int,
-    cost_bps: float,
-) -> pd.DataFrame:
+def _versus(runs: Runs, others: Mapping[str, Runs], seed: int, cost_bps: float) -> pd.DataFrame:
     """Compare the training seeds of a learner with those of others, on the days on which all were run."""
     n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
     learner, *references = (
@@ -385,7 +365,7 @@ def _key(entry: Contender) -> str:
 
 
 def reactions(
-    policies: Mapping[str, Policy],
+    policies: Policies,
     condition: Condition,
     *,
     n_buckets: int,

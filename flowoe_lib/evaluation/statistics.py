@@ -19,15 +19,6 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import Z95
 
-__all__ = [
-    "block_intervals",
-    "holm",
-    "model_confidence_set",
-    "required_paths",
-    "spa_pvalue",
-]
-
-
 RESOLUTION = 1e-4
 """Standard deviation of a difference, bps, below which it is float32 rounding and cannot be tested."""
 

@@ -16,17 +16,6 @@ from torch import Tensor
 
 from flowoe_lib.randomness import generator
 
-__all__ = [
-    "MATERIAL",
-    "QUANTITIES",
-    "VERDICTS",
-    "compare_learner",
-    "count_verdicts",
-    "hierarchical_interval",
-    "verdicts",
-]
-
-
 QUANTITIES = ("utility", "mean", "std", "cvar95")
 """The quantities that are compared; a lower "std" is better, of the others a higher value."""
 

@@ -31,18 +31,6 @@ from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.randomness import generator
 
-__all__ = [
-    "ExecutionEnv",
-    "Reward",
-    "advance",
-    "advantage_over_twap",
-    "check_sizes",
-    "controlled_utility",
-    "realised_utility",
-    "spaces",
-]
-
-
 Array = npt.NDArray[np.float32]
 
 

@@ -4,6 +4,7 @@ In each bucket a policy receives an :class:`Observation`, which contains nothing
 bucket, and returns the fraction of the remaining inventory to trade. The last bucket trades all that is left.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
@@ -11,26 +12,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, scalar
-from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
-from flowoe_lib.market.simulator import MarketPaths
-
-__all__ = [
-    "ACTION_LIMIT",
-    "Execution",
-    "Observation",
-    "OrderSimulation",
-    "Policy",
-    "execute",
-    "execute_schedule",
-    "fraction_of_score",
-    "score_of_fraction",
-]
-
+from flowoe_lib.market.pre_trade import PreTrade, first_trade, posterior_drift
+from flowoe_lib.market.simulator import MarketPaths, VarianceStep
 
 SCORE_LIMIT = 7.0
 """Scores are clamped to +-7: from a thousandth of TWAP's trade to almost all of the inventory."""
@@ -38,6 +27,10 @@ SCORE_LIMIT = 7.0
 
 ACTION_LIMIT = 4.0
 """Scores of reinforcement learners are limited to +-4: from 1/50 to 50 times the odds of TWAP's fraction."""
+
+
+LEAST_TRADE = 0.2
+"""Smallest trade of the closed form from which learned policies start, as a multiple of TWAP's."""
 
 
 NO_IMPACT = scalar(0.0)
@@ -84,6 +77,60 @@ class Observation:
         lasting = posterior_drift(self.market, self.order, self.return_bps, self.k / self.n_buckets)
         return lasting + self.signal * self.market.signal.mean_ahead(days, length)
 
+    @cached_property
+    def time_left(self) -> Tensor:
+        """Days until the close, []."""
+        return self.inventory.new_tensor((self.n_buckets - self.k) / self.n_buckets)
+
+    @cached_property
+    def drift_to_close(self) -> Tensor:
+        """Expected mean drift until the close over the cost of the order, [paths]."""
+        return self.drift_ahead(0, self.time_left) / self.pre_trade.cost_bps
+
+    @cached_property
+    def rest(self) -> tuple[Tensor, Tensor]:
+        """Urgency of what is left of the order, and gain from waiting with it over its cost, each [paths].
+
+        They are the urgency of :func:`flowoe_lib.market.pre_trade.urgency` and the drift for the rest of the
+        day and of the order, with the forecast of variance.
+        """
+        heston, left = self.market.heston, self.time_left
+        exposure = VarianceStep.over(heston, left).integral(self.variance) / heston.theta
+        held = self.inventory.clamp_min(1e-3)
+        scale = (left / held).pow(self.market.impact.beta)
+        return self.pre_trade.urgency * exposure * scale * held, self.drift_to_close * left * scale
+
+    @cached_property
+    def volume_ratio(self) -> Tensor:
+        """Volume of this bucket over the mean of those that are left, [paths]."""
+        return self.volume[self.k] / self.volume[self.k :].mean(0)
+
+    @cached_property
+    def first_trade(self) -> Tensor:
+        """:func:`flowoe_lib.market.pre_trade.first_trade` of what is left of the order, [paths]."""
+        beta, (urgent, waiting) = self.market.impact.beta, self.rest
+        return first_trade(urgent / beta, waiting / beta, self.n_buckets - self.k)
+
+    def closed_form_score(self, trade: Tensor) -> Tensor:
+        """Score of a ``trade`` of Almgren and Chriss's schedule, carried over to concave impact, [paths].
+
+        With a power law of impact, no drift and a distant close, the optimal trade is the power 2 / (1 +
+        beta) of the linear one. Trades are proportional to volume, and to depth in the share of its variation
+        that fades before the close. Source: Almgren (2003), Applied Mathematical Finance 10, for the power.
+        """
+        n_left, fading = self.n_buckets - self.k, self.market.liquidity.depth_reversion * self.time_left
+        depth = self.log_depth * (1 + torch.expm1(-fading) / fading)
+        pace, volume = (score_of_fraction(x / n_left, n_left) for x in (trade, self.volume_ratio))
+        return 2 / (1 + self.market.impact.beta) * pace + volume + depth
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        """Score to which the actions of learned policies are corrections, [paths].
+
+        The closed form's, with a trade that approaches ``LEAST_TRADE`` where the closed form's is smaller.
+        """
+        return self.closed_form_score(LEAST_TRADE + softplus(self.first_trade - LEAST_TRADE, 10.0))
+
 
 class Policy(Protocol):
     """A function from an observation to the fraction of the remaining inventory to trade."""
@@ -95,6 +142,10 @@ class Policy(Protocol):
         standard normal draw per path for randomised policies.
         """
         ...
+
+
+Policies = Mapping[str, Policy]
+"""Policies by name."""
 
 
 @dataclass(frozen=True)

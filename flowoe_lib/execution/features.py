@@ -12,18 +12,9 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
 from flowoe_lib.market.model import Market
-from flowoe_lib.market.pre_trade import PreTrade
 
-__all__ = [
-    "FEATURES",
-    "MEMORY_FEATURES",
-    "SIGNAL_FEATURES",
-    "action_of_fraction",
-    "action_unit",
-    "feature_count",
-    "features",
-    "fraction_of_action",
-]
+CORRECTION = 1 / 3
+"""Size of a typical correction to the closed form, in units of scores."""
 
 
 FEATURES = (
@@ -44,11 +35,11 @@ FEATURES = (
     "log inventory over the TWAP line",
     "drift over cost",
     "sd of the hidden drift over cost",
-    "log volume now over what is left, in units of actions",
-    "log depth, in units of actions",
-    "log urgency of the rest plus one, in units of actions",
-    "log pace of Almgren and Chriss's schedule, in units of actions",
-    "drift over the marginal cost of the rest, in units of actions",
+    "log volume now over what is left, in units of scores",
+    "log depth, in units of scores",
+    "log urgency of the rest plus one, in units of scores",
+    "score of Almgren and Chriss's schedule, in units of scores",
+    "drift over the marginal cost of the rest, in units of scores",
 )
 
 
@@ -82,18 +73,13 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
 
     Returns [paths, count].
     """
-    market = obs.market
-    left = obs.inventory.new_tensor((obs.n_buckets - obs.k) / obs.n_buckets)
+    market, left, cost = obs.market, obs.time_left, obs.pre_trade.cost_bps
     log_left = left.log()
     log_variance = (obs.variance / market.heston.theta).clamp_min(1e-3).log()
-    cost, log_urgency = obs.pre_trade.cost_bps, obs.pre_trade.urgency.clamp_min(1e-4).log()
-    unit = action_unit(obs.pre_trade)
-    volume, last = (obs.volume[[obs.k, -1]] / obs.volume[obs.k :].mean(0)).log()
-    log_rest = log_urgency + log_variance + 2 * log_left
-    drift = obs.drift_ahead(0, left) / cost
-    rest = obs.inventory.clamp_min(1e-2)
-    marginal = drift * left / rest.pow(market.impact.beta)
-    pace = _pace((log_rest / 2).exp(), drift * left.square() / rest)
+    unit = obs.pre_trade.score_unit
+    drift, (urgent, waiting) = obs.drift_to_close, obs.rest
+    log_rest = urgent.clamp_min(1e-7).log()
+    volume, last = obs.volume_ratio.log(), (obs.volume[-1] / obs.volume[obs.k]).log()
     columns: tuple[Tensor, ...] = (
         2 * left - 1,
         log_left / 2 + 1,
@@ -104,9 +90,9 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         2 * market.liquidity.depth_sd,
         (market.liquidity.depth_sd > 0) * (market.liquidity.depth_reversion / 4).log(),
         volume,
-        last,
+        volume + last,
         8 * market.impact.beta - 5,
-        log_urgency / 2 - 0.5,
+        obs.pre_trade.urgency.clamp_min(1e-4).log() / 2 - 0.5,
         log_rest / 2,
         2 * obs.inventory - 1,
         (obs.inventory.clamp_min(1e-4).log() - log_left) / 2,
@@ -114,9 +100,9 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         (market.drift_sd / cost).log1p(),
         volume / unit,
         obs.log_depth / unit,
-        log_rest.exp().log1p() / unit,
-        pace.clamp_min(1e-2).log() / unit,
-        marginal / (1 + marginal.abs()) / unit,
+        urgent.log1p() / unit,
+        obs.anchor / unit,
+        waiting / (1 + waiting.abs()) / unit,
     )
     if count > len(FEATURES):
         columns += _memory_features(obs)
@@ -142,31 +128,17 @@ def _memory_features(obs: Observation) -> tuple[Tensor, ...]:
     )
 
 
-def _pace(root: Tensor, drift: Tensor) -> Tensor:
-    """Initial pace of Almgren and Chriss's schedule for the remaining order, as a multiple of an even pace.
-
-    ``root`` is the square root of the urgency of the remaining order, ``drift`` its expected gain from
-    waiting over its cost. The pace is negative where the drift makes buying more worthwhile. Source: Almgren,
-    Chriss (2001), Journal of Risk 3.
-    """
-    return root / torch.tanh(root) - drift * torch.tanh(root / 2) / (2 * root)
-
-
-def action_unit(pre_trade: PreTrade) -> Tensor:
-    """Unit in which learned policies express the score of a trade, [paths] or [].
-
-    Loss is quadratic in the error of a score. With a unit proportional to the square root of the attainable
-    gain, an error of one unit loses about the same share of that gain in every condition.
-    """
-    root = pre_trade.attainable_gain.clamp_min(1e-6).sqrt()
-    return 6 * root / (1 + root)
-
-
 def fraction_of_action(obs: Observation, action: Tensor) -> Tensor:
-    """Fraction of the remaining inventory that ``action`` trades, [paths]."""
-    return fraction_of_score(action_unit(obs.pre_trade) * action, obs.n_buckets - obs.k)
+    """Fraction of the remaining inventory that ``action`` trades, [paths].
+
+    An action corrects :attr:`flowoe_lib.execution.execution.Observation.anchor`, so zero trades as Almgren
+    and Chriss do. Its unit is ``CORRECTION`` of the condition's unit of scores.
+    """
+    score = obs.anchor + CORRECTION * obs.pre_trade.score_unit * action
+    return fraction_of_score(score, obs.n_buckets - obs.k)
 
 
 def action_of_fraction(obs: Observation, fraction: Tensor) -> Tensor:
     """Inverse of :func:`fraction_of_action`, [paths]."""
-    return score_of_fraction(fraction, obs.n_buckets - obs.k) / action_unit(obs.pre_trade)
+    score = score_of_fraction(fraction, obs.n_buckets - obs.k)
+    return (score - obs.anchor) / (CORRECTION * obs.pre_trade.score_unit)

@@ -19,21 +19,6 @@ from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.signal import kalman
 from flowoe_lib.market.simulator import MarketPaths
 
-__all__ = [
-    "Errors",
-    "Information",
-    "Perceive",
-    "RegimeBelief",
-    "blind_to_regimes",
-    "exact",
-    "regimes_as_depth",
-    "regimes_by_signals",
-    "relative_depth",
-    "variance_revealed",
-    "with_errors",
-]
-
-
 RETURNS = 10
 """Returns in a bucket, one a minute, from which realised variance is measured."""
 

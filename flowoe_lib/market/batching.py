@@ -11,9 +11,6 @@ from torch import Tensor
 
 from flowoe_lib.market.model import Condition, Market, Order
 
-__all__ = ["align", "batch", "map_tensors", "one_by_one", "tile"]
-
-
 T = TypeVar("T")
 
 
@@ -50,9 +47,8 @@ def batch(conditions: Sequence[Condition], paths_each: int) -> tuple[Market, Ord
     def stack(*fields: Tensor) -> Tensor:
         return torch.stack(fields).repeat_interleave(paths_each)
 
-    market: Market = map_tensors(stack, *(c.market for c in conditions))
-    order: Order = map_tensors(stack, *(c.order for c in conditions))
-    return market, order
+    stacked: Condition = map_tensors(stack, *conditions)
+    return stacked.market, stacked.order
 
 
 def one_by_one(world: str, names: Iterable[str], market: Market, order: Order) -> list[Condition]:

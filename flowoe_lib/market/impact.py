@@ -12,22 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from flowoe_lib.market.model import Impact, Market
-
-__all__ = [
-    "expected_cost_factor",
-    "expected_variance_cost",
-    "impact_in_window",
-    "impact_path",
-    "impact_slope",
-    "memory_weights",
-    "permanent_shift",
-    "round_trip_cost",
-    "temporary_cost",
-    "variance_cost",
-    "with_half_life",
-]
-
+from flowoe_lib.market.model import Impact, Market, Order, volume_profile
 
 FLOOR = 0.1
 """Impact that depends on variance is that of a tenth of its mean if variance is lower: it never vanishes."""
@@ -56,6 +41,12 @@ def impact_slope(market: Market, pace: Tensor, n_buckets: int) -> Tensor:
     decay = torch.exp(-impact.resilience.double() / n_buckets)
     earlier = decay * (1 - decay ** steps.reshape(-1, *[1] * decay.dim())) / (1 - decay)
     return slope / temporary_cost(earlier, torch.ones_like(earlier), impact.beta).mean(0).to(slope)
+
+
+def planned_slope(market: Market, order: Order, n_buckets: int) -> Tensor:
+    """Expected :func:`impact_slope` of a fixed schedule in each bucket, bps, [N, ...]."""
+    pace = order.size / volume_profile(market.liquidity, n_buckets)
+    return impact_slope(market, pace, n_buckets) * expected_cost_factor(market)
 
 
 def with_half_life(market: Market, half_life: Tensor) -> Market:

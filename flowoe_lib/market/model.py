@@ -6,30 +6,15 @@ as a fraction of average daily volume (ADV).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowoe_lib.market.volume import traded_by
-
-__all__ = [
-    "BPS",
-    "Condition",
-    "Heston",
-    "Impact",
-    "Liquidity",
-    "Market",
-    "Order",
-    "Regimes",
-    "Signal",
-    "scalar",
-    "volume_profile",
-    "volume_share",
-]
-
 
 BPS = 1e4
 """Basis points in one unit of the arrival price."""
@@ -57,27 +42,40 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(float(value))
 
 
-_Allowed = tuple[str, Callable[[Tensor], Tensor]]
-"""What a value must be, in words and as a test of each value."""
+_Allowed = Mapping[str, Callable[[Tensor], Tensor]]
+"""What a value must be, in words, and as a test of each value."""
 
 
-_POSITIVE: _Allowed = "finite and > 0", lambda x: (x > 0) & torch.isfinite(x)
-_NOT_NEGATIVE: _Allowed = "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x)
-_EXPONENT: _Allowed = "within (0, 1]", lambda x: (x > 0) & (x <= 1)
+_POSITIVE: _Allowed = {"finite and > 0": lambda x: (x > 0) & torch.isfinite(x)}
+_NOT_NEGATIVE: _Allowed = {"finite and >= 0": lambda x: (x >= 0) & torch.isfinite(x)}
+_EXPONENT: _Allowed = {"within (0, 1]": lambda x: (x > 0) & (x <= 1)}
 
 
-def _require(owner: object, **fields: _Allowed) -> None:
-    """Raise ValueError unless the ``fields`` of ``owner`` hold what is allowed."""
-    for name, (allowed, holds) in fields.items():
+def _number(default: float, allowed: _Allowed) -> Any:
+    """A field of a dataclass, a tensor of ``allowed`` values; by default ``default``."""
+    return field(default_factory=lambda: scalar(default), metadata=allowed)
+
+
+def _require(owner: object, name: str, allowed: str, ok: Tensor) -> None:
+    """Raise ValueError unless ``ok`` for all values of the field ``name``, which must be ``allowed``."""
+    if not bool(ok.all()):
         value: Tensor = getattr(owner, name)
-        ok = holds(value)
-        if not bool(ok.all()):
-            bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
-            raise ValueError(f"{type(owner).__name__}.{name} = {bad:g}: must be {allowed}")
+        bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
+        raise ValueError(f"{type(owner).__name__}.{name} = {bad:g}: must be {allowed}")
 
 
 @dataclass(frozen=True)
-class Heston:
+class _Checked:
+    """A dataclass that raises ValueError unless its fields hold what their metadata allow."""
+
+    def __post_init__(self) -> None:
+        for checked in fields(self):
+            for allowed, holds in checked.metadata.items():
+                _require(self, checked.name, allowed, holds(getattr(self, checked.name)))
+
+
+@dataclass(frozen=True)
+class Heston(_Checked):
     """Heston's variance of the price, dV = kappa (theta - V) dt + xi sqrt(V) dW.
 
     The volatility of variance follows from the stationary law of V: xi = cv sqrt(2 kappa theta).
@@ -111,14 +109,10 @@ class Heston:
     0.051
     """
 
-    theta: Tensor
-    kappa: Tensor
-    cv: Tensor
-    rho: Tensor
-
-    def __post_init__(self) -> None:
-        _require(self, theta=_POSITIVE, kappa=_POSITIVE, cv=_POSITIVE)
-        _require(self, rho=("within [-1, 1]", lambda x: x.abs() <= 1))
+    theta: Tensor = field(metadata=_POSITIVE)
+    kappa: Tensor = field(metadata=_POSITIVE)
+    cv: Tensor = field(metadata=_POSITIVE)
+    rho: Tensor = field(metadata={"within [-1, 1]": lambda x: x.abs() <= 1})
 
     @property
     def xi(self) -> Tensor:
@@ -127,7 +121,7 @@ class Heston:
 
 
 @dataclass(frozen=True)
-class Impact:
+class Impact(_Checked):
     """Power-law market impact, by default with the published coefficients of large-cap equities.
 
     Trading a fraction ``a`` of an order of ``phi`` ADV within a bucket of ``dt`` days costs
@@ -175,18 +169,13 @@ class Impact:
     (0.142, 0.5)
     """
 
-    eta: Tensor = field(default_factory=lambda: scalar(0.142))
-    beta: Tensor = field(default_factory=lambda: scalar(0.6))
-    gamma: Tensor = field(default_factory=lambda: scalar(0.314))
-    delta: Tensor = field(default_factory=lambda: scalar(1.0))
-    turnover_days: Tensor = field(default_factory=lambda: scalar(263.0))
-    resilience: Tensor = field(default_factory=lambda: scalar(float("inf")))
-    variance_exponent: Tensor = field(default_factory=lambda: scalar(0.0))
-
-    def __post_init__(self) -> None:
-        _require(self, eta=_POSITIVE, gamma=_NOT_NEGATIVE, beta=_EXPONENT, delta=_EXPONENT)
-        _require(self, turnover_days=_POSITIVE, variance_exponent=_NOT_NEGATIVE)
-        _require(self, resilience=("> 0, infinite for impact without memory", lambda x: x > 0))
+    eta: Tensor = _number(0.142, _POSITIVE)
+    beta: Tensor = _number(0.6, _EXPONENT)
+    gamma: Tensor = _number(0.314, _NOT_NEGATIVE)
+    delta: Tensor = _number(1.0, _EXPONENT)
+    turnover_days: Tensor = _number(263.0, _POSITIVE)
+    resilience: Tensor = _number(float("inf"), {"> 0, infinite for impact without memory": lambda x: x > 0})
+    variance_exponent: Tensor = _number(0.0, _NOT_NEGATIVE)
 
     @property
     def has_memory(self) -> bool:
@@ -195,7 +184,7 @@ class Impact:
 
 
 @dataclass(frozen=True)
-class Liquidity:
+class Liquidity(_Checked):
     """Liquidity of the market: its level, the volume profile of the day, and random depth.
 
     Depth is L = exp(l), where l is a stationary Ornstein-Uhlenbeck process. Volume follows the U-shaped
@@ -227,28 +216,21 @@ class Liquidity:
     [1.19, 0.81, 0.81, 1.19]
     """
 
-    illiquidity: Tensor = field(default_factory=lambda: scalar(1.0))
-    depth_sd: Tensor = field(default_factory=lambda: scalar(0.0))
-    depth_reversion: Tensor = field(default_factory=lambda: scalar(12.0))
-    profile_amplitude: Tensor = field(default_factory=lambda: scalar(0.0))
-    window_start: Tensor = field(default_factory=lambda: scalar(0.0))
+    illiquidity: Tensor = _number(1.0, _POSITIVE)
+    depth_sd: Tensor = _number(0.0, _NOT_NEGATIVE)
+    depth_reversion: Tensor = _number(12.0, _POSITIVE)
+    profile_amplitude: Tensor = _number(0.0, {"within (-1, 2)": lambda x: (x > -1) & (x < 2)})
+    window_start: Tensor = _number(0.0, {"within [0, 1)": lambda x: (x >= 0) & (x < 1)})
     window_end: Tensor = field(default_factory=lambda: scalar(1.0))
 
     def __post_init__(self) -> None:
-        start = self.window_start
-        _require(
-            self,
-            illiquidity=_POSITIVE,
-            depth_reversion=_POSITIVE,
-            depth_sd=_NOT_NEGATIVE,
-            profile_amplitude=("within (-1, 2)", lambda x: (x > -1) & (x < 2)),
-            window_start=("within [0, 1)", lambda x: (x >= 0) & (x < 1)),
-            window_end=("after window_start and at most 1", lambda x: (x > start) & (x <= 1)),
-        )
+        super().__post_init__()
+        after = (self.window_end > self.window_start) & (self.window_end <= 1)
+        _require(self, "window_end", "after window_start and at most 1", after)
 
 
 @dataclass(frozen=True)
-class Regimes:
+class Regimes(_Checked):
     """A stationary two-state Markov chain between a calm and a stressed regime.
 
     In the stressed regime volatility is multiplied by ``volatility_multiplier`` and temporary impact by
@@ -256,16 +238,12 @@ class Regimes:
     Raises ValueError naming a field that is out of its range.
     """
 
-    volatility_multiplier: Tensor = field(default_factory=lambda: scalar(1.0))
-    cost_multiplier: Tensor = field(default_factory=lambda: scalar(1.0))
-    enter: Tensor = field(default_factory=lambda: scalar(1.0))
+    volatility_multiplier: Tensor = _number(1.0, _POSITIVE)
+    cost_multiplier: Tensor = _number(1.0, _POSITIVE)
+    enter: Tensor = _number(1.0, _POSITIVE)
     """Rate of transition from calm to stressed, per day."""
-    leave: Tensor = field(default_factory=lambda: scalar(1.0))
+    leave: Tensor = _number(1.0, _POSITIVE)
     """Rate of transition from stressed to calm, per day."""
-
-    def __post_init__(self) -> None:
-        _require(self, volatility_multiplier=_POSITIVE, cost_multiplier=_POSITIVE)
-        _require(self, enter=_POSITIVE, leave=_POSITIVE)
 
     @property
     def present(self) -> bool:
@@ -284,7 +262,7 @@ class Regimes:
 
 
 @dataclass(frozen=True)
-class Signal:
+class Signal(_Checked):
     """A predictable part mu of the drift, d mu = -reversion mu dt + sd sqrt(2 reversion) dW, stationary.
 
     At the start of each bucket traders observe mu plus normal noise, from which they estimate it by
@@ -317,12 +295,9 @@ class Signal:
     [0.944, 0.472]
     """
 
-    sd: Tensor = field(default_factory=lambda: scalar(0.0))
-    reversion: Tensor = field(default_factory=lambda: scalar(6.5 * math.log(2)))
-    noise_sd: Tensor = field(default_factory=lambda: scalar(0.0))
-
-    def __post_init__(self) -> None:
-        _require(self, sd=_NOT_NEGATIVE, reversion=_POSITIVE, noise_sd=_NOT_NEGATIVE)
+    sd: Tensor = _number(0.0, _NOT_NEGATIVE)
+    reversion: Tensor = _number(6.5 * math.log(2), _POSITIVE)
+    noise_sd: Tensor = _number(0.0, _NOT_NEGATIVE)
 
     @property
     def present(self) -> bool:
@@ -336,7 +311,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Market:
+class Market(_Checked):
     """The parameters of a market: variance, impact, liquidity, drift, regimes and signal.
 
     The drift of a day is normal with mean ``drift``, which traders know, and standard deviation
@@ -376,13 +351,10 @@ class Market:
     heston: Heston
     impact: Impact = field(default_factory=Impact)
     liquidity: Liquidity = field(default_factory=Liquidity)
-    drift: Tensor = field(default_factory=lambda: scalar(0.0))
-    drift_sd: Tensor = field(default_factory=lambda: scalar(0.0))
+    drift: Tensor = _number(0.0, {"finite": torch.isfinite})
+    drift_sd: Tensor = _number(0.0, _NOT_NEGATIVE)
     regimes: Regimes = field(default_factory=Regimes)
     signal: Signal = field(default_factory=Signal)
-
-    def __post_init__(self) -> None:
-        _require(self, drift=("finite", torch.isfinite), drift_sd=_NOT_NEGATIVE)
 
     def temporary_cost_bps(self, size: Tensor) -> Tensor:
         """Temporary cost of an order of ``size`` ADV traded at an even pace, with L = u = 1, bps."""
@@ -396,7 +368,7 @@ class Market:
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(_Checked):
     """An order to be worked within one day.
 
     Parameters
@@ -423,13 +395,9 @@ class Order:
     ValueError: Order.size = 0: must be finite and > 0
     """
 
-    size: Tensor
-    risk_aversion: Tensor
-    side: Tensor = field(default_factory=lambda: scalar(1.0))
-
-    def __post_init__(self) -> None:
-        _require(self, size=_POSITIVE, risk_aversion=_NOT_NEGATIVE)
-        _require(self, side=("+1 (sell) or -1 (buy)", lambda x: x.abs() == 1))
+    size: Tensor = field(metadata=_POSITIVE)
+    risk_aversion: Tensor = field(metadata=_NOT_NEGATIVE)
+    side: Tensor = _number(1.0, {"+1 (sell) or -1 (buy)": lambda x: x.abs() == 1})
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """Pre-trade analysis: urgency, cost and attainable gain of an order, and the estimate of hidden drift."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, Regimes, volume_profile
-
-__all__ = ["PreTrade", "moment_matched", "posterior_drift", "urgency"]
-
 
 _COARSE = 12
 """Buckets in which the variation of volume is measured."""
@@ -45,7 +43,7 @@ class PreTrade:
     Its constants are round numbers, which ``benchmarks/attainable_gain.py`` compares with the oracle: over 63
     conditions that fill the training range, the formula gives .93 of the oracle's gain in the median, .60 at
     the 10 % and 1.51 at the 90 % quantile (.99, .67 and 1.35 with constants fitted by least squares). They
-    may not change without retraining, since the pretrained policy's unit of action depends on them.
+    may not change without retraining, since the pretrained policy's unit of scores depends on them.
     """
 
     @classmethod
@@ -72,6 +70,29 @@ class PreTrade:
             + 0.008 * seen * signal.square() / (1 + 0.035 * signal)
         )
         return cls(cost, ratio, attainable_gain)
+
+    @cached_property
+    def score_unit(self) -> Tensor:
+        """Typical size of the scores of trades in the condition, [paths] or [].
+
+        Loss is quadratic in the error of a score. This unit is proportional to the square root of the
+        attainable gain, so an error of one unit loses about the same share of that gain in every condition.
+        """
+        root = self.attainable_gain.clamp_min(1e-6).sqrt()
+        return 6 * root / (1 + root)
+
+
+def first_trade(urgency: Tensor, drift: Tensor, n_buckets: int) -> Tensor:
+    """First trade of Almgren and Chriss's schedule, as a multiple of TWAP's, [paths].
+
+    ``drift`` is the expected gain from waiting over the cost. The trade is negative where the drift makes
+    buying more worthwhile. Source: Almgren, Chriss (2001), Journal of Risk 3; section 4 for the drift.
+    """
+    ratio = urgency.clamp_min(1e-6) / n_buckets**2
+    kappa = 2 * torch.asinh(ratio.sqrt() / 2)
+    hurry = torch.sinh(kappa) / torch.tanh(n_buckets * kappa) - ratio / 2
+    wait = torch.expm1(-kappa) * torch.expm1(kappa - n_buckets * kappa) / (1 + torch.exp(-n_buckets * kappa))
+    return n_buckets * hurry - drift * wait / (2 * n_buckets * ratio)
 
 
 def posterior_drift(market: Market, order: Order, return_bps: Tensor, elapsed: float) -> Tensor:

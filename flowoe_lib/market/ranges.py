@@ -13,8 +13,6 @@ from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.signal import with_signal
 from flowoe_lib.randomness import generator
 
-__all__ = ["RangeViolation", "TrainingRange"]
-
 
 @dataclass(frozen=True)
 class RangeViolation:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from flowoe_lib.market.model import BPS, Market, Signal
 
-__all__ = ["kalman", "signal_paths", "with_signal"]
-
 
 def with_signal(market: Market, strength: Tensor, noise: Tensor) -> Market:
     """The market with a signal of this strength and noise.

@@ -15,9 +15,6 @@ from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import BPS, Heston, Market, Regimes, volume_profile
 from flowoe_lib.market.signal import signal_paths
 
-__all__ = ["MarketPaths", "VarianceStep", "qe_variance_step", "simulate"]
-
-
 SWITCH = 1.5
 """Andersen's psi_c: where psi exceeds it, the next variance has an atom at zero."""
 

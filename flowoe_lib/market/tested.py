@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 
-__all__ = ["TESTED_BUCKETS", "TESTED_LIMITS"]
-
-
 TESTED_LIMITS: Mapping[str, tuple[float, float]] = {
     "urgency": (0.001, 60.0),
     "cv": (0.01, 2.2),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-__all__ = ["traded_by"]
-
 
 def traded_by(amplitude: Any, time: Any) -> Any:
     """Share of the day's volume that the market has traded by ``time``, from 0 (open) to 1 (close).

@@ -9,7 +9,6 @@ from . import replanning as replanning
 from . import rl as rl
 from . import schedules as schedules
 from . import signal as signal
-from . import specialist as specialist
 from . import trajectory as trajectory
 from . import transient as transient
 from . import unannounced as unannounced

@@ -13,9 +13,6 @@ from flowoe_lib.market.model import Market, Order, volume_profile
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.policies.schedules import Schedule
 
-__all__ = ["DECAY_FLOOR", "almgren_chriss", "decay_per_bucket"]
-
-
 DECAY_FLOOR = 1e-6
 """Smallest decay per bucket, at which the schedule without drift is TWAP."""
 

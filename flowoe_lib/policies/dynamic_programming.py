@@ -7,23 +7,12 @@ from functools import partial
 import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import map_tensors
-from flowoe_lib.market.impact import expected_cost_factor, impact_slope, permanent_shift
+from flowoe_lib.market.impact import expected_cost_factor, impact_slope, permanent_shift, temporary_cost
 from flowoe_lib.market.model import Market, Order, volume_profile
-
-__all__ = [
-    "Optimum",
-    "expectation",
-    "interpolate_table",
-    "normal_rule",
-    "one_condition",
-    "peak_between",
-    "require_grid",
-    "solve_estimate",
-    "steady_condition",
-]
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,14 @@ JUMP = 0.25
 There are several only where permanent impact is sub-linear."""
 
 
+MEMORY_TRIALS, MEMORY_HALVINGS = 25, 10
+"""Under impact with memory, trades compared in each state, and halvings of the intervals beside the best."""
+
+
+FINER = 4
+"""Intervals of linear interpolation in each interval between nodes of a cubic spline."""
+
+
 def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:
     """Multilinear interpolation of ``table`` at ``places``, one tensor [paths] for each axis.
 
@@ -87,32 +84,29 @@ def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = tor
     return torch.where(split, nearest, (weights * values).sum(0))
 
 
-def one_condition(market: Market, order: Order) -> tuple[Market, Order]:
-    """Convert both to float64 on the CPU without gradients; ValueError unless every field has shape []."""
+def one_condition(
+    market: Market, order: Order, n_buckets: int, *nodes: int, steady: bool = False
+) -> tuple[Market, Order]:
+    """Convert both to float64 on the CPU without gradients.
+
+    Raises ValueError unless there is a bucket, every axis has at least four ``nodes`` and every field has
+    shape []; if the condition must be ``steady``, also for random depth or regimes.
+    """
+    if n_buckets < 1 or min(nodes, default=4) < 4:
+        grid = " x ".join(map(str, nodes)) or "fixed"
+        raise ValueError(f"{n_buckets} buckets, {grid} nodes: must be at least 1, and 4 an axis")
 
     def single(field: Tensor) -> Tensor:
         if field.dim():
             raise ValueError(f"a field has shape {list(field.shape)}: must be one condition, shape []")
         return field.detach().double().cpu()
 
-    return map_tensors(single, market), map_tensors(single, order)
-
-
-def steady_condition(market: Market, order: Order) -> tuple[Market, Order]:
-    """:func:`one_condition`; ValueError if depth is random or there are regimes."""
-    market, order = one_condition(market, order)
-    if market.liquidity.depth_sd > 0:
+    market, order = map_tensors(single, market), map_tensors(single, order)
+    if steady and market.liquidity.depth_sd > 0:
         raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
-    if market.regimes.present:
+    if steady and market.regimes.present:
         raise ValueError("Market.regimes: must be absent")
     return market, order
-
-
-def require_grid(n_buckets: int, *nodes: int) -> None:
-    """Raise ValueError unless there is a bucket, and at least four ``nodes`` on every axis."""
-    if n_buckets < 1 or min(nodes) < 4:
-        grid = " x ".join(map(str, nodes))
-        raise ValueError(f"{n_buckets} buckets, {grid} nodes: must be at least 1, and 4 an axis")
 
 
 def normal_rule(draws: int) -> tuple[Tensor, Tensor]:
@@ -121,18 +115,19 @@ def normal_rule(draws: int) -> tuple[Tensor, Tensor]:
     return normal, torch.softmax(-normal.square() / 2, 0)
 
 
-def expectation(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+def expectation(nodes: Tensor, points: Tensor, weights: Tensor | None = None) -> Tensor:
     """The matrix [rows, nodes] that maps f on ``nodes`` to sum_d weights_d f(points_d), points [rows, draws].
 
-    f is interpolated by a cubic spline, exact for linear functions, so means are preserved. Outside the
-    nodes it is extrapolated linearly.
+    Without ``weights`` there is one draw, which is certain. f is interpolated by a cubic spline, exact for
+    linear functions, so means are preserved. Outside the nodes it is extrapolated linearly.
     """
     if len(nodes) == 1:
         return nodes.new_ones(len(points), 1)
     spline = CubicSpline(nodes.numpy(), torch.eye(len(nodes)).numpy())
     inside = points.clamp(nodes[0], nodes[-1])
     beyond = (points - inside)[..., None] * torch.from_numpy(spline(inside.numpy(), 1))
-    return weights @ (torch.from_numpy(spline(inside.numpy())) + beyond)
+    drawn = torch.from_numpy(spline(inside.numpy())) + beyond
+    return drawn[:, 0] if weights is None else weights @ drawn
 
 
 def peak_between(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int) -> Tensor:
@@ -173,49 +168,118 @@ def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Te
     return torch.maximum(value, peak), torch.where(peak > value, left, q[best])
 
 
-def solve_estimate(
-    market: Market,
-    order: Order,
-    n_buckets: int,
-    inventory_nodes: int,
-    gain: Tensor,
-    risk: Tensor,
-    step: Callable[[int], Tensor],
-    start: Tensor,
-    places: Callable[[Observation], tuple[Tensor, ...]],
-    cost_multiplier: Tensor | None = None,
-) -> Optimum:
-    """Solve Bellman's equation from the close back to the open, in inventory and the states of the market.
+def _places(places: Callable[[Observation], tuple[Tensor, ...]], obs: Observation) -> tuple[Tensor, ...]:
+    """Where an observation is in sqrt(E / (1 - q)), 0 to 1, and on the axes of ``places``."""
+    return (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt(), *places(obs)
 
-    ``gain`` and ``risk`` of holding the order through a bucket are [] or [states, 1], and so is
-    ``cost_multiplier`` of temporary impact in each bucket, [N or 1, states, 1]; by default it is that of a
-    fixed schedule. ``step(k)`` maps f on the states to its conditional expectation one bucket later,
-    [states, states], ``start`` to its expectation at the open, [1, states]. The table of the policy is
-    [N - 1, inventory, states]; ``places`` locates an observation on the axes after inventory. Raises
-    ValueError for impact with memory, whose state has a solver of its own. Source: Bellman (1957).
+
+@dataclass(frozen=True)
+class State:
+    """The state of a trader beside inventory and impact: how it moves, and what holding and trading cost.
+
+    ``gain``, ``risk`` and ``cost_multiplier`` have a row per state, or one for all of them.
     """
-    if market.impact.has_memory:
-        raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
-    dt, beta = 1 / n_buckets, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity, n_buckets)
-    if cost_multiplier is None:
-        cost_multiplier = expected_cost_factor(market).expand_as(start.T)
-    slope = (impact_slope(market, pace, n_buckets).reshape(-1, 1, 1) * cost_multiplier)[..., None]
 
-    def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
-        shift = permanent_shift(market, order.size, sold, dt)
-        return slope[k] * sold ** (1 + beta) + shift * (left + sold / 2)
+    gain: Tensor
+    """Gain of holding the order through a bucket, bps, [] or [states, 1]."""
+    risk: Tensor
+    """Charge for the risk of holding the order through a bucket, bps, [] or [states, 1]."""
+    step: Callable[[int], Tensor]
+    """Maps a bucket to the matrix that maps f on the states to its conditional expectation one bucket later,
+    [states, states]."""
+    start: Tensor
+    """Maps f on the states to its expectation at the open, [1, states]."""
+    places: Callable[[Observation], tuple[Tensor, ...]]
+    """Where an observation is on each axis of the states, from 0 (first node) to 1 (last)."""
+    cost_multiplier: Tensor | None = None
+    """Of temporary impact in each bucket, [states, 1] or [N, states, 1]; by default that of a fixed
+    schedule."""
 
-    q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square()
-    value = -cost(n_buckets - 1, torch.zeros_like(q), q)[:, 0]
-    limit = torch.zeros_like(value[:, :1])
-    table = value.new_empty(n_buckets - 1, *value.shape)
-    for k in reversed(range(n_buckets - 1)):
-        unit = gain - risk * q + step(k) @ torch.cat((limit, value[:, 1:] / q[1:]), 1)
-        value, left = maximise(unit, partial(cost, k))
-        # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
-        limit = unit[:, :1].clamp_min(0)
-        table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
-        table[k, :, 0] = table[k, :, 1]
-    jump = JUMP if market.impact.delta < 1 else 1.0
-    return Optimum(table.mT, places, float(start[0] @ value[:, -1]), jump)
+    def slope(self, market: Market, order: Order, n_buckets: int) -> Tensor:
+        """Slope of temporary impact in each bucket and state, bps, [N, states, 1]."""
+        pace = order.size / volume_profile(market.liquidity, n_buckets)
+        multiplier = self.cost_multiplier
+        if multiplier is None:
+            multiplier = expected_cost_factor(market).expand_as(self.start.T)
+        return impact_slope(market, pace, n_buckets).reshape(-1, 1, 1) * multiplier
+
+    def solve(self, market: Market, order: Order, n_buckets: int, inventory_nodes: int) -> Optimum:
+        """Solve Bellman's equation from the close back to the open, in inventory and this state.
+
+        The table of the policy is [N - 1, inventory, states]. Raises ValueError for impact with memory, for
+        which there is :meth:`solve_memory`. Source: Bellman (1957).
+        """
+        if market.impact.has_memory:
+            raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
+        dt, beta = 1 / n_buckets, market.impact.beta
+        slope = self.slope(market, order, n_buckets)[..., None]
+
+        def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
+            shift = permanent_shift(market, order.size, sold, dt)
+            return slope[k] * sold ** (1 + beta) + shift * (left + sold / 2)
+
+        q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square()
+        value = -cost(n_buckets - 1, torch.zeros_like(q), q)[:, 0]
+        limit = torch.zeros_like(value[:, :1])
+        table = value.new_empty(n_buckets - 1, *value.shape)
+        for k in reversed(range(n_buckets - 1)):
+            unit = self.gain - self.risk * q + self.step(k) @ torch.cat((limit, value[:, 1:] / q[1:]), 1)
+            value, left = maximise(unit, partial(cost, k))
+            # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
+            limit = unit[:, :1].clamp_min(0)
+            table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
+            table[k, :, 0] = table[k, :, 1]
+        jump = JUMP if market.impact.delta < 1 else 1.0
+        return Optimum(table.mT, self.places, float(self.start[0] @ value[:, -1]), jump)
+
+    def solve_memory(
+        self, market: Market, order: Order, n_buckets: int, inventory_nodes: int, impact_nodes: int
+    ) -> Optimum:
+        """The same under impact with memory: in inventory, the impact state of earlier trades and this state.
+
+        The table of the policy is [N - 1, inventory, impact, states].
+        """
+        dt, beta = 1 / n_buckets, market.impact.beta
+        decay = torch.exp(-market.impact.resilience * dt)
+
+        # All tensors are [nodes, inventory, impact].
+        slope = self.slope(market, order, n_buckets)[..., None]
+        gain, risk = (x.expand_as(self.start.T)[..., None] for x in (self.gain, self.risk))
+        axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in (inventory_nodes, impact_nodes)]
+        fine = [
+            expectation(x, torch.linspace(0, 1, FINER * (len(x) - 1) + 1).double()[:, None]) for x in axes
+        ]
+        q = axes[0].square()[:, None].expand(len(risk), -1, impact_nodes)
+        state = (1 - q) * axes[1].square()
+        limit = (1 + beta) * state**beta
+
+        def after(left: Tensor, impact: Tensor, ahead: Tensor) -> Tensor:
+            """Value per unit of holding ``left`` at the ``impact`` state after a trade."""
+            spread = (decay * impact / (1 - left).clamp_min(1e-12)).clamp_max(1).sqrt()
+            places = torch.stack((spread, left.sqrt()), -1) * 2 - 1
+            return gain - risk * left + grid_sample(ahead[:, None], places, align_corners=True)[:, 0]
+
+        def worth(k: int, ahead: Tensor, root: Tensor) -> Tensor:
+            """Value of trading the share ``root``^2 of the inventory in bucket ``k``."""
+            sold = q * root.square()
+            left, shift = q - sold, permanent_shift(market, order.size, sold, dt)
+            cost = slope[k] * temporary_cost(state, sold, beta) + shift * (left + sold / 2)
+            return left * after(left, state + sold, ahead) - cost
+
+        shares = torch.linspace(0, 1, MEMORY_TRIALS).double()
+        table = q.new_empty(n_buckets - 1, *q.shape)
+        value = worth(n_buckets - 1, torch.zeros(len(risk), 2, 2).double(), torch.ones_like(q))
+        lowest = -slope[-1] * limit
+        for k in reversed(range(n_buckets - 1)):
+            unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
+            ahead = torch.einsum("wv,vqe,fq,ge->wfg", self.step(k), unit, *fine)
+            reached = partial(worth, k, ahead)
+            best = torch.stack([reached(share.expand_as(q)) for share in shares]).argmax(0)
+            low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(MEMORY_TRIALS - 1)]
+            root = peak_between(reached, low, high, MEMORY_HALVINGS)
+            value = reached(root)
+            lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
+            table[k] = root.square()
+            table[k, :, 0] = table[k, :, 1]
+        at_open = float(self.start[0] @ value[:, -1, 0])
+        return Optimum(table.permute(0, 2, 3, 1), partial(_places, self.places), at_open)

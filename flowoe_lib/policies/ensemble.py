@@ -11,9 +11,6 @@ from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.policies.schedules import EstimatedSchedule, Schedule, static_optimal, twap, vwap
 
-__all__ = ["BENCHMARKS", "SCHEDULE_EXPERTS", "Experts", "from_estimates", "rl_experts"]
-
-
 Calibrate = Callable[[Sequence[Condition], int, int], Policy]
 """(conditions, paths of each, buckets) -> an expert calibrated to the batch of these conditions."""
 

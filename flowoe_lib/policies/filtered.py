@@ -12,11 +12,8 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
 from flowoe_lib.market.model import Market, Order
-from flowoe_lib.policies.dynamic_programming import Optimum, expectation, one_condition, require_grid
+from flowoe_lib.policies.dynamic_programming import Optimum, expectation, one_condition
 from flowoe_lib.policies.oracle import LiquidityAxis, depth_axis, solve_grid
-
-__all__ = ["solve_filtered_depth", "solve_filtered_regimes"]
-
 
 LIKELIHOOD_POINTS = 64
 """Points of the Gauss-Laguerre rule for a bucket's realised variance given its regime."""
@@ -65,8 +62,7 @@ def solve_filtered_depth(
     ----------
     Kalman (1960), Journal of Basic Engineering 82.
     """
-    require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
-    market, order = one_condition(market, order)
+    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, depth_nodes)
     if not noise_sd > 0:
         raise ValueError(f"noise_sd = {noise_sd:g}: must be > 0")
     if not market.liquidity.depth_sd > 0:
@@ -129,8 +125,7 @@ def solve_filtered_regimes(
     ----------
     Astrom (1965), Journal of Mathematical Analysis and Applications 10; Hamilton (1989), Econometrica 57.
     """
-    require_grid(n_buckets, inventory_nodes, variance_nodes, belief_nodes)
-    market, order = one_condition(market, order)
+    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, belief_nodes)
     if returns < 1:
         raise ValueError(f"returns = {returns}: must be at least 1")
     if market.liquidity.depth_sd > 0:
@@ -154,7 +149,7 @@ def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> Liquidi
     following = (from_calm + (from_stressed - from_calm) * posterior).flatten(1)
     probability = torch.stack((1 - p, p), 1)[..., None] * weights / weights.sum()
     step = expectation(p, following, probability.flatten(1)[:, None])[:, 0]
-    start = expectation(p, regimes.stressed_share.reshape(1, 1), torch.ones_like(p[:1]))
+    start = expectation(p, regimes.stressed_share.reshape(1, 1))
     cost_multiplier = 1 + p * (regimes.cost_multiplier - 1)
     variance = 1 + p * (factor[1] - 1)
     return LiquidityAxis(_probability_of_stress, cost_multiplier[None], variance, step[None], start)

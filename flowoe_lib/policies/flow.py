@@ -2,9 +2,8 @@
 
 Training uses straight paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
 coupled independently (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the endpoint,
-x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t). An action x is
-the score of a trade, :func:`flowoe_lib.execution.execution.score_of_fraction`, divided by the unit
-:func:`flowoe_lib.execution.features.action_unit`.
+x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t). An action x
+corrects the score of Almgren and Chriss's trade, :func:`flowoe_lib.execution.features.fraction_of_action`.
 """
 
 from collections.abc import Mapping
@@ -15,17 +14,6 @@ from torch import Tensor, nn
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.features import FEATURES, features, fraction_of_action
-
-__all__ = [
-    "EndpointField",
-    "FlowPolicy",
-    "TrainingRun",
-    "interpolate",
-    "matching_loss",
-    "pack",
-    "sample",
-    "unpack",
-]
 
 
 class EndpointField(nn.Module):

@@ -26,25 +26,7 @@ from flowoe_lib.market.impact import variance_cost
 from flowoe_lib.market.model import Heston, Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
-from flowoe_lib.policies.dynamic_programming import (
-    Optimum,
-    expectation,
-    normal_rule,
-    one_condition,
-    require_grid,
-    solve_estimate,
-    steady_condition,
-)
-
-__all__ = [
-    "LiquidityAxis",
-    "depth_axis",
-    "solve_belief",
-    "solve_grid",
-    "solve_oracle",
-    "variance_axis",
-]
-
+from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
 
 VARIANCE_TAIL = 1e-6
 """Probability that variance lies beyond the grid, where the value is extrapolated linearly."""
@@ -142,9 +124,14 @@ def solve_grid(
         return torch.kron(step_v, steps[k])
 
     places = partial(_places_on_grid, float(v[-1]), float(axis.variance[-1]), axis.place)
-    problem = market, order, n_buckets, inventory_nodes, gain, risk
-    optimum = solve_estimate(*problem, step, torch.kron(start_v, axis.start), places, cost_multiplier)
+    state = State(gain, risk, step, torch.kron(start_v, axis.start), places, cost_multiplier)
+    optimum = state.solve(market, order, n_buckets, inventory_nodes)
     return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
+
+
+def place_of_variance(highest: float, obs: Observation) -> tuple[Tensor]:
+    """Where observed variance is on the nodes of :func:`variance_axis`, up to the ``highest``, 0 to 1."""
+    return ((obs.variance / highest).sqrt(),)
 
 
 def variance_axis(heston: Heston, dt: float, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,8 +203,7 @@ def solve_oracle(
     >>> round(oracle.value_bps, 1)
     -23.8
     """
-    require_grid(n_buckets, inventory_nodes, variance_nodes, depth_nodes)
-    market, order = one_condition(market, order)
+    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, depth_nodes)
     if market.regimes.present:
         axis = _regime_axis(market, 1 / n_buckets)
     else:
@@ -248,8 +234,7 @@ def solve_belief(
     ValueError for a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, drift that
     is not hidden, random depth or regimes.
     """
-    require_grid(n_buckets, inventory_nodes, belief_nodes)
-    market, order = steady_condition(market, order)
+    market, order = one_condition(market, order, n_buckets, inventory_nodes, belief_nodes, steady=True)
     if not market.drift_sd > 0:
         raise ValueError("Market.drift_sd = 0: must be > 0, for there to be a hidden drift")
 
@@ -267,6 +252,5 @@ def solve_belief(
         return expectation(m, m[:, None] + shocks[k] * normal, weights)
 
     places = partial(_place_of_belief, market, order, opening, half_width)
-    start = expectation(m, opening.reshape(1, 1), torch.ones_like(m[:1]))
-    problem = market, order, n_buckets, inventory_nodes
-    return solve_estimate(*problem, m[:, None] * dt, risk, step, start, places)
+    state = State(m[:, None] * dt, risk, step, expectation(m, opening.reshape(1, 1)), places)
+    return state.solve(market, order, n_buckets, inventory_nodes)

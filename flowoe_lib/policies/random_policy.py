@@ -5,8 +5,6 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import ACTION_LIMIT, Observation, fraction_of_score
 
-__all__ = ["uniform_scores"]
-
 
 def uniform_scores(obs: Observation, noise: Tensor) -> Tensor:
     """Trade at random: the score is uniform over the action range of reinforcement learners.

@@ -5,14 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowoe_lib.execution.execution import Observation
+from flowoe_lib.execution.execution import Observation, fraction_of_score
 from flowoe_lib.execution.information import RegimeBelief, relative_depth
-from flowoe_lib.market.impact import expected_cost_factor, expected_variance_cost, impact_slope, variance_cost
+from flowoe_lib.market.impact import expected_variance_cost, impact_slope
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.almgren_chriss import DECAY_FLOOR, decay_per_bucket
 from flowoe_lib.policies.trajectory import best_trades
-
-__all__ = ["mpc", "replanned"]
 
 PRECISION, MAX_STEPS = 2e-7, 60
 """Inventory that may remain at the close, as a share of the current one: what float32 resolves."""
@@ -21,9 +18,9 @@ PRECISION, MAX_STEPS = 2e-7, 60
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
     """Trade by Almgren and Chriss's schedule, solved anew in each bucket at the current variance and depth.
 
-    Variance is forecast over the rest of the day, E[int_t^1 V ds] / (1 - t). Impact is linearised at the even
-    pace that would finish the order. Depth enters at its current level in this bucket and at its stationary
-    mean in later ones. The drift is its expected mean over the rest of the day.
+    Variance, drift and depth are forecast over the rest of the day. The closed form for linear impact is
+    carried over to concave impact by
+    :meth:`flowoe_lib.execution.execution.Observation.closed_form_score`; memory of impact is ignored.
 
     Parameters
     ----------
@@ -52,27 +49,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> round(done.utility_bps(order).mean().item(), 1)
     -24.7
     """
-    n_left = obs.n_buckets - obs.k
-    market, remaining = obs.market, n_left / obs.n_buckets
-    forecast = VarianceStep.over(market.heston, remaining).integral(obs.variance) / remaining
-    even_pace = obs.inventory.clamp_min(1e-12) / remaining
-    urgency = obs.pre_trade.urgency * (forecast / market.heston.theta)
-    linear_cost = obs.pre_trade.cost_bps * even_pace ** (market.impact.beta - 1)
-    ratio = urgency * obs.pre_trade.cost_bps / linear_cost / obs.n_buckets**2
-    kappa = decay_per_bucket(ratio)
-    later = kappa * (n_left - 1)
-    held = torch.exp(-kappa) * torch.expm1(-2 * later) / torch.expm1(-2 * later - 2 * kappa)
-    # The inventory worth holding for the drift, mu / (2 lambda sigma^2), and the part reached in one bucket.
-    drift = obs.drift_ahead(0, remaining)
-    target = drift / (2 * obs.n_buckets**2 * linear_cost * ratio.clamp_min(DECAY_FLOOR**2))
-    reached = torch.expm1(-later) * torch.expm1(-kappa) / (1 + torch.exp(-later - kappa))
-    fraction = (1 - held - reached * target / obs.inventory.clamp_min(1e-12)).clamp(0, 1)
-    discount = torch.exp(market.impact.beta * obs.log_depth) * expected_cost_factor(market)
-    discount = discount / variance_cost(market, obs.variance)
-    now = fraction * obs.volume[obs.k] * discount ** (1 / market.impact.beta)
-    rest = (1 - fraction) * obs.volume[obs.k + 1 :].sum(0) / max(n_left - 1, 1)
-    tilted = now / (now + rest)
-    return tilted.clamp(0, 1).expand_as(noise)
+    score = obs.closed_form_score(obs.first_trade.clamp_min(1e-4))
+    return fraction_of_score(score, obs.n_buckets - obs.k).expand_as(noise)
 
 
 def mpc(obs: Observation, noise: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
-"""Actors that are trained in one condition each, and those of reinforcement learning.
+"""Actors that are trained in one condition each: those of reinforcement learning, and specialists.
 
-:mod:`flowoe_lib.training.reinforcement` trains the latter.
+:mod:`flowoe_lib.training.reinforcement` trains the former, :mod:`flowoe_lib.training.specialist` the
+latter, which have the features and the units of actions of the flow policy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from flowoe_lib.execution.execution import ACTION_LIMIT, Observation, fraction_of_score
-from flowoe_lib.execution.features import features
-
-__all__ = ["Actors", "RLExpert", "SACExpert"]
+from flowoe_lib.execution.features import FEATURES, features, fraction_of_action
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,21 @@ class SACExpert(Actors):
         """Fraction of the remaining inventory, [paths]; ``noise`` is not used."""
         score = ACTION_LIMIT * self.output(obs, torch.tanh).tanh()
         return fraction_of_score(score, obs.n_buckets - obs.k)
+
+
+class Specialist(Actors):
+    """The deterministic actions of specialists: two SiLU layers, then the action."""
+
+    @staticmethod
+    def drawn(generator: torch.Generator, n_features: int = len(FEATURES), width: int = 32) -> "Specialist":
+        """An untrained specialist of one condition; weights are uniform as in torch, biases are zero."""
+        layers = []
+        for inputs, outputs in pairwise((n_features, width, width, 1)):
+            bound = inputs**-0.5
+            weight = torch.empty(1, outputs, inputs).uniform_(-bound, bound, generator=generator)
+            layers.append((weight, torch.zeros(1, 1, outputs)))
+        return Specialist(tuple(layers))
+
+    def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
+        """Fraction of the remaining inventory, differentiable in the weights, [paths]."""
+        return fraction_of_action(obs, self.output(obs, silu))

@@ -9,29 +9,11 @@ from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import align, map_tensors
-from flowoe_lib.market.impact import (
-    expected_cost_factor,
-    impact_path,
-    impact_slope,
-    permanent_shift,
-    temporary_cost,
-)
-from flowoe_lib.market.model import Condition, Market, Order, volume_profile
+from flowoe_lib.market.impact import impact_path, permanent_shift, planned_slope, temporary_cost
+from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.market.pre_trade import urgency
-from flowoe_lib.policies.dynamic_programming import interpolate_table, solve_estimate
+from flowoe_lib.policies.dynamic_programming import State, interpolate_table
 from flowoe_lib.policies.trajectory import best_trades
-
-__all__ = [
-    "EstimatedSchedule",
-    "Schedule",
-    "expected_cost",
-    "expected_risk",
-    "expected_utility",
-    "static_optimal",
-    "twap",
-    "vwap",
-]
-
 
 CUTS, ROUNDS = 64, 34
 """The bracket of the root is divided by 64, 34 times: the marginal cost at the end of an urgent order is as
@@ -156,8 +138,7 @@ def expected_cost(market: Market, order: Order, inventory: Tensor) -> Tensor:
     n = len(inventory) - 1
     traded, left = -inventory.diff(dim=0), inventory[1:]
     dt, beta = 1 / n, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity, n)
-    slope = impact_slope(market, pace, n) * expected_cost_factor(market)
+    slope = planned_slope(market, order, n)
     impact = impact_path(traded, torch.exp(-market.impact.resilience * dt), torch.zeros_like(beta))
     permanent = permanent_shift(market, order.size, traded, dt) * (left + traded / 2)
     temporary = slope * temporary_cost(impact[:-1], traded.clamp_min(0), beta)
@@ -214,8 +195,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     """
     market, order = align(market, order)
     dt, beta = 1 / n_buckets, market.impact.beta
-    pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = impact_slope(market, pace, n_buckets) * expected_cost_factor(market)
+    slope = planned_slope(market, order, n_buckets)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     drift = order.side * market.drift * dt
 
@@ -262,8 +242,8 @@ def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
     """Inventory [N + 1] of the best schedule, with errors of the grid; market and order have shape []."""
     dt, one = 1 / n_buckets, torch.ones(1, 1, dtype=torch.float64)
     gain, risk = order.side * market.drift * dt, order.risk_aversion * 1e8 * market.heston.theta * dt
-    problem = market, order, n_buckets, GRID, gain, risk
-    optimum = solve_estimate(*problem, lambda k: one, one, lambda obs: ())
+    alone = State(gain, risk, lambda k: one, one, lambda obs: ())
+    optimum = alone.solve(market, order, n_buckets, GRID)
     left = [one[0]]
     for fraction in optimum.fraction[..., 0]:
         left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], optimum.jump)))

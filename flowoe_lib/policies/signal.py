@@ -15,24 +15,13 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation
-from flowoe_lib.market.impact import expected_cost_factor, impact_slope
-from flowoe_lib.market.model import Market, Order, volume_profile
+from flowoe_lib.market.impact import planned_slope
+from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.signal import kalman
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.dynamic_programming import (
-    Optimum,
-    expectation,
-    normal_rule,
-    one_condition,
-    require_grid,
-    solve_estimate,
-)
+from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
 from flowoe_lib.policies.oracle import BELIEF_SDS
-from flowoe_lib.policies.transient import solve_memory
-
-__all__ = ["LinearQuadratic", "solve_linear_quadratic", "solve_on_estimates", "solve_signal"]
-
 
 SPAN, URGENCIES = 5.0, 13
 """Urgencies for which :func:`solve_on_estimates` plans: from 1/5 to 5 times that of the condition."""
@@ -98,8 +87,7 @@ def solve_signal(
     >>> round(optimum.value_bps, 1)
     -16.8
     """
-    require_grid(n_buckets, inventory_nodes, impact_nodes, signal_nodes)
-    market, order = one_condition(market, order)
+    market, order = one_condition(market, order, n_buckets, inventory_nodes, impact_nodes, signal_nodes)
     _require_signal(market)
     dt = 1 / n_buckets
     decay, ahead = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
@@ -116,14 +104,11 @@ def solve_signal(
     def step(k: int) -> Tensor:
         return expectation(m, decay * m[:, None] + shocks[k + 1] * normal, weights)
 
-    start, places = expectation(m, shocks[0] * normal[None], weights), partial(_place_of_signal, half_width)
+    start = expectation(m, shocks[0] * normal[None], weights)
+    state = State(drift, risk, step, start, partial(_place_of_signal, half_width))
     if market.impact.has_memory:
-        cost, gain, risk = (
-            x.expand_as(drift)[..., None] for x in (expected_cost_factor(market), drift, risk)
-        )
-        grid = n_buckets, inventory_nodes, impact_nodes
-        return solve_memory(market, order, *grid, cost, gain, risk, step, start, places)
-    return solve_estimate(market, order, n_buckets, inventory_nodes, drift, risk, step, start, places)
+        return state.solve_memory(market, order, n_buckets, inventory_nodes, impact_nodes)
+    return state.solve(market, order, n_buckets, inventory_nodes)
 
 
 def _places_on_estimates(
@@ -215,14 +200,12 @@ def solve_linear_quadratic(market: Market, order: Order, n_buckets: int) -> Line
     Cartea, Jaimungal (2016), Mathematics and Financial Economics 10; Lehalle, Neuman (2019), "Incorporating
     signals into optimal trading", Finance and Stochastics 23, in continuous time.
     """
-    market, order = one_condition(market, order)
+    market, order = one_condition(market, order, n_buckets)
     _require_signal(market)
     if market.drift != 0:
         raise ValueError(f"Market.drift = {float(market.drift):g}: must be 0 beside a signal")
     dt = 1 / n_buckets
-    pace = order.size / volume_profile(market.liquidity, n_buckets)
-    cost = impact_slope(market, pace, n_buckets) * expected_cost_factor(market)
-    cost = (cost * dt ** (market.impact.beta - 1)).expand(n_buckets)
+    cost = planned_slope(market, order, n_buckets) * dt ** (market.impact.beta - 1)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt
     decay, gain = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
     gains, variances = kalman(market.signal, n_buckets)

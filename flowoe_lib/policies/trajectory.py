@@ -12,9 +12,6 @@ from torch import Tensor
 
 from flowoe_lib.market.impact import memory_weights
 
-__all__ = ["best_trades"]
-
-
 ITERATIONS, TOLERANCE = 40, 1e-6
 """Newton steps, at most, and the gain relative to the cost of a block trade below which they end."""
 

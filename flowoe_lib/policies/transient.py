@@ -4,37 +4,17 @@ Source: Alfonsi, Fruth, Schied (2010), "Optimal execution strategies in limit or
 functions", Quantitative Finance 10; Bellman (1957), Dynamic Programming.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.nn.functional import grid_sample
 
-from flowoe_lib.execution.execution import Observation
 from flowoe_lib.market.batching import align
-from flowoe_lib.market.impact import impact_slope, permanent_shift, temporary_cost, variance_cost
-from flowoe_lib.market.model import Market, Order, volume_profile
+from flowoe_lib.market.impact import variance_cost
+from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import VarianceStep
-from flowoe_lib.policies.dynamic_programming import (
-    Optimum,
-    expectation,
-    peak_between,
-    require_grid,
-    steady_condition,
-)
-from flowoe_lib.policies.oracle import variance_axis
+from flowoe_lib.policies.dynamic_programming import Optimum, State, one_condition
+from flowoe_lib.policies.oracle import place_of_variance, variance_axis
 from flowoe_lib.policies.schedules import Schedule
-
-__all__ = ["alfonsi_fruth_schied", "solve_memory", "solve_transient"]
-
-
-FINER = 4
-"""Intervals of linear interpolation in each interval between nodes of a cubic spline."""
-
-
-TRIALS, HALVINGS = 25, 10
-"""Trades compared in each state, and halvings of the two intervals beside the best of them."""
 
 
 def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedule:
@@ -78,11 +58,6 @@ def alfonsi_fruth_schied(market: Market, order: Order, n_buckets: int) -> Schedu
     later = torch.arange(n_buckets, dtype=block.dtype).reshape(-1, *[1] * block.dim())
     left = 1 - block - later * (1 - decay) * block
     return Schedule(torch.cat((torch.ones_like(left[:1]), left[:-1], torch.zeros_like(left[:1]))))
-
-
-def _place_of_variance(variance_max: float, obs: Observation) -> tuple[Tensor]:
-    """Where an observation is in sqrt(V) up to ``variance_max``, 0 to 1."""
-    return ((obs.variance / variance_max).sqrt(),)
 
 
 def solve_transient(
@@ -135,88 +110,11 @@ def solve_transient(
     >>> round(fo.policies.transient.solve_transient(market, order, 6, **nodes).value_bps, 1)
     -22.1
     """
-    require_grid(n_buckets, inventory_nodes, impact_nodes, variance_nodes)
-    market, order = steady_condition(market, order)
-
+    nodes = inventory_nodes, impact_nodes, variance_nodes
+    market, order = one_condition(market, order, n_buckets, *nodes, steady=True)
     dt = 1 / n_buckets
     v, step, start = variance_axis(market.heston, dt, variance_nodes)
-    risk = order.risk_aversion * 1e8 * VarianceStep.over(market.heston, dt).integral(v)[:, None, None]
-    cost_multiplier = variance_cost(market, v)[:, None, None]
-    gain = (order.side * market.drift * dt).expand_as(risk)
-    place = partial(_place_of_variance, float(v[-1]))
-    grid = n_buckets, inventory_nodes, impact_nodes
-    return solve_memory(market, order, *grid, cost_multiplier, gain, risk, lambda k: step, start, place)
-
-
-def _places(place: Callable[[Observation], tuple[Tensor]], obs: Observation) -> tuple[Tensor, Tensor]:
-    """Where an observation is in sqrt(E / (1 - q)), 0 to 1, and on the axis of ``place``."""
-    return (obs.impact / (1 - obs.inventory).clamp_min(1e-6)).sqrt(), *place(obs)
-
-
-def solve_memory(
-    market: Market,
-    order: Order,
-    n_buckets: int,
-    inventory_nodes: int,
-    impact_nodes: int,
-    cost_multiplier: Tensor,
-    gain: Tensor,
-    risk: Tensor,
-    step: Callable[[int], Tensor],
-    start: Tensor,
-    place: Callable[[Observation], tuple[Tensor]],
-) -> Optimum:
-    """Solve for the optimal policy in inventory, impact state and one more variable, such as variance.
-
-    ``cost_multiplier`` of temporary impact, and ``gain`` and ``risk`` of holding the order through a bucket,
-    are [nodes, 1, 1] on the nodes of this variable, on which ``place`` locates an observation. ``step(k)``
-    and ``start`` are its expectations, as in
-    :func:`flowoe_lib.policies.dynamic_programming.solve_estimate`.
-    """
-    dt, beta = 1 / n_buckets, market.impact.beta
-    decay = torch.exp(-market.impact.resilience * dt)
-    pace = order.size / volume_profile(market.liquidity, n_buckets)
-    slope = impact_slope(market, pace, n_buckets).reshape(-1, 1, 1, 1) * cost_multiplier
-
-    # All tensors are [nodes, inventory, impact].
-    axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in (inventory_nodes, impact_nodes)]
-    fine = [
-        expectation(
-            x, torch.linspace(0, 1, FINER * (len(x) - 1) + 1).double()[:, None], torch.ones(1).double()
-        )
-        for x in axes
-    ]
-    q = axes[0].square()[:, None].expand(len(risk), -1, impact_nodes)
-    state = (1 - q) * axes[1].square()
-    limit = (1 + beta) * state**beta
-
-    def after(left: Tensor, impact: Tensor, ahead: Tensor) -> Tensor:
-        """Value per unit of holding ``left`` at the ``impact`` state after a trade."""
-        spread = (decay * impact / (1 - left).clamp_min(1e-12)).clamp_max(1).sqrt()
-        places = torch.stack((spread, left.sqrt()), -1) * 2 - 1
-        return gain - risk * left + grid_sample(ahead[:, None], places, align_corners=True)[:, 0]
-
-    def worth(k: int, ahead: Tensor, root: Tensor) -> Tensor:
-        """Value of trading the share ``root``^2 of the inventory in bucket ``k``."""
-        sold = q * root.square()
-        left, shift = q - sold, permanent_shift(market, order.size, sold, dt)
-        cost = slope[k] * temporary_cost(state, sold, beta) + shift * (left + sold / 2)
-        return left * after(left, state + sold, ahead) - cost
-
-    shares = torch.linspace(0, 1, TRIALS).double()
-    table = q.new_empty(n_buckets - 1, *q.shape)
-    value = worth(n_buckets - 1, torch.zeros(len(risk), 2, 2).double(), torch.ones_like(q))
-    lowest = -slope[-1] * limit
-    for k in reversed(range(n_buckets - 1)):
-        unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
-        ahead = torch.einsum("wv,vqe,fq,ge->wfg", step(k), unit, *fine)
-        reached = partial(worth, k, ahead)
-        best = torch.stack([reached(share.expand_as(q)) for share in shares]).argmax(0)
-        low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(TRIALS - 1)]
-        root = peak_between(reached, low, high, HALVINGS)
-        value = reached(root)
-        lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
-        table[k] = root.square()
-        table[k, :, 0] = table[k, :, 1]
-    at_open = float(start[0] @ value[:, -1, 0])
-    return Optimum(table.permute(0, 2, 3, 1), partial(_places, place), at_open)
+    risk = order.risk_aversion * 1e8 * VarianceStep.over(market.heston, dt).integral(v)[:, None]
+    gain, places = order.side * market.drift * dt, partial(place_of_variance, float(v[-1]))
+    variance = State(gain, risk, lambda k: step, start, places, variance_cost(market, v)[:, None])
+    return variance.solve_memory(market, order, n_buckets, inventory_nodes, impact_nodes)

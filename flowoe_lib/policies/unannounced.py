@@ -22,26 +22,9 @@ from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.execution.information import CONSTANT_CV, RETURNS, Information, realised_variance
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import MarketPaths
-from flowoe_lib.policies.dynamic_programming import (
-    Optimum,
-    expectation,
-    normal_rule,
-    require_grid,
-    solve_estimate,
-    steady_condition,
-)
-from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
+from flowoe_lib.policies.oracle import place_of_variance, solve_oracle
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, static_optimal
-
-__all__ = [
-    "LevelMixture",
-    "UnannouncedLevel",
-    "level_expert",
-    "shape_of_spread",
-    "solve_level_belief",
-    "spread_of_shape",
-]
-
 
 SLOW = 1e-4
 """Mean reversion that traders believe in, per day: the variance that they infer is that of the whole day."""
@@ -49,6 +32,10 @@ SLOW = 1e-4
 
 TAIL = 5e-4
 """Probability that the level lies above the grid of beliefs."""
+
+
+INVENTORY_NODES, BELIEF_NODES = 41, 81
+"""The grid of :func:`solve_level_belief`."""
 
 
 def shape_of_spread(sd: float) -> float:
@@ -140,19 +127,7 @@ class UnannouncedLevel:
         return probability
 
 
-def _place_of_level(highest: float, obs: Observation) -> tuple[Tensor]:
-    """Where the posterior mean of the level is on nodes up to the ``highest``, 0 to 1."""
-    return ((obs.variance / highest).sqrt(),)
-
-
-def solve_level_belief(
-    world: UnannouncedLevel,
-    order: Order,
-    n_buckets: int,
-    *,
-    inventory_nodes: int = 41,
-    belief_nodes: int = 81,
-) -> Optimum:
+def solve_level_belief(world: UnannouncedLevel, order: Order, n_buckets: int) -> Optimum:
     """Solve for the optimal policy of a trader who does not know the level, but infers it.
 
     The state is inventory and the posterior mean M. The value per unit J / q is interpolated by cubic splines
@@ -166,8 +141,6 @@ def solve_level_belief(
         Fields of shape [].
     n_buckets : int
         Number of buckets N of the day.
-    inventory_nodes, belief_nodes : int
-        Nodes of the grid on each axis, at least four.
 
     Returns
     -------
@@ -177,18 +150,16 @@ def solve_level_belief(
     Raises
     ------
     ValueError
-        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, random depth or
-        regimes.
+        For a batch of conditions, fewer than one bucket, random depth or regimes.
 
     References
     ----------
     Astrom (1965), Journal of Mathematical Analysis and Applications 10.
     """
-    require_grid(n_buckets, inventory_nodes, belief_nodes)
-    market, order = steady_condition(world.market, order)
+    market, order = one_condition(world.market, order, n_buckets, steady=True)
     dt, half = 1 / n_buckets, world.returns / 2
     high = float(world.levels(torch.tensor(1 - TAIL)))
-    mean = high * torch.linspace(0, 1, belief_nodes, dtype=torch.float64).square()
+    mean = high * torch.linspace(0, 1, BELIEF_NODES, dtype=torch.float64).square()
     normal, weights = normal_rule(121)
     risk = order.risk_aversion * 1e8 * dt * mean[:, None]
     gain = order.side * market.drift * dt
@@ -200,10 +171,9 @@ def solve_level_belief(
         following = mean[:, None] * (shape - 1) / (shape + half - 1) / shrinkage
         return expectation(mean, following, weights)
 
-    start = expectation(mean, market.heston.theta.reshape(1, 1), torch.ones_like(mean[:1]))
-
-    places = partial(_place_of_level, high)
-    return solve_estimate(market, order, n_buckets, inventory_nodes, gain, risk, step, start, places)
+    start = expectation(mean, market.heston.theta.reshape(1, 1))
+    state = State(gain, risk, step, start, partial(place_of_variance, high))
+    return state.solve(market, order, n_buckets, INVENTORY_NODES)
 
 
 def level_expert(plan: Policy, level: float, obs: Observation, noise: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
 from flowoe_lib.evaluation.verdicts import VERDICTS, compare_learner, verdicts
-from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.execution.execution import Observation, Policies, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.batching import map_tensors, tile
 from flowoe_lib.market.model import Condition
@@ -31,20 +31,9 @@ from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import Demonstrations, Recorder, imitate
 from flowoe_lib.training.refinement import refine, utility_scale
 
-__all__ = [
-    "SAMPLING",
-    "contestants",
-    "demonstration_sets",
-    "measure",
-    "train_variant",
-    "train_variants",
-    "variant_tasks",
-]
-
-
-COPIES, SPREAD, GENTLE_RATE, STEPS = 6, 0.1, 1e-3, 3
-"""Advantage weighting: copies of a decision, standard deviation of their noise, learning rate, and optimiser
-steps for each iteration of refinement."""
+PATHS, COPIES, SPREAD, GENTLE_RATE, STEPS = 96, 6, 0.1, 1e-3, 3
+"""Advantage weighting: paths of a step, copies of a decision, standard deviation of their noise, learning
+rate, and optimiser steps for each iteration of refinement."""
 
 
 def without_noise(field: EndpointField, observed: Tensor) -> Tensor:
@@ -81,12 +70,7 @@ def _disturbed(field: EndpointField, when: Tensor, disturbance: Tensor) -> Polic
 
 
 def advantage_weighted(
-    start: EndpointField,
-    conditions: TrainingRange,
-    n_buckets: int,
-    iterations: int,
-    seed: int,
-    paths: int = 96,
+    start: EndpointField, conditions: TrainingRange, n_buckets: int, iterations: int, seed: int
 ) -> TrainingRun:
     """Flow matching on the policy's own better actions, without a gradient through the simulator.
 
@@ -99,22 +83,22 @@ def advantage_weighted(
     optimiser = torch.optim.Adam(field.parameters(), GENTLE_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, GENTLE_RATE, total_steps=steps)
     for _ in range(steps):
-        market, order = conditions.draw(paths, draws)
-        days = simulate(market, paths, n_buckets, draws)
-        market, order = tile(market, COPIES, paths), tile(order, COPIES, paths)
-        days = tile(days, COPIES, paths)
-        when = torch.randint(n_buckets - 1, (paths,), generator=draws).repeat(COPIES)
-        disturbance = SPREAD * torch.randn(COPIES * paths, generator=draws)
+        market, order = conditions.draw(PATHS, draws)
+        days = simulate(market, PATHS, n_buckets, draws)
+        market, order = tile(market, COPIES, PATHS), tile(order, COPIES, PATHS)
+        days = tile(days, COPIES, PATHS)
+        when = torch.randint(n_buckets - 1, (PATHS,), generator=draws).repeat(COPIES)
+        disturbance = SPREAD * torch.randn(COPIES * PATHS, generator=draws)
         recorder = Recorder(_disturbed(field, when, disturbance), noise_sd=0.0)
         with torch.no_grad():
             done = execute(recorder, days, market, order, draws)
-        utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, paths)
+        utility = (done.utility_bps(order) / utility_scale(market, order)).reshape(COPIES, PATHS)
         centred = utility - utility.mean(0)
         weights = torch.softmax(2 * centred / centred.std(0).clamp_min(1e-9), 0).flatten() * COPIES
-        disturbed = when, torch.arange(COPIES * paths)
+        disturbed = when, torch.arange(COPIES * PATHS)
         observed, action = (torch.stack(x)[disturbed] for x in (recorder.observed, recorder.actions))
-        x0 = torch.randn(COPIES * paths, generator=draws)
-        t = torch.rand(COPIES * paths, generator=draws)
+        x0 = torch.randn(COPIES * PATHS, generator=draws)
+        t = torch.rand(COPIES * PATHS, generator=draws)
         optimiser.zero_grad()
         (weights * matching_loss(field, observed, action, x0, t)).mean().backward()
         optimiser.step()
@@ -266,9 +250,7 @@ def by_seed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.stack(each) for name, each in grouped.items()}
 
 
-def _utilities(
-    policies: Mapping[str, Policy], condition: Condition, evaluation: Evaluation
-) -> dict[str, Tensor]:
+def _utilities(policies: Policies, condition: Condition, evaluation: Evaluation) -> dict[str, Tensor]:
     oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
     runs = evaluate({"twap": twap, "oracle": oracle, **policies}, condition, evaluation, "test")
     # Linear permanent impact costs every policy half of its price move.
@@ -276,9 +258,7 @@ def _utilities(
     return {name: run.utility + sunk for name, run in runs.items()}
 
 
-def measure(
-    policies: Mapping[str, Policy], grid: Sequence[Condition], evaluation: Evaluation
-) -> pd.DataFrame:
+def measure(policies: Policies, grid: Sequence[Condition], evaluation: Evaluation) -> pd.DataFrame:
     """Compare every variant with FlowOE in one solver step, on the same test days.
 
     Parameters

@@ -13,9 +13,6 @@ from matplotlib.ticker import NullFormatter
 
 from flowoe_lib.plotting import style, titled
 
-__all__ = ["autocovariance_figure", "profile_figure", "volatility_figure"]
-
-
 DARK, MIDDLE, LIGHT = "#22313f", "#c0562f", "#9fb3c8"
 """Colours of data, model and background, distinct in grey too."""
 
@@ -38,8 +35,7 @@ def volatility_figure(history: pd.DataFrame, levels: Mapping[str, float]) -> Fig
     axes.set(yscale="log", ylabel="volatility, % per sqrt(day)", xlabel="date", ylim=(0.15, 9))
     axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     axes.yaxis.set_minor_formatter(NullFormatter())
-    message = "Calm is the median day; in 2008 volatility was beyond crisis"
-    return titled(figure, message, axes)
+    return titled(figure, "Calm is the median day; in 2008 volatility was beyond crisis", axes)
 
 
 @style()

@@ -14,23 +14,6 @@ from flowoe_lib.evaluation.verdicts import MATERIAL, VERDICTS, count_verdicts
 from flowoe_lib.plotting import LOOKS
 from flowoe_lib.policies.ensemble import BENCHMARKS
 
-__all__ = [
-    "RIVALS",
-    "Z_LIMIT",
-    "across_worlds",
-    "blocks",
-    "evidence",
-    "in_one_step",
-    "in_short",
-    "judge",
-    "percent",
-    "shares",
-    "tails",
-    "verdict",
-    "without_flat_vwap",
-]
-
-
 Z_LIMIT = 4.0
 """Martingale z-score beyond which a policy is considered to look ahead."""
 
@@ -128,7 +111,7 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
     for name, rows in {"gain": _best(refined), "mpc": refined[refined["reference"] == "mpc"]}.items():
         ends = shares(rows)["utility"].groupby(by, sort=False).agg(["mean", "min", "max"])
         table = table.join(ends.add_prefix(f"{name}_"))
-    learned = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["solver_steps"] == 1)]
+    learned = in_one_step(scorecard, "flow_refined")
     capture = learned.groupby(["world", "condition"])["capture"].mean().groupby("world")
     table = table.join(capture.agg(["mean", "min"]).add_prefix("capture_"))
     rivals = without_flat_vwap(refined, "reference", "reference_utility_bps")
@@ -199,14 +182,14 @@ def judge(
     lifted = _lifted(refined, imitation)
     gains = shares(best_everywhere)["utility"].groupby(best_everywhere["world"], sort=False).mean()
     alone = refined[refined["reference"] == "flow_imitation"]
-    room, room_everywhere = _room(best, scorecard), _room(best_everywhere, scorecard)
-    chose = pd.Series({name: first == alike for name, (first, alike) in selected.items()})
+    room = _room(best_everywhere, scorecard)
+    choice = pd.DataFrame(selected, index=["best", "alike"]).T
     rows = [
         (
             best["verdict"] == "better",
             f"equal in {(best['verdict'] == 'equal').sum()} of {len(best)}; the exact optimum is materially "
-            f"above the best opponent in {room.sum()} of {len(room)}; mean (least to greatest): "
-            f"{_size(best)} of the best opponent's cost",
+            f"above the best opponent in {room['heston'].sum()} of {len(room['heston'])}; mean (least to "
+            f"greatest): {_size(best)} of the best opponent's cost",
         ),
         (
             beaten["heston"],
@@ -218,10 +201,10 @@ def judge(
             f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
         ),
         (
-            chose,
+            choice["best"] == choice["alike"],
             "conditions in which imitation acts most like the best expert, a weak test: the same expert is "
-            f"the best in {_most(selected)} of {len(selected)}, and where the claim fails the two experts' "
-            f"utilities differ by at most {_apart(imitation, selected):.3f} % of cost",
+            f"the best in {choice['best'].value_counts().max()} of {len(choice)}, and where the claim fails "
+            f"the two experts' utilities differ by at most {_apart(imitation, selected):.3f} % of cost",
         ),
         (
             lifted["holds"],
@@ -231,7 +214,7 @@ def judge(
         (
             best_everywhere["verdict"] == "better",
             "the optimum, or an upper bound of it, is materially above the best opponent in "
-            f"{room_everywhere.sum()} of {len(room_everywhere)}; FlowOE is better than all schedules fixed "
+            f"{room.sum()} of {len(room)}; FlowOE is better than all schedules fixed "
             f"before the open in {beaten.sum()} of {len(beaten)}; mean difference to the best opponent, % of "
             f"its cost: {', '.join(f'{world} {percent(mean)}' for world, mean in gains.items())}",
         ),
@@ -248,11 +231,6 @@ def _apart(imitation: pd.DataFrame, selected: Mapping[str, Sequence[str]]) -> fl
     utility = imitation.set_index(["condition", "reference"])["reference_utility_bps"].to_dict()
     cost = (_best(imitation).set_index("condition")["material_bps"] / MATERIAL).to_dict()
     return float(max(abs(utility[c, a] - utility[c, b]) / cost[c] for c, (a, b) in selected.items())) * 100
-
-
-def _most(selected: Mapping[str, Sequence[str]]) -> int:
-    """Number of conditions in which the most frequent best expert is the best."""
-    return int(pd.Series([best for best, _ in selected.values()]).value_counts().max())
 
 
 def _size(rows: pd.DataFrame) -> str:
@@ -272,10 +250,14 @@ def _listed(counts: pd.Series) -> str:
 
 def _where(rows: pd.DataFrame, name: str) -> str:
     """How many comparisons have a verdict, and in which worlds."""
-    has = rows["verdict"] == name
-    by_world = has.groupby(rows["world"], sort=False).agg(["sum", "size"]).query("sum > 0")
+    return _counted(rows["verdict"] == name, rows["world"])
+
+
+def _counted(has: pd.Series, worlds: pd.Series) -> str:
+    """How many conditions have a property, and in which worlds."""
+    by_world = has.groupby(worlds, sort=False).agg(["sum", "size"]).query("sum > 0")
     told = ", ".join(f"{world} {r['sum']} of {r['size']}" for world, r in by_world.iterrows())
-    return f"{has.sum()} of {len(rows)} conditions" + (f" ({told})" if told else "")
+    return f"{has.sum()} of {len(has)} conditions" + (f" ({told})" if told else "")
 
 
 def in_short(
@@ -294,17 +276,15 @@ def in_short(
     best = _best(refined)
     mpc, program = (refined[refined["reference"] == name] for name in ("mpc", "dynamic_program"))
     (low, high), lowest = _extremes(mpc), _extremes(best)[0]
-    learned = scorecard[scorecard["policy"] == "flow_refined"]
-    steps = learned[learned["world"] == "heston"]
+    steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
     told = {
         str(name): "{} [{}, {}]".format(*map(percent, row))
         for name, *row in parts[["share", "share_ci_low", "share_ci_high"]].itertuples()
     }
     counts = ", ".join(f"{name} in {(program['verdict'] == name).sum()}" for name in VERDICTS)
-    first = learned[
-        (learned["training_seed"] == learned["training_seed"].min()) & (learned["solver_steps"] == 1)
-    ]
+    learned = in_one_step(scorecard, "flow_refined")
+    first = learned[learned["training_seed"] == learned["training_seed"].min()]
     shipped = first.set_index(first["world"] + "/" + first["condition"])["utility_bps"]
     behind = shipped.reindex(program["condition"]) < program.set_index("condition")["reference_utility_bps"]
     return (
@@ -337,13 +317,10 @@ def in_short(
 
 def tails(refined: pd.DataFrame) -> str:
     """A sentence that counts the conditions in which CVaR95 is worse than that of two opponents."""
-    worse = _risks(refined)["worse CVaR95"]
     told = []
     for name in ("static_optimal", "mpc"):
-        rows = refined["reference"] == name
-        by_world = worse[rows].groupby(refined["world"], sort=False).agg(["sum", "size"]).query("sum > 0")
-        where = ", ".join(f"{world} {row['sum']} of {row['size']}" for world, row in by_world.iterrows())
-        told.append(f"that of {LOOKS[name].name} in {worse[rows].sum()} of {rows.sum()} conditions ({where})")
+        rows = refined[refined["reference"] == name]
+        told.append(f"that of {LOOKS[name].name} in {_counted(_risks(rows)['worse CVaR95'], rows['world'])}")
     return (
         "**Tails.** Utility charges for variance only, so a policy with a higher utility may have fatter "
         "tails. The mean profit of the worst 5 % of days (CVaR95) is lower for FlowOE, with the whole 95 % "

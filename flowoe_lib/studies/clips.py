@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.verdicts import compare_learner, hierarchical_interval, verdicts
-from flowoe_lib.execution.execution import Observation, Policy, execute
+from flowoe_lib.execution.execution import Observation, Policies, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import PreTrade
@@ -25,9 +25,6 @@ from flowoe_lib.studies.ablations import NO_NOISE, SOLVERS, Sampling, by_seed, r
 from flowoe_lib.studies.side_by_side import trained
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.imitation import Recorder, SampleLoss, imitate
-
-__all__ = ["HEADS", "ClipOrder", "measure_clips", "train_heads"]
-
 
 LOT = 1e-3
 """Smallest trade that pays the fee, as a fraction of the order: smaller ones are errors of a zero trade."""
@@ -175,7 +172,7 @@ def _trade(policy: Policy, order: ClipOrder, n_days: int, seed: int) -> dict[str
     }
 
 
-def measure_clips(policies: Mapping[str, Policy], order: ClipOrder, n_days: int, seed: int) -> pd.DataFrame:
+def measure_clips(policies: Policies, order: ClipOrder, n_days: int, seed: int) -> pd.DataFrame:
     """Compare policies and the experts under the fee, on the same test days.
 
     Parameters

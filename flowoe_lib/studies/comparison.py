@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.scorecard import Contender, Evaluation, Scores, evaluate, score_condition
 from flowoe_lib.evaluation.statistics import model_confidence_set, spa_pvalue
-from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.execution import Policies, Policy
 from flowoe_lib.execution.information import (
     Errors,
     Information,
@@ -29,37 +28,22 @@ from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
-from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import static_optimal, twap
-from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates, solve_signal
-from flowoe_lib.policies.transient import alfonsi_fruth_schied, solve_transient
+from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates
+from flowoe_lib.policies.transient import alfonsi_fruth_schied
 from flowoe_lib.studies.side_by_side import measured
-from flowoe_lib.studies.worlds import World
+from flowoe_lib.studies.worlds import World, limit_solver
 from flowoe_lib.training.universal import design
 
-__all__ = [
-    "Trained",
-    "contestants_in",
-    "error_costs",
-    "gains",
-    "multiple_comparison",
-    "on_design",
-    "on_frontier",
-    "opponents_in",
-    "rivals_in",
-    "score_in_world",
-    "score_learned",
-    "share_of_informed_gain",
-    "share_of_value",
-    "unaware_of_memory",
-    "whole_range",
-]
-
-
-Trained = Mapping[str, Mapping[str, Policy]]
+Trained = Mapping[str, Policies]
 """Policies trained for one condition, by "world/condition" and name, such as "rl" and "specialist"."""
+
+
+Fields = Mapping[int, EndpointField]
+"""Universal policies by training seed."""
 
 
 def opponents_in(
@@ -94,7 +78,7 @@ def opponents_in(
 
 
 def optima_in(
-    perceive: Perceive, condition: Condition, n_buckets: int, opponents: Mapping[str, Policy]
+    perceive: Perceive, condition: Condition, n_buckets: int, opponents: Policies
 ) -> list[Contender]:
     """The optimum with the information of a world ("limit"), and with full information ("oracle").
 
@@ -107,25 +91,20 @@ def optima_in(
     market, problem = condition.market, (condition.market, condition.order, n_buckets)
     if market.impact.has_memory and market.signal.present:
         return [Contender(opponents[name], f"{name}_informed") for name in ("dynamic_program", "mpc")]
-    if market.impact.has_memory:
-        return [Contender(solve_transient(*problem), "limit")]
-    if market.signal.present:
-        return [Contender(solve_signal(*problem), "limit")]
-    if condition.market.drift_sd > 0:
-        return [Contender(solve_belief(*problem), "limit")]
+    limit = limit_solver(market)
+    if limit is not solve_oracle:
+        return [Contender(limit(*problem), "limit")]
     oracle = Contender(solve_oracle(*problem), "oracle")
     if isinstance(perceive, Errors):
         seen = replace(perceive, volatility=0.0, illiquidity=0.0, returns=None)
         return [Contender(solve_filtered_depth(*problem), "limit", perceive=seen), oracle]
-    if condition.market.regimes.present:
+    if market.regimes.present:
         bound = solve_filtered_regimes(*problem)
         return [Contender(bound, "limit", perceive=variance_revealed), oracle]
     return [oracle]
 
 
-def contestants_in(
-    worlds: Sequence[World], learned: Mapping[str, Policy], trained: Trained
-) -> dict[str, Any]:
+def contestants_in(worlds: Sequence[World], learned: Policies, trained: Trained) -> dict[str, Any]:
     """All contestants of the worlds, for :func:`flowoe_lib.evaluation.contestants.contestants_digest`.
 
     They are the ``learned`` policies, those trained for one condition, and the functions that make all
@@ -145,11 +124,7 @@ def score_learned(
 
 
 def score_in_world(
-    perceive: Perceive,
-    condition: Condition,
-    fields: Mapping[int, EndpointField],
-    trained: Trained,
-    evaluation: Evaluation,
+    perceive: Perceive, condition: Condition, fields: Fields, trained: Trained, evaluation: Evaluation
 ) -> Scores:
     """:func:`flowoe_lib.evaluation.scorecard.score_condition` of the universal policy in a world.
 
@@ -179,9 +154,7 @@ def unaware_of_memory(paths: MarketPaths, market: Market, draws: torch.Generator
     return exact(paths, with_half_life(market, scalar(0.0)), draws)
 
 
-def whole_range(
-    fields: Mapping[int, EndpointField], condition: Condition, evaluation: Evaluation
-) -> pd.DataFrame:
+def whole_range(fields: Fields, condition: Condition, evaluation: Evaluation) -> pd.DataFrame:
     """Capture of the universal policy in a condition, and its regret as a share of the oracle's cost.
 
     The cost is temporary impact and the charge for risk, without permanent impact.
@@ -191,9 +164,8 @@ def whole_range(
     first_seed = min(fields)
     entries = [(s, 1) for s in fields] + [(first_seed, 8)]
     policies: dict[str, Policy] = {f"{s}/{k}": FlowPolicy(fields[s], k) for s, k in entries}
-    policies["twap"] = twap
-    policies["oracle"] = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-    out = evaluate(policies, condition, evaluation, "design")
+    oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
+    out = evaluate({**policies, "twap": twap, "oracle": oracle}, condition, evaluation, "design")
     best, rows = out["oracle"].utility, []
     for trained, steps in entries:
         utility = out[f"{trained}/{steps}"].utility
@@ -205,7 +177,7 @@ def whole_range(
 
 
 def gains(
-    policies: Mapping[str, Policy],
+    policies: Policies,
     trained: Trained,
     condition: Condition,
     evaluation: Evaluation,
@@ -289,13 +261,12 @@ def multiple_comparison(
     """
     policies = opponents_in(world.perceive, condition, evaluation.n_buckets, trained)
     policies["flow_refined"] = FlowPolicy(field, 1)
-    out, seed = evaluate(policies, condition, evaluation, "test", world.perceive), evaluation.seed
-    utilities: dict[str, Tensor] = {name: o.utility for name, o in out.items()}
-    ranked = model_confidence_set(utilities, reps, seed)
-    kept: Sequence[str] = ranked.loc[ranked["in_set"], "policy"].tolist()
-    others = {name: u for name, u in utilities.items() if name != "flow_refined"}
-    p = spa_pvalue(utilities["flow_refined"], others, reps, seed)
-    row = {"world": world.name, "condition": condition.name, "best_set": ", ".join(kept), "spa_p": p}
+    runs = evaluate(policies, condition, evaluation, "test", world.perceive)
+    utilities = {name: run.utility for name, run in runs.items()}
+    ranked = model_confidence_set(utilities, reps, evaluation.seed)
+    best = ", ".join(ranked.loc[ranked["in_set"], "policy"])
+    p = spa_pvalue(utilities.pop("flow_refined"), utilities, reps, evaluation.seed)
+    row = {"world": world.name, "condition": condition.name, "best_set": best, "spa_p": p}
     return pd.DataFrame([row])
 
 
@@ -307,9 +278,7 @@ def rivals_in(
     return {name: made[name] for name in names}
 
 
-def on_design(
-    fields: Mapping[int, EndpointField], conditions: TrainingRange, n: int, evaluation: Evaluation
-) -> pd.DataFrame:
+def on_design(fields: Fields, conditions: TrainingRange, n: int, evaluation: Evaluation) -> pd.DataFrame:
     """:func:`whole_range` in all ``n`` conditions of a design over the training range."""
     tasks = [(fields, c, evaluation) for c in design(conditions, n, evaluation.seed)]
     return measured(whole_range, tasks)

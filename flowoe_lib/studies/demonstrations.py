@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from flowoe_lib.execution.execution import Policy
+from flowoe_lib.execution.execution import Policies
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, scalar
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, Experts, rl_experts
 from flowoe_lib.studies.side_by_side import trained
 from flowoe_lib.training.imitation import Demonstrations, demonstrate, imitate, merge
-
-__all__ = ["SCHEDULES", "Ensemble", "imitators"]
-
 
 SCHEDULES: Experts = {name: make for name, make in SCHEDULE_EXPERTS.items() if name != "vwap"}
 """The experts that need no training. Volume is flat in the grid, where VWAP is TWAP."""
@@ -24,7 +21,7 @@ class Ensemble:
     """The experts of a grid of conditions, and how many days each of them demonstrates."""
 
     grid: Sequence[Condition]
-    learned: Mapping[str, Mapping[str, Policy]]
+    learned: Mapping[str, Policies]
     """The RL expert of each condition, ``learned["world/condition"]["rl"]``."""
     n_buckets: int
     seed: int
@@ -42,8 +39,7 @@ class Ensemble:
 
     def at_use(self) -> Demonstrations:
         """Demonstrations of all experts at the risk aversion in use, [experts, N - 1, days, ...]."""
-        shown = demonstrate(self.experts, self.grid, self.days, self.n_buckets, self.seed)
-        return _by_expert(shown, len(self.experts), self.n_buckets)
+        return self._shown(self.experts, self.grid, self.days)
 
     def elsewhere(self) -> Demonstrations:
         """Demonstrations at the other risk aversions, [experts, N - 1, days, ...]."""
@@ -52,13 +48,13 @@ class Ensemble:
             for c in self.grid
             for aversion in self.other_risk_aversions
         ]
-        shown = demonstrate(SCHEDULES, others, self.other_days, self.n_buckets, self.seed)
-        return _by_expert(shown, len(SCHEDULES), self.n_buckets)
+        return self._shown(SCHEDULES, others, self.other_days)
 
-
-def _by_expert(shown: Demonstrations, n_experts: int, n_buckets: int) -> Demonstrations:
-    split: Demonstrations = map_tensors(lambda x: x.unflatten(0, (n_experts, n_buckets - 1, -1)), shown)
-    return split
+    def _shown(self, experts: Experts, conditions: Sequence[Condition], days: int) -> Demonstrations:
+        shown = demonstrate(experts, conditions, days, self.n_buckets, self.seed)
+        shape = len(experts), self.n_buckets - 1, -1
+        split: Demonstrations = map_tensors(lambda x: x.unflatten(0, shape), shown)
+        return split
 
 
 def together(parts: Sequence[Demonstrations]) -> Demonstrations:

@@ -15,20 +15,13 @@ from torch import Tensor
 from flowoe_lib.execution.environment import controlled_utility, realised_utility
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import Perceive
-from flowoe_lib.market.model import Condition, Market, Order
-from flowoe_lib.policies.oracle import solve_belief, solve_oracle
-from flowoe_lib.policies.rl import RLExpert
-from flowoe_lib.policies.signal import solve_on_estimates, solve_signal
-from flowoe_lib.policies.specialist import Specialist
-from flowoe_lib.policies.transient import solve_transient
-from flowoe_lib.studies.worlds import World
+from flowoe_lib.market.model import Condition
+from flowoe_lib.policies.rl import RLExpert, Specialist
+from flowoe_lib.studies.worlds import World, limit_solver
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.plateau import Round, Score, best_round, validation_captures
 from flowoe_lib.training.reinforcement import train_ppo, train_sac
 from flowoe_lib.training.specialist import train_specialists
-
-__all__ = ["Opponents", "compare_methods", "runs", "spanning", "train_opponents", "unpack"]
-
 
 KINDS: dict[str, type[RLExpert] | type[Specialist]] = {"rl": RLExpert, "specialist": Specialist}
 
@@ -76,16 +69,14 @@ def train_opponents(
     spanned : int, optional
         Number of conditions of each world with an RL expert (see :func:`spanning`); by default all.
     """
-    days = (n_buckets, n_validation, validation_seed)
-    tasks: list[Any] = [partial(_specialists, w, seeds[0], *days, **specialist) for w in worlds]
+    validation = (n_buckets, n_validation, validation_seed)
+    tasks: list[Any] = [partial(_specialists, w, seeds[0], validation, **specialist) for w in worlds]
     tasks += [
-        partial(_rl_expert, c, w.perceive, seeds, *days, **rl)
+        partial(_rl_expert, c, w.perceive, seeds, validation, **rl)
         for w in worlds
         for c in spanning(w.conditions, spanned or len(w.conditions))
     ]
-    made = sweep(operator.call, [(task,) for task in tasks], "opponents")
-    tensors = {key: tensor for policies, _ in made for key, tensor in policies.items()}
-    return Opponents(tensors, pd.concat([table for _, table in made], ignore_index=True))
+    return _joined(sweep(operator.call, [(task,) for task in tasks], "opponents"))
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Policy]]:
@@ -128,13 +119,8 @@ def compare_methods(
     }
     score = validation_captures([condition], n_validation, n_buckets, validation_seed)
     tasks = [(partial(train, condition, n_buckets, seed, score, **options),) for train in methods.values()]
-    tensors: dict[str, Tensor] = {}
-    tables = []
-    for name, rounds in zip(methods, sweep(operator.call, tasks, "RL methods"), strict=True):
-        best = best_round(rounds)
-        tensors |= _named(condition, name, best.policy.to_tensors())
-        tables.append(_table(condition, name, seed, rounds, best))
-    return Opponents(tensors, pd.concat(tables, ignore_index=True))
+    trained = zip(methods, sweep(operator.call, tasks, "RL methods"), strict=True)
+    return _joined([_opponent(condition, name, {seed: rounds}) for name, rounds in trained])
 
 
 def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
@@ -143,75 +129,49 @@ def spanning(conditions: Sequence[Condition], n: int) -> list[Condition]:
     return [conditions[i] for i in chosen]
 
 
-def _captures(
-    conditions: Sequence[Condition], n_days: int, n_buckets: int, seed: int, perceive: Perceive
-) -> Score:
-    """Captures of validation days; the limit observes all but a hidden drift, which it learns from prices.
+Validation = tuple[int, int, int]
+"""Numbers of buckets and of validation days, and the seed of these days."""
 
-    With memory of impact and a signal at once the limit is not known, and the best known plan stands for it.
-    """
-    market = conditions[0].market
-    solvers: list[tuple[bool, Callable[[Market, Order, int], Policy]]] = [
-        (market.signal.present and market.impact.has_memory, solve_on_estimates),
-        (market.signal.present, solve_signal),
-        (market.impact.has_memory, solve_transient),
-        (bool(market.drift_sd > 0), solve_belief),
-        (True, solve_oracle),
-    ]
-    limit = next(solve for applies, solve in solvers if applies)
+
+def _captures(conditions: Sequence[Condition], perceive: Perceive, validation: Validation) -> Score:
+    n_buckets, n_days, seed = validation
+    limit = limit_solver(conditions[0].market)
     return validation_captures(conditions, n_days, n_buckets, seed, perceive, limit)
 
 
-Made = tuple[dict[str, Tensor], pd.DataFrame]
-"""Tensors and training table, as in :class:`Opponents`."""
-
-
-def _specialists(
-    world: World, seed: int, n_buckets: int, n_days: int, validation_seed: int, **options: Any
-) -> Made:
+def _specialists(world: World, seed: int, validation: Validation, **options: Any) -> Opponents:
     conditions, perceive = world.conditions, world.perceive
-    score = _captures(conditions, n_days, n_buckets, validation_seed, perceive)
-    rounds = train_specialists(conditions, n_buckets, seed, score, perceive=perceive, **options)
-    tensors: dict[str, Tensor] = {}
-    tables = []
+    score = _captures(conditions, perceive, validation)
+    rounds = train_specialists(conditions, validation[0], seed, score, perceive=perceive, **options)
+    n = len(conditions)
+    parts = []
     for i, condition in enumerate(conditions):
-        best = best_round(rounds, i)
-        tensors |= _named(condition, "specialist", best.policy.alone(i).to_tensors())
-        tables.append(_table(condition, "specialist", seed, rounds, best, i, len(conditions)))
-    return tensors, pd.concat(tables)
+        own = [Round(r.policy.alone(i), r.decisions // n, r.seconds / n, r.score[i : i + 1]) for r in rounds]
+        parts.append(_opponent(condition, "specialist", {seed: own}))
+    return _joined(parts)
 
 
 def _rl_expert(
-    condition: Condition,
-    perceive: Perceive,
-    seeds: Sequence[int],
-    n_buckets: int,
-    n_days: int,
-    validation_seed: int,
-    **options: Any,
-) -> Made:
-    score = _captures([condition], n_days, n_buckets, validation_seed, perceive)
-    trained = {s: train_ppo(condition, n_buckets, s, score, perceive=perceive, **options) for s in seeds}
+    condition: Condition, perceive: Perceive, seeds: Sequence[int], validation: Validation, **options: Any
+) -> Opponents:
+    score = _captures([condition], perceive, validation)
+    trained = {s: train_ppo(condition, validation[0], s, score, perceive=perceive, **options) for s in seeds}
+    return _opponent(condition, "rl", trained)
+
+
+def _opponent(condition: Condition, kind: str, trained: Mapping[int, Sequence[Round[Any]]]) -> Opponents:
+    """The best opponent of one kind in a condition, of the rounds of each training seed."""
     best = best_round([r for rounds in trained.values() for r in rounds])
-    tables = [_table(condition, "rl", s, rounds, best) for s, rounds in trained.items()]
-    return _named(condition, "rl", best.policy.to_tensors()), pd.concat(tables)
-
-
-def _named(condition: Condition, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{condition.world}/{condition.name}:{kind}:{name}": t for name, t in tensors.items()}
-
-
-def _table(
-    condition: Condition,
-    kind: str,
-    seed: int,
-    rounds: Sequence[Round[Any]],
-    best: Round[Any],
-    i: int = 0,
-    shared: int = 1,
-) -> pd.DataFrame:
-    """The rounds of a training that ``shared`` conditions share, for its condition ``i``."""
-    who = (condition.world, condition.name, kind, seed)
-    rows = [(*who, r.decisions // shared, r.seconds / shared, r.score[i].item(), r is best) for r in rounds]
+    named = {f"{condition.world}/{condition.name}:{kind}:{k}": t for k, t in best.policy.to_tensors().items()}
+    rows = [
+        (condition.world, condition.name, kind, seed, r.decisions, r.seconds, r.score.item(), r is best)
+        for seed, rounds in trained.items()
+        for r in rounds
+    ]
     columns = ["world", "condition", "opponent", "seed", "decisions", "seconds", "capture", "chosen"]
-    return pd.DataFrame(rows, columns=columns)
+    return Opponents(named, pd.DataFrame(rows, columns=columns))
+
+
+def _joined(parts: Sequence[Opponents]) -> Opponents:
+    tensors = {key: tensor for part in parts for key, tensor in part.policies.items()}
+    return Opponents(tensors, pd.concat([part.training for part in parts], ignore_index=True))

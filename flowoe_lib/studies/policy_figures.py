@@ -16,27 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, SymmetricalLogLocator
 
 from flowoe_lib.evaluation.verdicts import MATERIAL
-from flowoe_lib.plotting import LOOKS, Look, line, panel_grid, style, titled
-
-__all__ = [
-    "advantage_figure",
-    "capture_figure",
-    "frontier_figure",
-    "impact_figure",
-    "interval_figure",
-    "inventory_figure",
-    "learning_figure",
-    "loss_figure",
-    "reaction_figure",
-    "replay_figure",
-    "risk_return_figure",
-    "rl_figure",
-    "robustness_figure",
-    "selection_figure",
-    "solver_figure",
-    "world_figure",
-]
-
+from flowoe_lib.plotting import LOOKS, Look, by_name, line, panel_grid, style, titled
 
 PLAIN = Look("", "#22313f", "-", "o")
 """Rows that are not one policy each."""
@@ -45,13 +25,11 @@ PLAIN = Look("", "#22313f", "-", "o")
 @style()
 def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message: str) -> Figure:
     """Inventory over the day, one panel per condition: ``plans[condition][policy]`` is q_0 ... q_N."""
-    figure, panels = panel_grid(len(plans), 3)
+    figure, panels = panel_grid(len(plans), 3, ylabel="inventory,\nshare of the order")
     for axes, (condition, by_policy) in zip(panels, plans.items(), strict=True):
         for policy, inventory in by_policy.items():
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
         axes.set(title=condition, xlabel="share of the day passed", ylim=(0, 1))
-    for axes in panels[::3]:
-        axes.set_ylabel("inventory,\nshare of the order")
     first, *others = plans.values()
     for policy in dict.fromkeys(policy for plan in others for policy in plan if policy not in first):
         line(panels[0], [], [], policy)
@@ -65,7 +43,7 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
     ``curves`` and ``marked`` have columns condition, policy, std_bps, cost_bps; ``marked`` are the
     points of the risk aversion in use. A policy that has one has no other marker.
     """
-    figure, panels = panel_grid(curves["condition"].nunique(), 3, height=2.6)
+    figure, panels = panel_grid(curves["condition"].nunique(), 3, 2.6, "expected cost, bps")
     for axes, (condition, rows) in zip(panels, curves.groupby("condition", sort=False), strict=True):
         here = marked[marked["condition"] == condition]
         for policy, row in rows.groupby("policy", sort=False):
@@ -76,8 +54,6 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
             look = LOOKS[str(policy)]
             axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=look.name)
         axes.set(title=condition, xlabel="standard deviation, bps")
-    for axes in panels[::3]:
-        axes.set_ylabel("expected cost, bps")
     known = set(panels[0].get_legend_handles_labels()[1])
     for look in (LOOKS[policy] for policy in marked["policy"].unique()):
         if look.name not in known:
@@ -118,7 +94,7 @@ def rl_figure(learning: pd.DataFrame, message: str) -> Figure:
 def selection_figure(shares: pd.DataFrame, message: str) -> Figure:
     """Share of decisions nearest to each expert: ``shares`` is [conditions, experts], rows sum to one."""
     figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(shares) + 1.2))
-    named = shares.rename(columns={k: v.name for k, v in LOOKS.items()})
+    named = by_name(shares)
     _heat(axes, named, ".2f", 1)
     axes.set(xlabel="expert whose decision is nearest", ylabel="")
     axes.set_xticklabels([name.replace(" ", "\n").replace("-", "-\n") for name in named.columns])
@@ -168,7 +144,7 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
 
     ``reactions`` has columns time, policy, variance_ratio, fraction, and twap_fraction.
     """
-    figure, panels = panel_grid(reactions["time"].nunique(), 3, height=3.2)
+    figure, panels = panel_grid(reactions["time"].nunique(), 3, 3.2, "trading speed, TWAP = 1")
     for axes, (time, rows) in zip(panels, reactions.groupby("time"), strict=True):
         if axes is not panels[0]:
             axes.sharey(panels[0])
@@ -179,7 +155,6 @@ def reaction_figure(reactions: pd.DataFrame, message: str) -> Figure:
         axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         axes.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
         axes.yaxis.set_minor_formatter(NullFormatter())
-    panels[0].set_ylabel("trading speed, TWAP = 1")
     return titled(figure, message, panels[0])
 
 
@@ -198,8 +173,7 @@ def solver_figure(rows: pd.DataFrame, message: str) -> Figure:
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    axes.set(xlabel="solver steps K")
-    axes.set_ylabel("utility over the best expert,\nshare of its cost")
+    axes.set(xlabel="solver steps K", ylabel="utility over the best expert,\nshare of its cost")
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])
     axes.yaxis.set_major_formatter(_percent)
     return titled(figure, message, axes, ncols=2)
@@ -234,22 +208,29 @@ def _symmetric_log(axes: Axes, linear: float) -> None:
     axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=linear, base=10, subs=subs))
 
 
+def _by_condition(
+    rows: pd.DataFrame, ends: Sequence[str], apart: float, **options: Any
+) -> tuple[Figure, Axes]:
+    """Intervals of policies, a row per condition; the markers of a row are ``apart``."""
+    figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
+    rows = rows.assign(place=_name_rows(axes, rows["condition"]))
+    middle = (rows["policy"].nunique() - 1) / 2
+    for i, (policy, row) in enumerate(rows.groupby("policy", sort=False)):
+        look, place = LOOKS[str(policy)], row["place"] + apart * (i - middle)
+        _intervals(axes, row[ends], place, look, label=look.name, **options)
+    return figure, axes
+
+
 @style()
 def advantage_figure(rows: pd.DataFrame, message: str) -> Figure:
     """Utility less the best opponent's, with 95 % intervals: a row per condition, a marker per policy.
 
     ``rows`` has columns condition, policy, advantage, ci_low, ci_high (shares of the best opponent's cost).
-    The axis is logarithmic beyond ``linear`` on either side of zero, and the range in between is hatched.
+    The axis is logarithmic beyond 1e-5 on either side of zero, and the range in between is hatched.
     """
-    linear = 1e-5
-    figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
-    rows = rows.assign(place=_name_rows(axes, rows["condition"]))
-    middle = (rows["policy"].nunique() - 1) / 2
-    for i, (policy, row) in enumerate(rows.groupby("policy", sort=False)):
-        look, ends = LOOKS[str(policy)], row[["advantage", "ci_low", "ci_high"]]
-        _intervals(axes, ends, row["place"] + 0.16 * (i - middle), look, label=look.name)
+    figure, axes = _by_condition(rows, ["advantage", "ci_low", "ci_high"], 0.16)
     axes.axvline(0, color="black", lw=0.8)
-    _symmetric_log(axes, linear)
+    _symmetric_log(axes, linear=1e-5)
     axes.xaxis.set_major_formatter(_percent)
     axes.set(xlabel="utility less that of the best opponent, share of its cost")
     return titled(figure, message, axes)
@@ -263,13 +244,9 @@ def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
     condition, in their order. A share below ``least`` is drawn there.
     """
     least = 1e-5
-    figure, axes = plt.subplots(figsize=(6.4, 0.3 * rows["condition"].nunique() + 1.3))
-    rows = rows.assign(place=_name_rows(axes, rows["condition"])).query("policy != 'oracle'")
-    middle = (rows["policy"].nunique() - 1) / 2
-    for i, (policy, row) in enumerate(rows.groupby("policy", sort=False)):
-        missed = (1 - row[["capture", "capture_ci_high", "capture_ci_low"]]).clip(lower=least)
-        look, places = LOOKS[str(policy)], row["place"] + 0.08 * (i - middle)
-        _intervals(axes, missed, places, look, label=look.name, ms=4, elinewidth=0.8)
+    ends = ["capture", "capture_ci_high", "capture_ci_low"]
+    rows = rows[rows["policy"] != "oracle"].assign(**(1 - rows[ends]).clip(lower=least))
+    figure, axes = _by_condition(rows, ends, 0.08, elinewidth=0.8)
     axes.set(
         xscale="log", xlabel=f"missed share of the oracle's gain over TWAP (1 - capture, at least {least:g})"
     )
@@ -307,20 +284,18 @@ def risk_return_figure(rows: pd.DataFrame, message: str) -> Figure:
     ``rows`` has columns expert, mean (bps above the benchmark's) and std (a share of it). Up and left is
     better at both.
     """
-    figure, panels = panel_grid(rows["expert"].nunique(), 3, height=2.6)
+    figure, panels = panel_grid(rows["expert"].nunique(), 3, 2.6, "change in mean P&L, bps")
     for axes, (expert, row) in zip(panels, rows.groupby("expert", sort=False), strict=True):
         look = LOOKS["flow_refined"]
         axes.axvspan(-10, 0, 0.5, 1, color="#dfe9df", lw=0)
         axes.plot(row["std"], row["mean"], look.marker, color=look.colour, ms=4)
         x, y = 1.2 * row["std"].abs().max(), 1.2 * row["mean"].abs().max()
-        axes.set(xlim=(-x, x), ylim=(-y, y), title=f"against {LOOKS[str(expert)].name}")
+        axes.set(title=f"against {LOOKS[str(expert)].name}", xlabel="change in standard deviation")
+        axes.set(xlim=(-x, x), ylim=(-y, y))
         axes.axhline(0, color="black", lw=0.8)
         axes.axvline(0, color="black", lw=0.8)
         axes.xaxis.set_major_formatter(_percent)
         axes.locator_params(axis="x", nbins=5)
-        axes.set_xlabel("change in standard deviation")
-    for axes in panels[::3]:
-        axes.set_ylabel("change in mean P&L, bps")
     figure.text(0.97, 0.25, "shaded: higher mean and\nlower standard deviation", ha="right")
     return titled(figure, message)
 
@@ -388,7 +363,7 @@ def impact_figure(rows: pd.DataFrame, message: str) -> Figure:
 
     ``rows`` has columns comparison, multiple, mean, ci_low, ci_high (bps).
     """
-    figure, panels = panel_grid(rows["comparison"].nunique(), 3)
+    figure, panels = panel_grid(rows["comparison"].nunique(), 3, ylabel="gain, bps")
     for axes, (name, row) in zip(panels, rows.groupby("comparison", sort=False), strict=True):
         line(axes, row["multiple"], row["mean"], "flow_refined")
         colour = LOOKS["flow_refined"].colour
@@ -396,8 +371,6 @@ def impact_figure(rows: pd.DataFrame, message: str) -> Figure:
         axes.axhline(0, color="black", lw=0.8)
         axes.axvline(1, color="black", lw=0.8, ls=":")
         axes.set(title=name, xlabel="impact / modelled impact")
-    for axes in panels[::3]:
-        axes.set_ylabel("gain, bps")
     return titled(figure, message)
 
 

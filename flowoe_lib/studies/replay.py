@@ -20,7 +20,7 @@ from flowoe_lib.data.estimators import fit_decay, log_to_profile, profile_amplit
 from flowoe_lib.data.sessions import Array, Tape
 from flowoe_lib.evaluation.intervals import Z95
 from flowoe_lib.evaluation.statistics import block_intervals
-from flowoe_lib.execution.execution import Execution, Policy, execute
+from flowoe_lib.execution.execution import Execution, Policies, execute
 from flowoe_lib.execution.information import Information
 from flowoe_lib.market.batching import batch, map_tensors, one_by_one
 from flowoe_lib.market.impact import impact_in_window
@@ -37,20 +37,6 @@ from flowoe_lib.market.model import (
 )
 from flowoe_lib.market.simulator import MarketPaths, VarianceStep, simulate
 from flowoe_lib.randomness import generator
-
-__all__ = [
-    "MEASURES",
-    "break_even_impact",
-    "expected_under_model",
-    "outcome_table",
-    "paired_differences",
-    "prediction_test",
-    "replay",
-    "run",
-    "session_market",
-    "walk_forward",
-]
-
 
 MEASURES = ("utility", "without_price")
 """P&L less the charge for realised risk, with and without the price moves. Without them it is the mean over
@@ -198,7 +184,7 @@ def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def run(policies: Mapping[str, Policy], days: Replay, seed: int) -> dict[str, Execution]:
+def run(policies: Policies, days: Replay, seed: int) -> dict[str, Execution]:
     """Execute the orders by each policy, with the same noise for all."""
     with torch.no_grad():
         market, order, information = days.information.market, days.order, days.information
@@ -208,7 +194,7 @@ def run(policies: Mapping[str, Policy], days: Replay, seed: int) -> dict[str, Ex
         }
 
 
-def expected_under_model(policies: Mapping[str, Policy], days: Replay, each: int, seed: int) -> pd.DataFrame:
+def expected_under_model(policies: Policies, days: Replay, each: int, seed: int) -> pd.DataFrame:
     """Expected utility of the same orders under the model with full information, bps, [orders, policies].
 
     The mean of control-variate utility over ``each`` simulated days an order, the same for all policies;

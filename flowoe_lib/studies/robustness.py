@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.execution.execution import Execution, Policy, execute
+from flowoe_lib.execution.execution import Execution, Policies, Policy, execute
 from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
@@ -20,9 +20,6 @@ from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
-
-__all__ = ["Setting", "cross_test", "retrain", "settings_around"]
-
 
 JUMPS = 2.0
 """Price jumps a day, in settings that have them."""
@@ -118,7 +115,7 @@ def _always(market: Market, order: Order, n: int, draws: torch.Generator) -> tup
 
 
 def cross_test(
-    contenders: Mapping[str, Mapping[str, Policy]],
+    contenders: Mapping[str, Policies],
     settings: Sequence[Setting],
     order: Order,
     n_buckets: int,

@@ -12,9 +12,6 @@ from flowoe_lib.policies.flow import TrainingRun, pack
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.sweep import sweep
 
-__all__ = ["measured", "oracle_values", "scored", "trained"]
-
-
 Tasks = Sequence[tuple[Any, ...]]
 
 

@@ -10,9 +10,6 @@ from matplotlib.figure import Figure
 
 from flowoe_lib.plotting import LOOKS, line, style, titled
 
-__all__ = ["day_figure", "flow_figure", "method_figure"]
-
-
 STAGES = {
     "1. Experts": ("time", "inventory", "Each plans the order\nfor one known market."),
     "2. Imitation": ("noise to trade", "", "A flow learns to carry\nnoise to experts' trades."),
@@ -73,7 +70,7 @@ def flow_figure(
         end.set(xlabel="time of the flow: 0 noise, 1 trade", xlim=(0.8, 1.2), xticks=[0.8, 0.9, 1])
     panels[1, 0].set_ylim(min(experts.values()) - 0.1, max(experts.values()) + 0.1)
     panels[0, 0].set_ylabel("action")
-    panels[1, 0].set_ylabel("action, enlarged:\n0 as TWAP, above 0 faster")
+    panels[1, 0].set_ylabel("action, enlarged:\n0 as Re-planned, above 0 faster")
     return titled(figure, message, panels[1, 0])
 
 

@@ -11,8 +11,6 @@ from flowoe_lib.policies.flow import TrainingRun, pack
 from flowoe_lib.sweep import sweep
 from flowoe_lib.training.universal import train_universal
 
-__all__ = ["longer_runs", "universal_runs"]
-
 
 class UniversalRuns(NamedTuple):
     """Universal policies, each of its own seed or number of iterations."""

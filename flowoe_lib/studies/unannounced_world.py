@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
 from flowoe_lib.evaluation.verdicts import compare_learner
-from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
+from flowoe_lib.execution.execution import Observation, Policies, Policy, execute, score_of_fraction
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
@@ -35,23 +35,10 @@ from flowoe_lib.policies.unannounced import (
 )
 from flowoe_lib.randomness import generator
 from flowoe_lib.sweep import sweep
-from flowoe_lib.training.imitation import Demonstrations, Recorder, expert_weights, imitate, merge
+from flowoe_lib.training.imitation import Recorder, expert_weights, imitate, merge
 from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
 from flowoe_lib.training.universal import universal_range
-
-__all__ = [
-    "NAMES",
-    "LevelAsVariance",
-    "Outcome",
-    "announced",
-    "contenders",
-    "draw_days",
-    "examine",
-    "opponents",
-    "train",
-]
-
 
 NAMES, QUANTILES = ("low", "median", "high"), (0.1, 0.5, 0.9)
 """The level experts, and the quantiles of the level to which their schedules are calibrated."""
@@ -110,10 +97,7 @@ def _trained(
             days.utility(recorder, draws)
             recorded.append(recorder.demonstrations())
     weights = expert_weights(torch.stack(utilities), SHARPNESS) * len(NAMES) * likelihood.float()
-    merged = merge(recorded)
-    shown = Demonstrations(
-        merged.observed, merged.actions, weights[:, None].expand(-1, n_buckets - 1, -1).flatten()
-    )
+    shown = replace(merge(recorded), weights=weights[:, None].expand(-1, n_buckets - 1, -1).flatten())
     flow = imitate(shown, imitations, seed).field
 
     def draw(n: int, draws: torch.Generator) -> tuple[Market, Order]:
@@ -219,12 +203,7 @@ def examine(
 
 
 def _compared(
-    days: Days,
-    weight: Tensor,
-    best: Tensor,
-    contenders: Mapping[str, Policy],
-    learners: Sequence[Policy],
-    seed: int,
+    days: Days, weight: Tensor, best: Tensor, contenders: Policies, learners: Sequence[Policy], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     def earned(policy: Policy) -> Tensor:
         return weight * days.utility(policy, generator(seed, "unannounced", "noise"))

@@ -3,31 +3,23 @@
 All agents of a world have the same information.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 import torch
 
 from flowoe_lib.data.conditions import one_digit
+from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.impact import with_half_life
-from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Regimes, scalar
+from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.tested import TESTED_BUCKETS, TESTED_LIMITS
-
-__all__ = [
-    "HALF_LIVES",
-    "World",
-    "beyond_training",
-    "dynamic_worlds",
-    "full_world",
-    "liquid_day",
-    "signal_world",
-    "transient_world",
-]
-
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
+from flowoe_lib.policies.signal import solve_on_estimates, solve_signal
+from flowoe_lib.policies.transient import solve_transient
 
 DRIFT = 0.3
 """Absolute drift of the day, in daily standard deviations; in the hidden world its standard deviation."""
@@ -70,6 +62,18 @@ class World:
     known: str
     """What every agent knows."""
     perceive: Perceive = exact
+
+
+def limit_solver(market: Market) -> Callable[[Market, Order, int], Policy]:
+    """The solver of the limit, which observes all but a hidden drift, which it learns from prices.
+
+    With memory of impact and a signal at once the limit is not known, and the best known plan stands for it.
+    """
+    if market.signal.present:
+        return solve_on_estimates if market.impact.has_memory else solve_signal
+    if market.impact.has_memory:
+        return solve_transient
+    return solve_belief if market.drift_sd > 0 else solve_oracle
 
 
 def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:

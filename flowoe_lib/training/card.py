@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowoe_lib.store import sha256
-
-__all__ = ["CARD", "SHIPPED", "WEIGHTS", "TrainedPolicyError", "read_card", "sealed"]
-
+from flowoe_lib.recipes import sha256
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the pretrained policy."""

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.environment import advantage_over_twap, check_sizes
-from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
+from flowoe_lib.execution.execution import Execution, OrderSimulation, Policy, execute
 from flowoe_lib.execution.information import Information, Perceive, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition, Market, Order
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.randomness import generator
-
-__all__ = ["Days", "Round", "Score", "best_round", "until_plateau", "validation_captures"]
-
 
 P = TypeVar("P", bound=Policy)
 
@@ -65,10 +62,13 @@ class Days:
         joined: Days = map_tensors(join, *parts)
         return joined
 
+    def execute(self, policy: Policy, draws: torch.Generator) -> Execution:
+        """Execute the order by a policy on each day; ``draws`` is its noise."""
+        return execute(policy, self.paths, self.market, self.order, draws, self.known)
+
     def utility(self, policy: Policy, draws: torch.Generator) -> Tensor:
         """Control-variate utility of a policy on each day, bps, [paths]; ``draws`` is its noise."""
-        done = execute(policy, self.paths, self.market, self.order, draws, self.known)
-        return done.utility_bps(self.order)
+        return self.execute(policy, draws).utility_bps(self.order)
 
     def gain_over_twap(self, policy: Policy, draws: torch.Generator) -> Tensor:
         """Sum of a policy's advantages over TWAP on each day, bps, [paths].
@@ -76,7 +76,7 @@ class Days:
         Its expectation is U - U_TWAP, and it has less noise than the difference of the two utilities.
         """
         simulation = OrderSimulation(self.paths, self.market, self.order)
-        done = execute(policy, self.paths, self.market, self.order, draws, self.known)
+        done = self.execute(policy, draws)
         total = torch.zeros_like(done.drift_bps)
         for k in range(self.paths.n_buckets):
             inventory, impact = done.inventory[k : k + 2], done.impact[k : k + 2]

@@ -19,11 +19,9 @@ from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEAT
 from flowoe_lib.market.model import Heston, Liquidity, scalar
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy, unpack
-from flowoe_lib.store import Store, atomic_write, sha256
+from flowoe_lib.recipes import sha256
+from flowoe_lib.store import Store, atomic_write
 from flowoe_lib.training.card import CARD, SHIPPED, WEIGHTS, TrainedPolicyError, read_card, sealed
-
-__all__ = ["PretrainedPolicy", "load_pretrained", "max_weight_difference", "ship_from"]
-
 
 OBSERVED = [*FEATURES, *MEMORY_FEATURES, *SIGNAL_FEATURES]
 """What a network can observe; each observes the first of them, as many as it has inputs."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowoe_lib.execution.execution import Execution, Observation, Policy, execute, execute_schedule
+from flowoe_lib.execution.execution import Execution, Observation, Policy, execute_schedule
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.execution.information import Perceive, regimes_by_signals
 from flowoe_lib.market.model import Market, Order
@@ -24,9 +24,7 @@ from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.flow import EndpointField, TrainingRun, interpolate
 from flowoe_lib.randomness import generator
-
-__all__ = ["RefiningPolicy", "ascend", "refine", "utility_scale"]
-
+from flowoe_lib.training.plateau import Days
 
 UNCORRUPTED = 0.5
 """Share of the decisions of training that are not corrupted."""
@@ -132,8 +130,25 @@ def ascend(
         equal intervals of it, [CHECKS + 1] (every iteration if there are fewer); and "gradient", the norm of
         the gradient before clipping, [iterations].
     """
-    fixed = max(paths // 2, 1), n_buckets, draws.device
-    measure = _on_fixed_days(acting, draw, *fixed, perceive, earned)
+
+    def scaled(days: Days, times: Tensor, noise: torch.Generator, floor: Tensor | float = 0.0) -> Tensor:
+        """Mean objective above ``floor`` in units of the scale."""
+        done = days.execute(acting(times), noise)
+        return ((earned(done, days.order) - floor) / utility_scale(days.known.market, days.order)).mean()
+
+    once, noise = (generator(0, "validation", name, device=str(draws.device)) for name in ("days", "noise"))
+    n_days, start = max(paths // 2, 1), noise.get_state()
+    market, order = draw(n_days, once)
+    market_paths = simulate(market, n_days, n_buckets, once)
+    fixed = Days(market_paths, market, order, perceive(market_paths, market, once))
+    even = torch.linspace(1, 0, n_buckets + 1, device=draws.device)
+    of_twap = earned(execute_schedule(even, market_paths, market, order), order)
+
+    @torch.no_grad()
+    def measure() -> float:
+        noise.set_state(start)
+        return scaled(fixed, torch.zeros_like(fixed.paths.variance), noise, of_twap).item()
+
     checks = {round(i * iterations / CHECKS) for i in range(1, CHECKS + 1)}
     steppers = muon_and_adam(network, learning_rate)
     cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
@@ -144,10 +159,9 @@ def ascend(
         market_paths = simulate(market, paths, n_buckets, draws)
         uniform = torch.rand(n_buckets, paths, generator=draws, device=draws.device)
         times = (uniform - UNCORRUPTED).clamp_min(0) / (1 - UNCORRUPTED)
-        known = perceive(market_paths, market, draws)
-        done = execute(acting(times), market_paths, market, order, draws, known)
+        days = Days(market_paths, market, order, perceive(market_paths, market, draws))
         network.zero_grad()
-        (-earned(done, order) / utility_scale(known.market, order)).mean().backward()
+        (-scaled(days, times, draws)).backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for stepper, schedule in zip(steppers, schedules, strict=True):
             stepper.step()
@@ -156,33 +170,6 @@ def ascend(
         if i in checks:
             utilities.append(measure())
     return {"utility": torch.tensor(utilities), "gradient": torch.tensor(norms)}
-
-
-def _on_fixed_days(
-    acting: Callable[[Tensor], Policy],
-    draw: Callable[[int, torch.Generator], tuple[Market, Order]],
-    n_days: int,
-    n_buckets: int,
-    device: torch.device,
-    perceive: Perceive,
-    earned: Callable[[Execution, Order], Tensor],
-) -> Callable[[], float]:
-    """A function that gives the policy's mean scaled objective above TWAP on days drawn here, once."""
-    days, noise = (generator(0, "validation", name, device=str(device)) for name in ("days", "noise"))
-    market, order = draw(n_days, days)
-    paths = simulate(market, n_days, n_buckets, days)
-    known = perceive(paths, market, days)
-    even = torch.linspace(1, 0, n_buckets + 1, device=device)
-    floor = earned(execute_schedule(even, paths, market, order), order)
-    scale, start = utility_scale(known.market, order), noise.get_state()
-
-    @torch.no_grad()
-    def measure() -> float:
-        noise.set_state(start)
-        done = execute(acting(torch.zeros_like(paths.variance)), paths, market, order, noise, known)
-        return ((earned(done, order) - floor) / scale).mean().item()
-
-    return measure
 
 
 def refine(

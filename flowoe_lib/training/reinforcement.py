@@ -21,9 +21,6 @@ from flowoe_lib.policies.rl import RLExpert, SACExpert
 from flowoe_lib.training.plateau import Round, Score, until_plateau
 from flowoe_lib.training.vector_environment import ExecutionVecEnv
 
-__all__ = ["train_ppo", "train_sac"]
-
-
 E = TypeVar("E", RLExpert, SACExpert)
 
 

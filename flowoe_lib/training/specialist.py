@@ -22,12 +22,10 @@ from flowoe_lib.execution.features import feature_count
 from flowoe_lib.execution.information import Perceive, exact
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import Condition
-from flowoe_lib.policies.specialist import Specialist
+from flowoe_lib.policies.rl import Specialist
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.plateau import Days, Round, Score, until_plateau
 from flowoe_lib.training.refinement import utility_scale
-
-__all__ = ["train_specialists"]
 
 
 def train_specialists(

@@ -19,9 +19,6 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-__all__ = ["design", "train_universal", "universal_range"]
-
-
 PATHS, FINE_RATE = 768, 2e-2
 """Simulated days in each iteration, and the learning rate of the last stage."""
 

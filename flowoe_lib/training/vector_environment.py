@@ -16,8 +16,6 @@ from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.randomness import generator
 
-__all__ = ["ExecutionVecEnv"]
-
 
 class ExecutionVecEnv(VecEnv):
     """A vectorised environment for stable-baselines3: ``n_orders`` orders, each on its own simulated day.
