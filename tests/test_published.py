@@ -83,7 +83,7 @@ def test_one_policy_is_close_to_every_known_limit() -> None:
     signal = figures("signal_scorecard").query("policy == 'flow_refined'")
     shares = signal.groupby(["training_seed", "solver_steps"])["share"].mean().unstack()
     assert shares[1].mean() >= 0.99
-    assert (shares.sub(shares[1], axis=0).abs().max() <= 0.001).all()
+    assert (shares.sub(shares[1], axis=0).abs().max() <= 0.0025).all()
     level = figures("unannounced_utility")
     assert (level[level["policy"].str.startswith("universal")]["share"] >= 0.97).all()
 
