@@ -3,8 +3,9 @@
 The re-planned expert carries Almgren and Chriss's closed form for linear impact over to concave impact. The
 candidate here solves the concave problem itself, for constant forecasts: along the best schedule an energy is
 constant (Almgren 2003), so one integral gives the first trade. Its forecasts are not plain means: early times
-weigh more, because more is held then. Both are compared with MPC, which searches for all later trades, on the
-same days of three worlds: variance moves in all, and there is a known drift, a signal, or random depth.
+weigh more, because more is held then. Where impact has memory, inventory plus impact state takes the place of
+inventory. Both are compared with MPC, which searches for all later trades, on the same days of four worlds:
+variance moves in all but one, and there is random depth, a known drift, a signal, or memory of impact.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import Store
-from flowoe_lib.studies.worlds import dynamic_worlds, liquid_day, signal_world
+from flowoe_lib.studies.worlds import dynamic_worlds, liquid_day, signal_world, transient_world
 
 N, DAYS, BATCH, REPETITIONS = 39, 500, 10_000, 10
 NODES, WEIGHTS = (torch.from_numpy(x)[:, None].float() / 2 for x in (leggauss(4)[0] + 1, leggauss(4)[1]))
@@ -41,7 +42,7 @@ def lasting_share(rate: Tensor, days: Tensor) -> Tensor:
     return (weights * torch.exp(-rate * days * NODES)).sum(0)
 
 
-def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int) -> Tensor:
+def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int | Tensor) -> Tensor:
     """First trade of the best schedule under concave impact and constant forecasts, [paths].
 
     It is a multiple of TWAP's. With pace w relative to TWAP's and inventory u in shares of the order, the
@@ -78,11 +79,43 @@ def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int) ->
     return n_buckets * (1 - inventory_after(1 / n_buckets, rate, exponent))
 
 
-def inventory_after(days: float, rate: Tensor, exponent: Tensor) -> Tensor:
+def inventory_after(days: float | Tensor, rate: Tensor, exponent: Tensor) -> Tensor:
     """Inventory u after ``days`` of u' = -rate u^exponent from one, [paths]."""
     x = (exponent - 1) * rate * days
     x = torch.where(x.abs() < 1e-3, 1e-3, x.clamp_min(-1 + 1e-6))
     return torch.exp(-rate * days * torch.log1p(x) / x)
+
+
+def first_trade_with_memory(obs: Observation, urgency: Tensor, drift: Tensor) -> Tensor:
+    """:func:`first_trade` where impact has memory, for the ``urgency`` and ``drift`` of impact without.
+
+    Inventory plus impact state falls only as impact decays, and the impact state after the trade takes the
+    place of the pace. The block at the close counts as further time. Without urgency and drift the result is
+    exact: the state is constant until the last trade (Alfonsi, Fruth, Schied 2010, Quantitative Finance 10).
+    """
+    impact, n_left, n = obs.market.impact, obs.n_buckets - obs.k, obs.n_buckets
+    beta, decay = impact.beta, torch.exp(-impact.resilience / n)
+    state = obs.impact / obs.inventory.clamp_min(1e-3)
+    fall, kept = 1 - decay, 1 - decay ** (1 + beta)
+    last = (kept / fall) ** (1 / beta)
+    # Inventory plus state over the constant state without urgency, and the cost of that schedule.
+    level, whole = (n_left - 1) * fall + last, 1 + state
+    cost = (whole * n_left / level) ** (1 + beta) * ((n_left - 1) * kept + last ** (1 + beta)) / n_left
+    # Cost of an even schedule at the same slope of impact, over its cost without memory.
+    states = [(1 - decay**k) / fall for k in (NODES * (n - 1) + 0.5, torch.full((1, 1), float(n)))]
+    running, at_close = ((WEIGHTS * states[0] ** (1 + beta)).sum(0), states[1][0] ** (1 + beta))
+    even = (running * kept * (n - 1) + at_close) / n
+    longer = level / (n_left * fall)
+    scale = longer * whole * even / cost
+    urgent = urgency * scale * whole
+    pace = first_trade(urgent, drift * scale, beta, n_left * longer)
+    # The trade itself lowers the inventory at risk, which slows it: beta w^(1 + beta) + lowered w^2 is given.
+    lowered, given = decay * urgent / level.square(), beta * pace ** (1 + beta)
+    for _ in range(3):
+        excess = beta * pace ** (1 + beta) + lowered * pace.square() - given
+        pace = pace - excess / (beta * (1 + beta) * pace**beta + 2 * lowered * pace).clamp_min(1e-6)
+        pace = pace.clamp_min(1e-6)
+    return (n_left * (pace * whole / level - state)).clamp_min(0)
 
 
 def by_one_integral(obs: Observation, noise: Tensor) -> Tensor:
@@ -93,12 +126,18 @@ def by_one_integral(obs: Observation, noise: Tensor) -> Tensor:
     drift = lasting + obs.signal * lasting_share(market.signal.reversion, left)
     held = obs.inventory.clamp_min(1e-3)
     scale = (left / held).pow(market.impact.beta) * left
-    urgency = obs.pre_trade.urgency * (1 + excess) * scale * held
-    pace = first_trade(urgency, drift / obs.pre_trade.cost_bps * scale, market.impact.beta, n_left)
+    urgency, waiting = (
+        obs.pre_trade.urgency * (1 + excess) * scale * held,
+        drift / obs.pre_trade.cost_bps * scale,
+    )
+    if market.impact.has_memory:
+        pace = first_trade_with_memory(obs, urgency, waiting)
+    else:
+        pace = first_trade(urgency, waiting, market.impact.beta, n_left)
     fading = market.liquidity.depth_reversion * left
     depth = obs.log_depth * (1 + torch.expm1(-fading) / fading)
     volume = score_of_fraction(obs.volume_ratio / n_left, n_left)
-    # Below the smallest score, so that an order may wait.
+    # Not limited as scores are, so that an order may wait.
     odds = (pace / (n_left - pace).clamp_min(1e-6)) * (depth + volume).exp()
     return (odds / (1 + odds)).expand_as(noise)
 
@@ -137,7 +176,8 @@ def main() -> None:
     store = Store(Path(__file__).parents[1] / "notebooks" / "results")
     grid = conditions_from_records(store.read_json("conditions"))
     dynamic = dynamic_worlds(grid, liquid_day(store.read_json("calibration")))
-    worlds = [w for w in dynamic if w.name in ("drift", "liquidity")] + [signal_world(grid)]
+    worlds = [w for w in dynamic if w.name in ("drift", "liquidity")]
+    worlds += [signal_world(grid), transient_world(grid)]
     rows: list[list[object]] = []
     for world in worlds:
         found = [behind(c) for c in world.conditions]
