@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from _report import by_turns, report
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy, execute, score_of_fraction
+from flowoe_lib.market.first_trade import first_trade, first_trade_with_memory, lasting_share
 from flowoe_lib.market.model import Condition
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import simulate
@@ -27,95 +27,6 @@ from flowoe_lib.store import Store
 from flowoe_lib.studies.worlds import dynamic_worlds, liquid_day, signal_world, transient_world
 
 N, DAYS, BATCH, REPETITIONS = 39, 500, 10_000, 10
-NODES, WEIGHTS = (torch.from_numpy(x)[:, None].float() / 2 for x in (leggauss(4)[0] + 1, leggauss(4)[1]))
-LOG_LEAST = (-30.0, 12.0)
-"""Bounds of the logarithm of beta w^(1 + beta) at the lowest pace w; at the lower one the order waits."""
-
-
-def lasting_share(rate: Tensor, days: Tensor) -> Tensor:
-    """Share that counts, over the next ``days``, of what reverts to its mean at ``rate``, [paths].
-
-    It is the mean of exp(-rate s), weighted by the squared inventory of an even schedule: the exact weight of
-    variance in that schedule's risk. A signal has nearly the same weight in the first trade.
-    """
-    weights = 3 * (1 - NODES).square() * WEIGHTS
-    return (weights * torch.exp(-rate * days * NODES)).sum(0)
-
-
-def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int | Tensor) -> Tensor:
-    """First trade of the best schedule under concave impact and constant forecasts, [paths].
-
-    It is a multiple of TWAP's. With pace w relative to TWAP's and inventory u in shares of the order, the
-    schedule minimises int w^(1 + beta) + urgency u^2 - drift u. Along it, beta w^(1 + beta) is urgency u^2 -
-    drift u plus a constant, and the constant is such that the order ends at the close, int du / w(u) = 1.
-    """
-    urgency, power = urgency.clamp_min(1e-5), 1 / (1 + beta)
-    # Inventory at which the pace is lowest; nodes of the integral cluster there, where it is almost singular.
-    slowest = (drift / (2 * urgency)).clamp(0, 1)
-    slope = 2 * urgency * slowest - drift
-    above = torch.cat(((1 - slowest) * NODES.square(), -slowest * NODES.square()))
-    lengths = torch.cat(((1 - slowest) * 2 * NODES * WEIGHTS, slowest * 2 * NODES * WEIGHTS))
-    pull = above * (slope + urgency * above)
-
-    # The slowest pace under linear impact, of urgency without drift times that of a constant pull.
-    root = urgency.sqrt()
-    start = root / torch.sinh(root.clamp_max(50)) * (1 - slope.abs() / 4)
-    log_least = torch.log(beta) + (1 + beta) * start.clamp_min(1e-3).log()
-    # Newton's method for the logarithm of the time that the schedule takes.
-    for _ in range(3):
-        times = lengths * ((pull + log_least.exp()) / beta).pow(-power)
-        total, change = times.sum(0), (times / (pull + log_least.exp())).sum(0) * power * log_least.exp()
-        log_least = (log_least + total * total.log() / change).clamp(*LOG_LEAST)
-
-    def pace(held: Tensor | float) -> Tensor:
-        over = held - slowest
-        return (((over * (slope + urgency * over)).clamp_min(0) + log_least.exp()) / beta).pow(power)
-
-    # Where the pace falls, it is nearly a power of the inventory; elsewhere this is the midpoint rule.
-    opening = pace(1)
-    exponent = ((2 * urgency - drift) * power / (beta * opening.pow(1 + beta))).clamp(0, 2)
-    half = inventory_after(0.5 / n_buckets, opening, exponent).clamp_min(0.05)
-    rate = pace(half) / half.pow(exponent)
-    return n_buckets * (1 - inventory_after(1 / n_buckets, rate, exponent))
-
-
-def inventory_after(days: float | Tensor, rate: Tensor, exponent: Tensor) -> Tensor:
-    """Inventory u after ``days`` of u' = -rate u^exponent from one, [paths]."""
-    x = (exponent - 1) * rate * days
-    x = torch.where(x.abs() < 1e-3, 1e-3, x.clamp_min(-1 + 1e-6))
-    return torch.exp(-rate * days * torch.log1p(x) / x)
-
-
-def first_trade_with_memory(obs: Observation, urgency: Tensor, drift: Tensor) -> Tensor:
-    """:func:`first_trade` where impact has memory, for the ``urgency`` and ``drift`` of impact without.
-
-    Inventory plus impact state falls only as impact decays, and the impact state after the trade takes the
-    place of the pace. The block at the close counts as further time. Without urgency and drift the result is
-    exact: the state is constant until the last trade (Alfonsi, Fruth, Schied 2010, Quantitative Finance 10).
-    """
-    impact, n_left, n = obs.market.impact, obs.n_buckets - obs.k, obs.n_buckets
-    beta, decay = impact.beta, torch.exp(-impact.resilience / n)
-    state = obs.impact / obs.inventory.clamp_min(1e-3)
-    fall, kept = 1 - decay, 1 - decay ** (1 + beta)
-    last = (kept / fall) ** (1 / beta)
-    # Inventory plus state over the constant state without urgency, and the cost of that schedule.
-    level, whole = (n_left - 1) * fall + last, 1 + state
-    cost = (whole * n_left / level) ** (1 + beta) * ((n_left - 1) * kept + last ** (1 + beta)) / n_left
-    # Cost of an even schedule at the same slope of impact, over its cost without memory.
-    states = [(1 - decay**k) / fall for k in (NODES * (n - 1) + 0.5, torch.full((1, 1), float(n)))]
-    running, at_close = ((WEIGHTS * states[0] ** (1 + beta)).sum(0), states[1][0] ** (1 + beta))
-    even = (running * kept * (n - 1) + at_close) / n
-    longer = level / (n_left * fall)
-    scale = longer * whole * even / cost
-    urgent = urgency * scale * whole
-    pace = first_trade(urgent, drift * scale, beta, n_left * longer)
-    # The trade itself lowers the inventory at risk, which slows it: beta w^(1 + beta) + lowered w^2 is given.
-    lowered, given = decay * urgent / level.square(), beta * pace ** (1 + beta)
-    for _ in range(3):
-        excess = beta * pace ** (1 + beta) + lowered * pace.square() - given
-        pace = pace - excess / (beta * (1 + beta) * pace**beta + 2 * lowered * pace).clamp_min(1e-6)
-        pace = pace.clamp_min(1e-6)
-    return (n_left * (pace * whole / level - state)).clamp_min(0)
 
 
 def by_one_integral(obs: Observation, noise: Tensor) -> Tensor:
@@ -130,10 +41,13 @@ def by_one_integral(obs: Observation, noise: Tensor) -> Tensor:
         obs.pre_trade.urgency * (1 + excess) * scale * held,
         drift / obs.pre_trade.cost_bps * scale,
     )
-    if market.impact.has_memory:
-        pace = first_trade_with_memory(obs, urgency, waiting)
+    impact = market.impact
+    if impact.has_memory:
+        decay = torch.exp(-impact.resilience / obs.n_buckets)
+        state, buckets = obs.impact / held, (n_left, obs.n_buckets)
+        pace = first_trade_with_memory(urgency, waiting, impact.beta, decay, state, *buckets).clamp_min(0)
     else:
-        pace = first_trade(urgency, waiting, market.impact.beta, n_left)
+        pace = first_trade(urgency, waiting, impact.beta, n_left)
     fading = market.liquidity.depth_reversion * left
     depth = obs.log_depth * (1 + torch.expm1(-fading) / fading)
     volume = score_of_fraction(obs.volume_ratio / n_left, n_left)

@@ -1,4 +1,5 @@
 from . import batching as batching
+from . import first_trade as first_trade
 from . import impact as impact
 from . import model as model
 from . import pre_trade as pre_trade
