@@ -1,8 +1,8 @@
 """How close re-planning without a search comes to model predictive control (MPC), and what a decision costs.
 
 The re-planned expert carries Almgren and Chriss's closed form for linear impact over to concave impact. The
-candidate here solves the concave problem itself, for constant forecasts: along the best schedule an energy is
-constant (Almgren 2003), so one integral gives the first trade. Its forecasts are not plain means: early times
+candidate here solves the concave problem itself, for constant forecasts: along the best schedule a known quantity
+is constant (Almgren 2003), so one integral gives the first trade. Its forecasts are not plain means: early times
 weigh more, because more is held then. Where impact has memory, inventory plus impact state takes the place of
 inventory. Both are compared with MPC, which searches for all later trades, on the same days of four worlds:
 variance moves in all but one, and there is random depth, a known drift, a signal, or memory of impact.
@@ -37,11 +37,8 @@ def by_one_integral(obs: Observation, noise: Tensor) -> Tensor:
     drift = lasting + obs.signal * lasting_share(market.signal.reversion, left)
     held = obs.inventory.clamp_min(1e-3)
     scale = (left / held).pow(market.impact.beta) * left
-    urgency, waiting = (
-        obs.pre_trade.urgency * (1 + excess) * scale * held,
-        drift / obs.pre_trade.cost_bps * scale,
-    )
-    impact = market.impact
+    urgency = obs.pre_trade.urgency * (1 + excess) * scale * held
+    waiting, impact = drift / obs.pre_trade.cost_bps * scale, market.impact
     if impact.has_memory:
         decay = torch.exp(-impact.resilience / obs.n_buckets)
         state, buckets = obs.impact / held, (n_left, obs.n_buckets)
@@ -72,7 +69,7 @@ def behind(c: Condition) -> dict[str, float]:
     return {name: 100 * (run(policy)[0] - utility) / cost for name, policy in CANDIDATES.items()}
 
 
-def microseconds(c: Condition) -> dict[str, float]:
+def times_over_mpc(c: Condition) -> dict[str, float]:
     """Time of a decision of each policy over MPC's, in the middle of the day, many at once."""
     days = OrderSimulation(simulate(c.market, BATCH, N, generator(1, "states")), c.market, c.order)
     obs, noise = days.observe(N // 2, torch.full((BATCH,), 0.5)), torch.zeros(BATCH)
@@ -100,7 +97,7 @@ def main() -> None:
             rows.append([world.name, name, sum(shares) / len(shares), min(shares), max(shares)])
     header = ("world", "re-planning by", "less MPC, %: mean", "least", "greatest")
     report("replanning", header, rows)
-    times = microseconds(worlds[0].conditions[0])
+    times = times_over_mpc(worlds[0].conditions[0])
     report("replanning_time", ("re-planning by", "time over MPC's"), [list(row) for row in times.items()])
 
 

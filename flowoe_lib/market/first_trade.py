@@ -45,6 +45,22 @@ def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int | T
         Exponent of temporary impact, [] or [paths].
     n_buckets : int or Tensor
         Number of buckets of the schedule, or [paths].
+
+    Returns
+    -------
+    Tensor, [paths]
+        Trade of the first bucket times ``n_buckets``, in shares of the order.
+
+    See Also
+    --------
+    flowoe_lib.market.pre_trade.first_trade : The closed form for linear impact.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> urgency, drift = fo.scalar(1.0)[None], fo.scalar(0.0)[None]
+    >>> round(fo.market.first_trade.first_trade(urgency, drift, fo.scalar(0.6), 39).item(), 3)
+    1.635
     """
     urgency, power = urgency.clamp_min(1e-5), 1 / (1 + beta)
     nodes, weights = _NODES.to(urgency), _WEIGHTS.to(urgency)
@@ -109,6 +125,21 @@ def first_trade_with_memory(
         Impact state before the trade over the inventory, [paths].
     n_left, n_buckets : int
         Number of buckets left, and of the day, over which an even schedule costs the same with memory.
+
+    Returns
+    -------
+    Tensor, [paths]
+        Trade of the first bucket times ``n_left``, in shares of what is left; negative where the optimum of
+        this problem would buy back. Its gradient is not finite in all states, so training must detach it.
+
+    Examples
+    --------
+    >>> import flowoe_lib as fo
+    >>> urgency, drift, state = fo.scalar(1.0)[None], fo.scalar(0.0)[None], fo.scalar(0.0)[None]
+    >>> decay = torch.exp(-fo.scalar(4.6) / 39)
+    >>> trade = fo.market.first_trade.first_trade_with_memory
+    >>> round(trade(urgency, drift, fo.scalar(0.6), decay, state, 39, 39).item(), 1)
+    11.6
     """
     fall, kept = 1 - decay, 1 - decay ** (1 + beta)
     last = (kept / fall) ** (1 / beta)
