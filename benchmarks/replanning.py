@@ -1,11 +1,11 @@
 """How close re-planning without a search comes to model predictive control (MPC), and what a decision costs.
 
 The re-planned expert carries Almgren and Chriss's closed form for linear impact over to concave impact. The
-candidate here solves the concave problem itself, for constant forecasts: along the best schedule a known quantity
-is constant (Almgren 2003), so one integral gives the first trade. Its forecasts are not plain means: early times
-weigh more, because more is held then. Where impact has memory, inventory plus impact state takes the place of
-inventory. Both are compared with MPC, which searches for all later trades, on the same days of four worlds:
-variance moves in all but one, and there is random depth, a known drift, a signal, or memory of impact.
+candidate here solves the concave problem itself, for constant forecasts: along the best schedule a known
+quantity is constant (Almgren 2003), so one integral gives the first trade. Its forecasts are not plain means:
+early times weigh more, because more is held then. Where impact has memory, inventory plus impact state takes
+the place of inventory. Both are compared with MPC, which searches for all later trades, on the same days of
+four worlds: there is random depth, a known drift, a signal, or memory of impact.
 """
 
 from collections.abc import Callable
