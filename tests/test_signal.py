@@ -254,10 +254,10 @@ def test_features_of_the_signal_come_after_those_of_all_markets() -> None:
     cost = float(obs.pre_trade.cost_bps)
     expected = [math.log1p(50 / cost), math.log1p(100 / cost), math.log1p(2)]
     torch.testing.assert_close(observed[0, -3:], torch.tensor(expected))
-    left, kappa = 1 - 3 / N, m.signal.reversion.item()
-    mean = 50 * (1 - math.exp(-kappa * left)) / (kappa * left)
+    fade = (1 - 3 / N) * m.signal.reversion.item()
+    mean = 50 * 3 * (1 / fade - 2 / fade**2 + 2 * (1 - math.exp(-fade)) / fade**3)
     drift = observed[0, FEATURES.index("drift over cost")].item()
-    assert drift == pytest.approx(math.log1p(mean / cost), rel=1e-5)
+    assert drift == pytest.approx(math.log1p(mean / cost), rel=1e-4)
 
 
 def test_rewards_sum_to_the_lead_over_an_even_pace() -> None:

@@ -13,10 +13,6 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
 from flowoe_lib.market.model import Market
 
-CORRECTION = 1 / 3
-"""Size of a typical correction to the closed form, in units of scores."""
-
-
 FEATURES = (
     "time left",
     "log time left",
@@ -38,7 +34,7 @@ FEATURES = (
     "log volume now over what is left, in units of scores",
     "log depth, in units of scores",
     "log urgency of the rest plus one, in units of scores",
-    "score of Almgren and Chriss's schedule, in units of scores",
+    "score of the re-planned schedule, in units of scores",
     "drift over the marginal cost of the rest, in units of scores",
 )
 
@@ -131,14 +127,14 @@ def _memory_features(obs: Observation) -> tuple[Tensor, ...]:
 def fraction_of_action(obs: Observation, action: Tensor) -> Tensor:
     """Fraction of the remaining inventory that ``action`` trades, [paths].
 
-    An action corrects :attr:`flowoe_lib.execution.execution.Observation.anchor`, so zero trades as Almgren
-    and Chriss do. Its unit is ``CORRECTION`` of the condition's unit of scores.
+    An action corrects :attr:`flowoe_lib.execution.execution.Observation.anchor`, so zero trades by the
+    re-planned schedule. Its unit is that of the condition's corrections.
     """
-    score = obs.anchor + CORRECTION * obs.pre_trade.score_unit * action
+    score = obs.anchor + obs.pre_trade.correction_unit * action
     return fraction_of_score(score, obs.n_buckets - obs.k)
 
 
 def action_of_fraction(obs: Observation, fraction: Tensor) -> Tensor:
     """Inverse of :func:`fraction_of_action`, [paths]."""
     score = score_of_fraction(fraction, obs.n_buckets - obs.k)
-    return (score - obs.anchor) / (CORRECTION * obs.pre_trade.score_unit)
+    return (score - obs.anchor) / obs.pre_trade.correction_unit

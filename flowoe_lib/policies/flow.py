@@ -3,7 +3,7 @@
 Training uses straight paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
 coupled independently (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the endpoint,
 x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t). An action x
-corrects the score of Almgren and Chriss's trade, :func:`flowoe_lib.execution.features.fraction_of_action`.
+corrects the score of the re-planned schedule, :func:`flowoe_lib.execution.features.fraction_of_action`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class EndpointField(nn.Module):
     of solver steps. Initial weights are drawn from ``generator`` (He et al. 2015).
     """
 
-    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 48) -> None:
+    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 64) -> None:
         super().__init__()
         self.observe = nn.Linear(n_features, width)
         self.corrupt = nn.Linear(2, width, bias=False)

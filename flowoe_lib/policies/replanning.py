@@ -1,4 +1,4 @@
-"""Re-planning: Almgren and Chriss's schedule solved anew in each bucket."""
+"""Re-planning: the optimal schedule solved anew in each bucket."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,12 @@ PRECISION, MAX_STEPS = 2e-7, 60
 
 
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
-    """Trade by Almgren and Chriss's schedule, solved anew in each bucket at the current variance and depth.
+    """Trade by the schedule of constant forecasts, solved anew in each bucket at current variance and depth.
 
-    Variance, drift and depth are forecast over the rest of the day. The closed form for linear impact is
-    carried over to concave impact by
-    :meth:`flowoe_lib.execution.execution.Observation.closed_form_score`; memory of impact is ignored.
+    Variance and drift are replaced by a mean of their forecasts, for which one integral gives the first trade
+    (:mod:`flowoe_lib.market.first_trade`), memory of impact included; it is scaled by volume now and by the
+    part of depth that will fade. Learned policies correct its score,
+    :attr:`flowoe_lib.execution.execution.Observation.anchor`.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
     References
     ----------
-    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3; section 4 for
-    the drift.
+    Almgren (2003), "Optimal execution with nonlinear impact functions and trading-enhanced risk", Applied
+    Mathematical Finance 10.
 
     Examples
     --------
@@ -49,8 +50,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> round(done.utility_bps(order).mean().item(), 1)
     -24.7
     """
-    score = obs.closed_form_score(obs.first_trade.clamp_min(1e-4))
-    return fraction_of_score(score, obs.n_buckets - obs.k).expand_as(noise)
+    return fraction_of_score(obs.anchor, obs.n_buckets - obs.k).expand_as(noise)
 
 
 def mpc(obs: Observation, noise: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_re
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
-from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates
 from flowoe_lib.policies.transient import alfonsi_fruth_schied
@@ -159,21 +159,24 @@ def whole_range(fields: Fields, condition: Condition, evaluation: Evaluation) ->
 
     The cost is temporary impact and the charge for risk, without permanent impact.
 
-    One row per training seed with one solver step, and one for the first seed with eight.
+    One row per training seed with one solver step, and one for the first seed with eight. The column
+    "replanned" is the capture of the re-planned schedule in the same condition.
     """
     first_seed = min(fields)
     entries = [(s, 1) for s in fields] + [(first_seed, 8)]
     policies: dict[str, Policy] = {f"{s}/{k}": FlowPolicy(fields[s], k) for s, k in entries}
     oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-    out = evaluate({**policies, "twap": twap, "oracle": oracle}, condition, evaluation, "design")
-    best, rows = out["oracle"].utility, []
+    others: dict[str, Policy] = {"replanned": replanned, "twap": twap, "oracle": oracle}
+    out = evaluate(policies | others, condition, evaluation, "design")
+    best, floor, rows = out["oracle"].utility, out["twap"].utility, []
+    alone = capture_interval(out["replanned"].utility, floor, best)[0]
     for trained, steps in entries:
         utility = out[f"{trained}/{steps}"].utility
-        capture = capture_interval(utility, out["twap"].utility, best)
+        capture = capture_interval(utility, floor, best)
         regret = float((best - utility).double().mean() / out["oracle"].cost.double().mean())
-        rows.append((condition.name, trained, steps, *capture, regret))
+        rows.append((condition.name, trained, steps, *capture, regret, alone))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "replanned"])
 
 
 def gains(

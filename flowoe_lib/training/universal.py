@@ -19,8 +19,12 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-PATHS, FINE_RATE = 768, 2e-2
-"""Simulated days in each iteration, and the learning rate of the last stage."""
+PATHS = 768
+"""Simulated days in each iteration."""
+
+
+COARSE_RATE, FINE_RATE = 1.5e-2, 5e-3
+"""Learning rates of the two refinements."""
 
 
 COARSE = 3
@@ -72,7 +76,7 @@ def train_universal(
     few = n_buckets // COARSE
     demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, DAYS_EACH, few, seed)
     field = imitate(demonstrations, imitations, seed).field
-    rough = refine(field, conditions, few, coarse, seed, PATHS, device=device).field
+    rough = refine(field, conditions, few, coarse, seed, PATHS, COARSE_RATE, device=device).field
     learned = refine(rough, conditions, n_buckets, fine, seed + 1, PATHS, FINE_RATE, device=device)
     return learned, time.process_time() - start
 
