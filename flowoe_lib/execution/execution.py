@@ -122,11 +122,13 @@ class Observation:
         By :func:`flowoe_lib.market.first_trade.first_trade`, or where impact has memory
         :func:`flowoe_lib.market.first_trade.first_trade_with_memory`.
         """
+        # With memory of impact its gradient is not finite everywhere, and refinement learns as well without.
+        urgent, waiting, state = (x.detach() for x in (*self.rest, self.impact / self.held))
         impact, n_left = self.market.impact, self.n_buckets - self.k
         if not impact.has_memory:
-            return first_trade(*self.rest, impact.beta, n_left)
-        decay, state = torch.exp(-impact.resilience / self.n_buckets), self.impact / self.held
-        return first_trade_with_memory(*self.rest, impact.beta, decay, state, n_left, self.n_buckets)
+            return first_trade(urgent, waiting, impact.beta, n_left)
+        decay = torch.exp(-impact.resilience / self.n_buckets)
+        return first_trade_with_memory(urgent, waiting, impact.beta, decay, state, n_left, self.n_buckets)
 
     @cached_property
     def anchor(self) -> Tensor:
@@ -140,8 +142,7 @@ class Observation:
         fading = self.market.liquidity.depth_reversion * self.time_left
         depth = self.log_depth * (1 + torch.expm1(-fading) / fading)
         pace, volume = (score_of_fraction(x / n_left, n_left) for x in (trade, self.volume_ratio))
-        # With memory of impact its gradient is not finite everywhere, and refinement learns as well without.
-        return (pace + volume + depth).detach()
+        return pace + volume + depth
 
 
 class Policy(Protocol):

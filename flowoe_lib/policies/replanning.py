@@ -48,7 +48,7 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
     >>> done = fo.execute(fo.policies.replanning.replanned, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
-    -24.7
+    -24.3
     """
     return fraction_of_score(obs.anchor, obs.n_buckets - obs.k).expand_as(noise)
 
