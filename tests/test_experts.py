@@ -406,7 +406,7 @@ def test_a_strong_favourable_drift_delays_trades_and_an_adverse_one_advances_the
 def test_replanning_is_time_consistent_where_nothing_changes(risk_aversion: float) -> None:
     m, o = market(beta=1.0), order(risk_aversion)
     done = inventory_of(replanned, paths_with(4e-4), m, o)
-    torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_replanning_under_known_drift_solves_the_linear_quadratic_program(
     exact = torch.from_numpy(solve_banded((1, 1), bands, pull))
     assert (exact.diff() < 0).all()
     done = inventory_of(replanned, paths_with(m.heston.theta), m, o)
-    torch.testing.assert_close(done[1:-1], exact, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(done[1:-1], exact, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
@@ -433,7 +433,7 @@ def test_replanning_starts_near_the_optimum_under_concave_impact(beta: float) ->
     m, o = market(beta=beta), order(5e-3)
     done = inventory_of(replanned, paths_with(4e-4), m, o)
     best = static_optimal(m, o, N).inventory
-    worst = {0.5: 0.02, 1.0: 1e-4}[beta]
+    worst = {0.5: 0.02, 1.0: 1e-3}[beta]
     assert float((done - best).abs().max()) < worst
     assert float((almgren_chriss(m, o, N).inventory - best).abs().max()) > 3 * worst or beta == 1
 

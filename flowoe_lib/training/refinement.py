@@ -30,7 +30,7 @@ UNCORRUPTED = 0.5
 """Share of the decisions of training that are not corrupted."""
 
 
-LARGE_GAIN = 0.15
+LARGE_GAIN = 0.2
 """Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
 
 
