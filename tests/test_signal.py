@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.environment import advance, advantage_over_twap
-from flowoe_lib.execution.execution import Observation, OrderSimulation, execute, fraction_of_score
+from flowoe_lib.execution.execution import NO_IMPACT, Observation, OrderSimulation, execute, fraction_of_score
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES, feature_count, features
 from flowoe_lib.execution.information import with_errors
 from flowoe_lib.market.impact import impact_slope, with_half_life
@@ -267,7 +267,7 @@ def test_rewards_sum_to_the_lead_over_an_even_pace() -> None:
     inventory, total = torch.ones(4_000), torch.zeros(4_000)
     for k in range(N - 1):
         score = -1.5 * paths.signal_bps[k].sign()
-        inventory, reward = advance(day, k, inventory, score, advantage_over_twap)
+        inventory, reward = advance(day, k, inventory, score, advantage_over_twap, NO_IMPACT)
         total = total + reward
 
     def leaning(obs: Observation, noise: Tensor) -> Tensor:
