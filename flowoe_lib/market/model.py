@@ -59,8 +59,7 @@ def _number(default: float, allowed: _Allowed) -> Any:
 def _require(owner: object, name: str, allowed: str, ok: Tensor) -> None:
     """Raise ValueError unless ``ok`` for all values of the field ``name``, which must be ``allowed``."""
     if not bool(ok.all()):
-        value: Tensor = getattr(owner, name)
-        bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
+        bad = getattr(owner, name).expand_as(ok)[~ok][0]
         raise ValueError(f"{type(owner).__name__}.{name} = {bad:g}: must be {allowed}")
 
 
