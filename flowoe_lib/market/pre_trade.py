@@ -131,13 +131,10 @@ def moment_matched(market: Market) -> Market:
     depth_sd = torch.sqrt(liquidity.depth_sd**2 + jumps)
     reversion = liquidity.depth_reversion
     reversion = reversion + jumps / depth_sd.square().clamp_min(1e-12) * (pace - reversion)
-    believed = replace(
-        market,
-        heston=replace(heston, theta=heston.theta * raised, cv=cv, kappa=kappa),
-        impact=replace(impact, gamma=impact.gamma / raised.sqrt()),
-        liquidity=replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion),
-        regimes=Regimes(),
-    )
+    heston = replace(heston, theta=heston.theta * raised, cv=cv, kappa=kappa)
+    impact = replace(impact, gamma=impact.gamma / raised.sqrt())
+    liquidity = replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion)
+    believed = replace(market, heston=heston, impact=impact, liquidity=liquidity, regimes=Regimes())
     depth_cost = expected_cost_factor(believed) / expected_cost_factor(market)
     illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
-    return replace(believed, liquidity=replace(believed.liquidity, illiquidity=illiquidity))
+    return replace(believed, liquidity=replace(liquidity, illiquidity=illiquidity))

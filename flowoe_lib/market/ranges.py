@@ -80,12 +80,8 @@ class TrainingRange:
             return torch.exp(linear(axis, (math.log(bounds[0]), math.log(bounds[1]))))
 
         cut = linear(8, (0.0, 1 - self.window))
-        heston = Heston(
-            theta=logarithmic(0, self.volatility).square(),
-            kappa=logarithmic(5, self.kappa),
-            cv=linear(2, self.cv),
-            rho=scalar(self.rho),
-        )
+        theta = logarithmic(0, self.volatility).square()
+        heston = Heston(theta, logarithmic(5, self.kappa), linear(2, self.cv), scalar(self.rho))
         liquidity = Liquidity(
             illiquidity=linear(1, self.illiquidity),
             depth_sd=linear(10, self.depth_sd),
@@ -167,14 +163,10 @@ class TrainingRange:
         regimes = Regimes(volatility, cost, 8**enter, 8**leave)
         share = regimes.stressed_share
         mean_variance, mean_cost = (1 - share + share * m for m in (volatility**2, cost))
-        heston, liquidity = market.heston, market.liquidity
-        illiquidity = liquidity.illiquidity * mean_variance.sqrt() / mean_cost
-        return replace(
-            market,
-            heston=replace(heston, theta=heston.theta / mean_variance),
-            liquidity=replace(liquidity, illiquidity=illiquidity),
-            regimes=regimes,
-        )
+        heston = replace(market.heston, theta=market.heston.theta / mean_variance)
+        illiquidity = market.liquidity.illiquidity * mean_variance.sqrt() / mean_cost
+        liquidity = replace(market.liquidity, illiquidity=illiquidity)
+        return replace(market, heston=heston, liquidity=liquidity, regimes=regimes)
 
 
 @cache
