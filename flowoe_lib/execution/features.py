@@ -49,11 +49,7 @@ MEMORY_FEATURES = (
 """Further features under impact with memory; without memory they are constant."""
 
 
-SIGNAL_FEATURES = (
-    "signal over cost",
-    "sd of the signal over cost",
-    "noise of the signal over its sd",
-)
+SIGNAL_FEATURES = ("signal over cost", "sd of the signal over cost", "noise of the signal over its sd")
 """Further features where there is a signal, after those of memory."""
 
 
@@ -71,15 +67,13 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     """
     market, left, cost = obs.market, obs.time_left, obs.pre_trade.cost_bps
     log_left = left.log()
-    log_variance = (obs.variance / market.heston.theta).clamp_min(1e-3).log()
     unit = obs.pre_trade.score_unit
     drift, (urgent, waiting) = obs.drift_to_close, obs.rest
-    log_rest = urgent.clamp_min(1e-7).log()
     volume, last = obs.volume_ratio.log(), (obs.volume[-1] / obs.volume[obs.k]).log()
     columns: tuple[Tensor, ...] = (
         2 * left - 1,
         log_left / 2 + 1,
-        log_variance / 2,
+        (obs.variance / market.heston.theta).clamp_min(1e-3).log() / 2,
         2 * market.heston.cv - 2,
         (market.heston.kappa / 4).log(),
         2 * obs.log_depth,
@@ -89,7 +83,7 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         volume + last,
         8 * market.impact.beta - 5,
         obs.pre_trade.urgency.clamp_min(1e-4).log() / 2 - 0.5,
-        log_rest / 2,
+        urgent.clamp_min(1e-7).log() / 2,
         2 * obs.inventory - 1,
         (obs.inventory.clamp_min(1e-4).log() - log_left) / 2,
         drift.sign() * drift.abs().log1p(),
@@ -101,27 +95,23 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         waiting / (1 + waiting.abs()) / unit,
     )
     if count > len(FEATURES):
-        columns += _memory_features(obs)
+        impact, resilience = market.impact, market.impact.resilience
+        decay, remembers = torch.exp(-resilience / obs.n_buckets), torch.isfinite(resilience)
+        # The derivatives of roots and logarithms are infinite at the open, where the impact state is zero.
+        state = obs.impact.clamp_min(1e-4)
+        columns += (
+            remembers * state.sqrt(),
+            remembers * (decay * state) ** impact.beta,
+            remembers * (state / obs.inventory.clamp_min(1e-4)).log() / 2,
+            decay,
+            remembers * (2 - (resilience.clamp_max(1e3) / math.log(2)).log()),
+        )
     if count > len(FEATURES) + len(MEMORY_FEATURES):
         signal, now = market.signal, obs.signal / cost
         sd = (signal.sd / cost).log1p()
         columns += (now.sign() * now.abs().log1p(), sd, (signal.noise_sd / signal.sd.clamp_min(1e-6)).log1p())
     # Stacking rows and transposing is ten times as fast as stacking columns.
     return torch.stack([c.expand(obs.inventory.shape) for c in columns[:count]]).T
-
-
-def _memory_features(obs: Observation) -> tuple[Tensor, ...]:
-    impact, resilience = obs.market.impact, obs.market.impact.resilience
-    decay, remembers = torch.exp(-resilience / obs.n_buckets), torch.isfinite(resilience)
-    # The derivatives of roots and logarithms are infinite at the open, where the impact state is zero.
-    state = obs.impact.clamp_min(1e-4)
-    return (
-        remembers * state.sqrt(),
-        remembers * (decay * state) ** impact.beta,
-        remembers * (state / obs.inventory.clamp_min(1e-4)).log() / 2,
-        decay,
-        remembers * (2 - (resilience.clamp_max(1e3) / math.log(2)).log()),
-    )
 
 
 def fraction_of_action(obs: Observation, action: Tensor) -> Tensor:
