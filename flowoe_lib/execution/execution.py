@@ -265,13 +265,10 @@ class OrderSimulation:
         The observed price includes the actual one, and traders subtract what they believe. The two depend on
         ``inventory`` alone if permanent impact is linear; otherwise the pace so far is taken to be even.
         """
-        pace, dt = (1 - inventory) / max(k, 1), self.paths.dt
         if self.information.market is self.market:
-            return torch.zeros_like(pace)
-        believed, actual = (
-            permanent_shift(market, self.order.size, pace, dt)
-            for market in (self.information.market, self.market)
-        )
+            return torch.zeros_like(inventory)
+        pace, markets = (1 - inventory) / max(k, 1), (self.information.market, self.market)
+        believed, actual = (permanent_shift(m, self.order.size, pace, self.paths.dt) for m in markets)
         return k * (believed - actual)
 
     def fill(
