@@ -254,6 +254,10 @@ class Regimes(_Checked):
         """Share of time spent in the stressed regime."""
         return self.enter / (self.enter + self.leave)
 
+    def mean(self, multiplier: Tensor) -> Tensor:
+        """Mean over time of a quantity that is ``multiplier`` in the stressed regime and one in the other."""
+        return 1 - self.stressed_share + self.stressed_share * multiplier
+
     def jump(self, dt: float) -> tuple[Tensor, Tensor]:
         """Probabilities of the stressed regime after ``dt`` days, starting from calm and from stressed."""
         decay = torch.exp(-(self.enter + self.leave) * dt)

@@ -119,12 +119,8 @@ def moment_matched(market: Market) -> Market:
     """
     regimes, heston, impact, liquidity = market.regimes, market.heston, market.impact, market.liquidity
     share, pace = regimes.stressed_share, regimes.enter + regimes.leave
-
-    def mean(of_stressed: Tensor) -> Tensor:
-        return 1 - share + share * of_stressed
-
-    raised = mean(regimes.volatility_multiplier**2)
-    dispersion = mean(regimes.volatility_multiplier**4) / raised**2
+    raised = regimes.mean(regimes.volatility_multiplier**2)
+    dispersion = regimes.mean(regimes.volatility_multiplier**4) / raised**2
     cv = torch.sqrt((1 + heston.cv**2) * dispersion - 1)
     kappa = heston.kappa + (dispersion - 1) / cv**2 * (pace - heston.kappa)
     jumps = share * (1 - share) * (regimes.cost_multiplier.log() / impact.beta).square()
@@ -136,5 +132,5 @@ def moment_matched(market: Market) -> Market:
     liquidity = replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion)
     believed = replace(market, heston=heston, impact=impact, liquidity=liquidity, regimes=Regimes())
     depth_cost = expected_cost_factor(believed) / expected_cost_factor(market)
-    illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
+    illiquidity = liquidity.illiquidity * regimes.mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
     return replace(believed, liquidity=replace(liquidity, illiquidity=illiquidity))

@@ -161,8 +161,7 @@ class TrainingRange:
         here = (kind < self.regimes) & (market.drift_sd == 0)
         volatility, cost = (torch.where(here, m, 1) for m in (1 + 2 * volatility, 1 + 6 * cost))
         regimes = Regimes(volatility, cost, 8**enter, 8**leave)
-        share = regimes.stressed_share
-        mean_variance, mean_cost = (1 - share + share * m for m in (volatility**2, cost))
+        mean_variance, mean_cost = regimes.mean(volatility**2), regimes.mean(cost)
         heston = replace(market.heston, theta=market.heston.theta / mean_variance)
         illiquidity = market.liquidity.illiquidity * mean_variance.sqrt() / mean_cost
         liquidity = replace(market.liquidity, illiquidity=illiquidity)
@@ -176,8 +175,6 @@ def _drawn(conditions: TrainingRange) -> tuple[tuple[float, float], float, float
     before = PreTrade.of(market, order)
     ends = before.urgency.quantile(before.urgency.new_tensor([0.005, 0.995])).tolist()
     # A quarter of the draws have a drift, another quarter a hidden one, and a quarter of all a signal.
-    drift, drift_sd, signal = (
-        (x.abs() / before.cost_bps).quantile(0.9975).item()
-        for x in (market.drift, market.drift_sd, market.signal.sd)
-    )
+    drawn = market.drift, market.drift_sd, market.signal.sd
+    drift, drift_sd, signal = ((x.abs() / before.cost_bps).quantile(0.9975).item() for x in drawn)
     return (ends[0], ends[1]), drift, drift_sd, signal
