@@ -52,8 +52,7 @@ class EndpointField(nn.Module):
         h = nn.functional.silu(encoded + self.corrupt(torch.stack((x, t), -1)))
         for layer in self.hidden:
             h = nn.functional.silu(layer(h))
-        endpoint: Tensor = self.out(h).squeeze(-1)
-        return endpoint
+        return torch.squeeze(self.out(h), -1)
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
@@ -66,8 +65,7 @@ def matching_loss(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor
 
     Source: Lipman et al. (2023), eq. (9), in endpoint form.
     """
-    endpoint: Tensor = field(interpolate(x0, x1, t), t, field.encode(observed))
-    return (endpoint - x1).square()
+    return torch.square(field(interpolate(x0, x1, t), t, field.encode(observed)) - x1)
 
 
 def sample(field: EndpointField, encoded: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -117,10 +115,8 @@ class FlowPolicy:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        action = sample(
-            self.field, self.field.encode(features(obs, self.field.observe.in_features)), noise, self.steps
-        )
-        return fraction_of_action(obs, action)
+        encoded = self.field.encode(features(obs, self.field.observe.in_features))
+        return fraction_of_action(obs, sample(self.field, encoded, noise, self.steps))
 
 
 @dataclass(frozen=True)

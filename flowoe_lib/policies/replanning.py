@@ -105,9 +105,8 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     if bool((market.impact.variance_exponent > 0).any()):
         moments = VarianceStep.over(market.heston, days).moments(calm_variance)
         slope = slope * expected_variance_cost(market, *moments)
-    slope = slope.expand(n_left, len(noise))
-    pull = (2e8 * obs.order.risk_aversion * variance).expand(n_left, len(noise))
-    gain = (obs.drift_ahead(days, dt) * dt).expand(n_left, len(noise))
+    pull, gain = 2e8 * obs.order.risk_aversion * variance, obs.drift_ahead(days, dt) * dt
+    slope, pull, gain = (x.expand(n_left, len(noise)) for x in (slope, pull, gain))
     if market.impact.has_memory:
         decay = torch.exp(-market.impact.resilience * dt)
         held, impact = obs.inventory.double(), obs.impact.double().expand_as(noise)
