@@ -70,7 +70,7 @@ def solve_filtered_depth(
     if market.regimes.present:
         raise ValueError("Market.regimes: must be absent")
     axis = depth_axis(market, n_buckets, depth_nodes, noise_sd)
-    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
 
 
 def _probability_of_stress(obs: Observation) -> Tensor:
@@ -133,7 +133,7 @@ def solve_filtered_regimes(
     if not market.regimes.present:
         raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
     axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
-    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
 
 
 def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> LiquidityAxis:
