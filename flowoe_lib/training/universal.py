@@ -92,10 +92,6 @@ def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
     if n < 4 or n & (n - 1):
         raise ValueError(f"n = {n}: must be a power of two, at least 4")
     points = torch.from_numpy(qmc.Sobol(12, rng=seed).random(n)).float()
-    switches = torch.arange(n)
-    corners = torch.tensor([(i, j) for i in (0.0, 1.0) for j in (0.0, 1.0)])
-    points[: len(corners), 3:5] = corners
-    points[:, 10] *= switches % 2
-    points[:, 11] *= switches // 2 % 2
-    points[:, 8] *= switches // 4 % 2
+    points[:4, 3:5] = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    points[:, [10, 11, 8]] *= torch.arange(n)[:, None] // torch.tensor([1, 2, 4]) % 2
     return one_by_one("design", map(str, range(n)), *conditions.at(points))
