@@ -57,18 +57,13 @@ def session_market(variance: Array, volume: Array) -> Market:
     Moments of variance and depth are fitted by :func:`flowoe_lib.data.estimators.fit_decay`, with rates
     limited to ``RATES``. rho, which no policy observes, is zero.
     """
-    (cv, kappa), (depth_sd, reversion) = (
-        fit_decay(deviations, *LAGS) for deviations in (relative_to_profile(variance), log_to_profile(volume))
-    )
-    heston = Heston(
-        scalar(variance.sum(1).mean()), scalar(np.clip(kappa, *RATES)), scalar(max(cv, 0.02)), scalar(0.0)
-    )
-    liquidity = Liquidity(
-        depth_sd=scalar(depth_sd),
-        depth_reversion=scalar(np.clip(reversion, *RATES)),
-        profile_amplitude=scalar(profile_amplitude(volume)),
-    )
-    return Market(heston, liquidity=liquidity)
+    cv, kappa = fit_decay(relative_to_profile(variance), *LAGS)
+    depth_sd, reversion = fit_decay(log_to_profile(volume), *LAGS)
+    kappa, reversion = np.clip((kappa, reversion), *RATES)
+    heston = Heston(*map(scalar, (variance.sum(1).mean(), kappa, max(cv, 0.02), 0.0)))
+    depth = {"depth_sd": depth_sd, "depth_reversion": reversion}
+    depth["profile_amplitude"] = profile_amplitude(volume)
+    return Market(heston, liquidity=Liquidity(**{name: scalar(value) for name, value in depth.items()}))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
-import torch
-
 from flowoe_lib.data.conditions import one_digit
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
@@ -78,15 +76,8 @@ def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:
 
     ``estimates`` are the records of :class:`flowoe_lib.data.calibration.Calibration`.
     """
-
-    def digit(name: str) -> torch.Tensor:
-        return scalar(one_digit(estimates[name]["value"]))
-
-    return Liquidity(
-        depth_sd=digit("depth_sd"),
-        depth_reversion=digit("depth_reversion"),
-        profile_amplitude=digit("profile_amplitude"),
-    )
+    names = ("depth_sd", "depth_reversion", "profile_amplitude")
+    return Liquidity(**{name: scalar(one_digit(estimates[name]["value"])) for name in names})
 
 
 def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
@@ -216,8 +207,6 @@ def _moved(condition: Condition, quantity: str, value: float) -> Condition:
     if quantity == "urgency":
         aversion = order.risk_aversion * value / urgency(market, order)
         return replace(condition, order=replace(order, risk_aversion=aversion))
-    if quantity == "depth_reversion":
-        liquidity = replace(market.liquidity, depth_reversion=scalar(value))
-        return replace(condition, market=replace(market, liquidity=liquidity))
-    heston: Heston = replace(market.heston, **{quantity: scalar(value)})
-    return replace(condition, market=replace(market, heston=heston))
+    part = "liquidity" if quantity == "depth_reversion" else "heston"
+    changed = replace(getattr(market, part), **{quantity: scalar(value)})
+    return replace(condition, market=replace(market, **{part: changed}))
