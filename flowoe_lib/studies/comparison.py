@@ -23,7 +23,6 @@ from flowoe_lib.execution.information import (
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.pre_trade import moment_matched
-from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
@@ -34,9 +33,7 @@ from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates
 from flowoe_lib.policies.transient import alfonsi_fruth_schied
-from flowoe_lib.studies.side_by_side import measured
 from flowoe_lib.studies.worlds import World, limit_solver
-from flowoe_lib.training.universal import design
 
 Trained = Mapping[str, Policies]
 """Policies trained for one condition, by "world/condition" and name, such as "rl" and "specialist"."""
@@ -269,8 +266,7 @@ def multiple_comparison(
     ranked = model_confidence_set(utilities, reps, evaluation.seed)
     best = ", ".join(ranked.loc[ranked["in_set"], "policy"])
     p = spa_pvalue(utilities.pop("flow_refined"), utilities, reps, evaluation.seed)
-    row = {"world": world.name, "condition": condition.name, "best_set": best, "spa_p": p}
-    return pd.DataFrame([row])
+    return pd.DataFrame([{"world": world.name, "condition": condition.name, "best_set": best, "spa_p": p}])
 
 
 def rivals_in(
@@ -281,19 +277,8 @@ def rivals_in(
     return {name: made[name] for name in names}
 
 
-def on_design(fields: Fields, conditions: TrainingRange, n: int, evaluation: Evaluation) -> pd.DataFrame:
-    """:func:`whole_range` in all ``n`` conditions of a design over the training range."""
-    tasks = [(fields, c, evaluation) for c in design(conditions, n, evaluation.seed)]
-    return measured(whole_range, tasks)
-
-
 def on_frontier(
-    condition: Condition,
-    *,
-    flow: Policy,
-    trained: Trained,
-    n_buckets: int,
-    nodes: Mapping[str, int],
+    condition: Condition, *, flow: Policy, trained: Trained, n_buckets: int, nodes: Mapping[str, int]
 ) -> dict[str, Policy]:
     """The policies of a frontier, calibrated to a condition; ``nodes`` are those of the oracle's grid."""
     names = ("almgren_chriss", "static_optimal", "replanned")
