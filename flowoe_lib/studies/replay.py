@@ -112,18 +112,18 @@ def replay(
     liquidity = session.liquidity
     profile = volume_profile(map_tensors(Tensor.double, liquidity), length).numpy()
     usual = np.ones(length) if pattern is None else pattern / pattern.mean()
-    variance = pd.Series((tape.variance / usual).ravel())
-    log_volume = pd.Series(np.log(tape.volume / profile).ravel())
-    now = [x.ewm(halflife=half_life).mean().shift().to_numpy() for x in (variance, log_volume)]
-    level, volume = (x.rolling(history).mean().shift().to_numpy()[starts] for x in (variance, log_volume))
+    log_volume = np.log(tape.volume / profile).ravel()
+    record = pd.DataFrame({"variance": (tape.variance / usual).ravel(), "log_volume": log_volume})
+    variance_now, volume_now = record.ewm(halflife=half_life).mean().shift().to_numpy().T
+    level, volume = record.rolling(history).mean().shift().to_numpy()[starts].T
 
     at = starts + np.arange(n_buckets)[:, None]
     by_clock = np.tile(usual, sessions)[at] * n_buckets
     opened, closed = tape.price[:, :-1].ravel(), tape.price[:, 1:].ravel()
     span = liquidity.window_end - liquidity.window_start
     window_start = liquidity.window_start + span * _tensor(place)
-    theta, kappa = _tensor(level * by_clock.mean(0)), session.heston.kappa * share
-    heston = replace(session.heston, theta=theta, kappa=kappa)
+    theta = _tensor(level * by_clock.mean(0))
+    heston = replace(session.heston, theta=theta, kappa=session.heston.kappa * share)
     liquidity = replace(
         liquidity,
         depth_reversion=liquidity.depth_reversion * share,
@@ -134,7 +134,7 @@ def replay(
     part = volume_share(liquidity) / volume_share(session.liquidity)
     impact = impact_in_window(session.impact, torch.tensor(share), part)
     market = replace(session, heston=heston, liquidity=liquidity, impact=impact)
-    seen = _tensor(now[0][at] * by_clock)
+    seen = _tensor(variance_now[at] * by_clock)
     paths = MarketPaths(
         dt=1 / n_buckets,
         martingale_bps=_tensor(BPS * (closed - opened)[at] / opened[starts]),
@@ -142,12 +142,13 @@ def replay(
         variance=seen,
         integrated_variance=_tensor(tape.variance.ravel()[at]),
         expected_variance=VarianceStep.over(heston, 1 / n_buckets).integral(seen),
-        log_depth=_tensor(log_volume.to_numpy()[at] - volume),
+        log_depth=_tensor(log_volume[at] - volume),
         volume=volume_profile(liquidity, n_buckets),
         day_drift_bps=torch.zeros(len(starts)),
         stressed=torch.zeros(n_buckets, 1, dtype=torch.bool),
     )
-    return Replay(tape.times[starts], paths, Information(market, seen, _tensor(now[1][at] - volume)), order)
+    known = Information(market, seen, _tensor(volume_now[at] - volume))
+    return Replay(tape.times[starts], paths, known, order)
 
 
 def walk_forward(tape: Tape, order: Order, *, calibration: int, level: int, half_life: float) -> list[Replay]:

@@ -203,7 +203,7 @@ def _compared(
     def earned(policy: Policy) -> Tensor:
         return weight * days.utility(policy, generator(seed, "unannounced", "noise"))
 
-    limit = execute(contenders[LIMIT], days.paths, days.market, days.order, generator(seed), days.known)
+    limit = days.execute(contenders[LIMIT], generator(seed))
     spent = (weight * (limit.temporary_bps + days.order.risk_aversion * limit.expected_risk)).mean().item()
     utility = {name: earned(policy) for name, policy in contenders.items()}
     experts = torch.stack([utility[name] for name in NAMES])
@@ -234,8 +234,7 @@ def _behaviour(
         probable.append(mixture.weights(obs).argmax(0))
         return fractions[0]
 
-    noise = generator(seed, "unannounced", "noise")
-    done = execute(observed, days.paths, days.market, days.order, noise, days.known)
+    done = days.execute(observed, generator(seed, "unannounced", "noise"))
     belief = days.known.variance / days.known.market.heston.theta
     tables = []
     for (who, chosen), (i, day) in product(

@@ -114,8 +114,7 @@ def full_world(grid: Sequence[Condition], day: Liquidity) -> World:
     """Everything at once: the realistic world with memory of impact and a noisy signal."""
     normal = [replace(c, market=replace(c.market, liquidity=day)) for c in grid if "/normal/" in c.name]
     signal = scalar(STRENGTHS["strong"]), scalar(NOISES["noisy"])
-    remembering = _with_memory(normal, "full")
-    out = [replace(c, market=with_signal(c.market, *signal)) for c in remembering]
+    out = [replace(c, market=with_signal(c.market, *signal)) for c in _with_memory(normal, "full")]
     return World("full", out, with_errors)
 
 
