@@ -128,14 +128,18 @@ def demonstration_sets(
     """
     sets: dict[str, Sequence[Demonstrations]] = {"noise-free network": parts}
     sets["noise-free network, imitation alone"] = parts
-    others = [i for i in range(len(parts[0].actions)) if i != expert]
-    rest = [map_tensors(lambda x: x[others], part) for part in parts]
-    # The weights of the others have mean one again.
-    sets["imitation without mpc"] = [replace(p, weights=p.weights / p.weights.mean(0)) for p in rest]
+    sets["imitation without mpc"] = [leave_out(part, expert) for part in parts]
     for n in every:
         few = [map_tensors(lambda x, n=n: x[:, :, ::n], part) for part in parts]
         sets[f"imitation of {sum(part.actions[:, 0].numel() for part in few):,} days"] = few
     return {name: together(each) for name, each in sets.items()}
+
+
+def leave_out(shown: Demonstrations, expert: int) -> Demonstrations:
+    """Demonstrations [experts, ...] without one expert; the weights of the others have mean one again."""
+    others = [i for i in range(len(shown.actions)) if i != expert]
+    rest: Demonstrations = map_tensors(lambda x: x[others], shown)
+    return replace(rest, weights=rest.weights / rest.weights.mean(0))
 
 
 Sampling = Mapping[str, Callable[[EndpointField], Policy]]
