@@ -18,16 +18,6 @@ Z_LIMIT = 4.0
 """Martingale z-score beyond which a policy is considered to look ahead."""
 
 
-CLAIMS = (
-    "1. beats the expert calibrated to each condition",
-    "2. beats the traditional benchmarks",
-    "3. higher profit and lower risk at once",
-    "4. selects the expert that suits the condition",
-    "5. the refining loss is what lifts it above its experts",
-    "6. effective where conditions change during the day",
-)
-
-
 CHOICE = ("condition", "best expert imitated", "expert that imitation acts most like", "the same")
 """Columns of the table of claim 4."""
 
@@ -106,8 +96,7 @@ def across_worlds(refined: pd.DataFrame, scorecard: pd.DataFrame) -> pd.DataFram
     """
     by = refined["world"]
     table = count_verdicts(_best(refined)).set_index("world").rename(columns={"comparisons": "conditions"})
-    below = (_best(refined)["utility_ci_high"] < 0).groupby(by, sort=False).sum()
-    table = table.assign(below_zero=below)
+    table["below_zero"] = (_best(refined)["utility_ci_high"] < 0).groupby(by, sort=False).sum()
     for name, rows in {"gain": _best(refined), "mpc": refined[refined["reference"] == "mpc"]}.items():
         ends = shares(rows)["utility"].groupby(by, sort=False).agg(["mean", "min", "max"])
         table = table.join(ends.add_prefix(f"{name}_"))
@@ -184,45 +173,42 @@ def judge(
     alone = refined[refined["reference"] == "flow_imitation"]
     room = _room(best_everywhere, scorecard)
     choice = pd.DataFrame(selected, index=["best", "alike"]).T
-    rows = [
-        (
+    rows = {
+        "1. beats the expert calibrated to each condition": (
             best["verdict"] == "better",
             f"equal in {(best['verdict'] == 'equal').sum()} of {len(best)}; the exact optimum is materially "
             f"above the best opponent in {room['heston'].sum()} of {len(room['heston'])}; mean (least to "
             f"greatest): {_size(best)} of the best opponent's cost",
         ),
-        (
+        "2. beats the traditional benchmarks": (
             beaten["heston"],
             f"mean (least to greatest), shares of the best opponent's cost: {_sizes(benchmarks)}",
         ),
-        (
+        "3. higher profit and lower risk at once": (
             at_once,
             f"conditions with both: over {', '.join(over)}; with its risk aversion "
             f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
         ),
-        (
+        "4. selects the expert that suits the condition": (
             choice["best"] == choice["alike"],
             "conditions in which imitation acts most like the best expert, a weak test: the same expert is "
             f"the best in {choice['best'].value_counts().max()} of {len(choice)}, and where the claim fails "
             f"the two experts' utilities differ by at most {_apart(imitation, selected):.3f} % of cost",
         ),
-        (
+        "5. the refining loss is what lifts it above its experts": (
             lifted["holds"],
             f"mean (least to greatest), FlowOE less imitation alone: {_size(alone)} of cost; imitation alone "
             f"less the best opponent: {_size(_best(imitation))}",
         ),
-        (
+        "6. effective where conditions change during the day": (
             best_everywhere["verdict"] == "better",
             "the optimum, or an upper bound of it, is materially above the best opponent in "
             f"{room.sum()} of {len(room)}; FlowOE is better than all schedules fixed "
             f"before the open in {beaten.sum()} of {len(beaten)}; mean difference to the best opponent, % of "
             f"its cost: {', '.join(f'{world} {percent(mean)}' for world, mean in gains.items())}",
         ),
-    ]
-    judged = [
-        (claim, verdict(int(holds.sum()), len(holds)), size)
-        for claim, (holds, size) in zip(CLAIMS, rows, strict=True)
-    ]
+    }
+    judged = [(claim, verdict(int(holds.sum()), len(holds)), size) for claim, (holds, size) in rows.items()]
     return pd.DataFrame(judged, columns=["claim", "verdict", "evidence"])
 
 
@@ -274,9 +260,8 @@ def in_short(
     refined = in_one_step(comparisons, "flow_refined")
     refined = refined.assign(condition=refined["world"] + "/" + refined["condition"])
     best = _best(refined)
-    mpc, start, program = (
-        refined[refined["reference"] == name] for name in ("mpc", "replanned", "dynamic_program")
-    )
+    against = refined.groupby("reference").get_group
+    mpc, start, program = map(against, ("mpc", "replanned", "dynamic_program"))
     (low, high), lowest = _extremes(mpc), _extremes(best)[0]
     steps = scorecard[(scorecard["policy"] == "flow_refined") & (scorecard["world"] == "heston")]
     capture = steps.groupby(["training_seed", "solver_steps"])["capture"].mean().unstack()
@@ -343,21 +328,19 @@ def _extremes(rows: pd.DataFrame) -> list[str]:
 
 def _line(what: str, rows: pd.DataFrame) -> dict[str, object]:
     """Counts of verdicts on utility, with the least and most favourable difference."""
-    counts = count_verdicts(rows, ["policy"]).iloc[0]
-    numbers = {name: counts[name] for name in VERDICTS} | {
-        "below zero": int((rows["utility_ci_high"] < 0).sum()),
-        "above zero": counts["above_zero"],
-    }
+    counts = {name: (rows["verdict"] == name).sum() for name in VERDICTS}
+    counts |= {"below zero": (rows["utility_ci_high"] < 0).sum()}
+    counts |= {"above zero": (rows["utility_ci_low"] > 0).sum()}
     least, most = _extremes(rows)
-    return {"against": what, "conditions": len(rows)} | numbers | {"least, %": least, "most, %": most}
+    return {"against": what, "conditions": len(rows)} | counts | {"least, %": least, "most, %": most}
 
 
 def _risk_line(where: str, rows: pd.DataFrame) -> dict[str, object]:
     """Conditions with a higher mean and a lower standard deviation, and with a worse CVaR95, by rival."""
-    won = _risks(rows).groupby(rows["reference"]).sum()
-    counts = {name: list(won.loc[name, ["both", "worse CVaR95"]]) for name in RIVALS if name in won.index}
-    told = {LOOKS[name].name: "{} ({})".format(*counts[name]) if name in counts else "-" for name in RIVALS}
-    return {"world": where, "conditions": rows["condition"].nunique()} | told
+    won = _risks(rows).groupby(rows["reference"]).sum().astype(str)
+    told = won["both"] + " (" + won["worse CVaR95"] + ")"
+    cells = {LOOKS[name].name: told.get(name, "-") for name in RIVALS}
+    return {"world": where, "conditions": rows["condition"].nunique()} | cells
 
 
 def evidence(
