@@ -355,7 +355,7 @@ def compared(workspace: Workspace) -> str:
     apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
     here = {card.name: card.sha256 for card in workspace.store.results()}
-    there = [card for card in workspace.published.results() if card.holds_weights]
+    there = [card for card in workspace.published.results() if card.file.endswith(".safetensors")]
     equal = sum(here.get(card.name) == card.sha256 for card in there)
     return (
         f"the policy that comes with the library is {same} that was trained here\n"
