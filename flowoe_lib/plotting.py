@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
-STYLE: Any = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.size": 9,

@@ -7,6 +7,7 @@ whole 95 % interval is on the better side of zero.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -114,7 +115,7 @@ def _room(best: pd.DataFrame, scorecard: pd.DataFrame) -> pd.Series:
     """Whether the optimum, or its upper bound, is materially above the best opponent, where it is known."""
     keys = ["world", "condition"]
     utility = scorecard.pivot_table("utility_bps", keys, "policy").reindex(columns=["limit", "oracle"])
-    limit = utility["limit"].fillna(utility["oracle"]).dropna()
+    limit = utility["limit"].fillna(utility["oracle"])
     opponents = best.set_index(keys)
     gap = (limit - opponents["reference_utility_bps"]).dropna()
     return gap > opponents["material_bps"].reindex(gap.index)
@@ -122,16 +123,14 @@ def _room(best: pd.DataFrame, scorecard: pd.DataFrame) -> pd.Series:
 
 def _lifted(refined: pd.DataFrame, imitation: pd.DataFrame) -> pd.DataFrame:
     """Claim 5 by condition: verdicts on refinement, imitation alone and FlowOE, and whether it holds."""
-    start = refined[refined["reference"] == "flow_imitation"].set_index("condition")
-    table = pd.DataFrame(
-        {
-            "FlowOE over imitation": start["verdict"],
-            "imitation over the best opponent": _best(imitation).set_index("condition")["verdict"],
-            "FlowOE over the best opponent": _best(refined).set_index("condition")["verdict"],
-        }
-    )
-    already = table["imitation over the best opponent"].isin(["better", "equal"])
-    table["holds"] = (table.drop(columns=table.columns[1]) == "better").all(axis=1) & ~already
+    compared = {
+        "FlowOE over imitation": refined[refined["reference"] == "flow_imitation"],
+        "imitation over the best opponent": _best(imitation),
+        "FlowOE over the best opponent": _best(refined),
+    }
+    table = pd.DataFrame({name: rows.set_index("condition")["verdict"] for name, rows in compared.items()})
+    lift, start, end = (table[name] for name in table)
+    table["holds"] = (lift == "better") & ~start.isin(["better", "equal"]) & (end == "better")
     return table
 
 
@@ -166,8 +165,8 @@ def judge(
     both = _risks(rivals)["both"]
     at_once = both.groupby([rivals["world"], rivals["condition"]]).all()
     tuned = _risks(chosen)["both"].groupby(chosen["reference"], sort=False).sum()
-    by_rival = both.groupby(rivals["reference"], sort=False).agg(["sum", "size"])
-    over = (f"{LOOKS[str(name)].name} {row['sum']} of {row['size']}" for name, row in by_rival.iterrows())
+    by_rival = {name: f"{b.sum()} of {len(b)}" for name, b in both.groupby(rivals["reference"], sort=False)}
+    sizes = {name: _size(rows) for name, rows in benchmarks.groupby("reference", sort=False)}
     lifted = _lifted(refined, imitation)
     gains = shares(best_everywhere)["utility"].groupby(best_everywhere["world"], sort=False).mean()
     alone = refined[refined["reference"] == "flow_imitation"]
@@ -182,12 +181,12 @@ def judge(
         ),
         "2. beats the traditional benchmarks": (
             beaten["heston"],
-            f"mean (least to greatest), shares of the best opponent's cost: {_sizes(benchmarks)}",
+            f"mean (least to greatest), shares of the best opponent's cost: {_listed(sizes, 'over ')}",
         ),
         "3. higher profit and lower risk at once": (
             at_once,
-            f"conditions with both: over {', '.join(over)}; with its risk aversion "
-            f"chosen, of {chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned)}",
+            f"conditions with both: over {_listed(by_rival)}; with its risk aversion chosen, of "
+            f"{chosen['condition'].nunique()} in the liquidity world: over {_listed(tuned.to_dict())}",
         ),
         "4. selects the expert that suits the condition": (
             choice["best"] == choice["alike"],
@@ -225,13 +224,9 @@ def _size(rows: pd.DataFrame) -> str:
     return f"{mean} % ({low} to {high})"
 
 
-def _sizes(rows: pd.DataFrame) -> str:
-    groups = rows.groupby("reference", sort=False)
-    return ", ".join(f"over {LOOKS[str(name)].name} {_size(group)}" for name, group in groups)
-
-
-def _listed(counts: pd.Series) -> str:
-    return ", ".join(f"{LOOKS[str(name)].name} {count}" for name, count in counts.items())
+def _listed(told: Mapping[Any, object], before: str = "") -> str:
+    """What is told of each policy, after its name."""
+    return ", ".join(f"{before}{LOOKS[name].name} {what}" for name, what in told.items())
 
 
 def _where(rows: pd.DataFrame, name: str) -> str:
