@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.estimators import garman_klass
+from flowoe_lib.data.sessions import Array
 from flowoe_lib.desk.market_estimates import expected_volume
-from flowoe_lib.desk.planner import CONTROL, Plan, Restricted, read_plan
+from flowoe_lib.desk.planner import CONTROL, AnyPlan, Restricted, read_plan
 from flowoe_lib.desk.ticket import OrderError, Ticket
 from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.market.impact import permanent_shift
@@ -55,7 +55,7 @@ class WorkingPlan:
     condition: Condition
     """Market and order, with the window as the day."""
     policy: Policy
-    volume: NDArray[np.float64]
+    volume: Array
     """Volume expected in each bucket from the first whole one of the session to the end of the window."""
     timezone: str
 
@@ -251,7 +251,7 @@ class LiveOrder:
         )
 
 
-def work(plan: Plan | Mapping[str, Any] | str | Path, state: str | Path = "live.json") -> LiveOrder:
+def work(plan: AnyPlan, state: str | Path = "live.json") -> LiveOrder:
     """Begin to work a planned order, or take it up again where ``state`` ends.
 
     Parameters

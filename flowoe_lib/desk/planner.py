@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars
-from flowoe_lib.data.sessions import session_flags
+from flowoe_lib.data.sessions import Array, session_flags
 from flowoe_lib.desk.market_estimates import Estimated, MarketEstimates, expected_volume, prepared
 from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
 from flowoe_lib.evaluation.frontier import with_risk_aversion
@@ -33,9 +32,6 @@ from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
-
-Array = NDArray[np.float64]
-
 
 FLOW, CONTROL = "flow_refined", "mpc"
 
@@ -114,9 +110,11 @@ class Plan:
         atomic_write(path, json.dumps(self.record(), indent=1).encode())
 
 
-def read_plan(
-    plan: Plan | Mapping[str, Any] | str | Path,
-) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
+AnyPlan = Plan | Mapping[str, Any] | str | Path
+"""A plan, its record, or the file plan.json that ``make order`` wrote."""
+
+
+def read_plan(plan: AnyPlan) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
     """The order of a plan, its record or its file; its market, both as a condition, and the whole record.
 
     Raises OrderError for a file that is not a plan.
@@ -153,13 +151,11 @@ def condition_of(ticket: Ticket, known: MarketEstimates) -> Condition:
         )
         theta, kappa = known.volatility.value**2 * length, known.kappa.value * length
         heston = Heston(*map(scalar, (theta, kappa, known.cv.value, known.rho.value)))
-        share = scalar(volume / known.adv.value)
         impact = Impact(scalar(ticket.eta), scalar(ticket.beta), scalar(ticket.gamma))
         if ticket.shares_outstanding is not None:
             impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
-        impact = impact_in_window(impact, scalar(length), share)
-        drift, drift_sd = scalar(ticket.drift_bps), scalar(ticket.drift_sd_bps)
-        market = Market(heston, impact, liquidity, drift, drift_sd)
+        impact = impact_in_window(impact, scalar(length), scalar(volume / known.adv.value))
+        market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), scalar(ticket.drift_sd_bps))
         side = scalar(1.0 if ticket.side == "sell" else -1.0)
         order = Order(scalar(ticket.shares / volume), scalar(ticket.risk_aversion or USUAL_AVERSION), side)
     except ValueError as error:
