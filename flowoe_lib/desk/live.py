@@ -166,11 +166,10 @@ class LiveOrder:
                 f"filled = {filled:,.10g}: must be from {s.filled:,.10g}, the shares filled before, to "
                 f"{most:,.10g}, those of the order"
             )
-        seen = self._measured(bars, bucket, filled - s.filled)
-        seen |= {"bucket": bucket, "time": str(time), "filled": float(filled)}
-        seen["price"] = float(bars.frame["close"].iloc[-1])
-        if bucket >= 0 and not s.arrival:
-            seen["arrival"] = seen["price"]
+        price = float(bars.frame["close"].iloc[-1])
+        arrival = s.arrival or (price if bucket >= 0 else 0.0)
+        seen = {"bucket": bucket, "time": str(time), "filled": float(filled), "price": price}
+        seen |= {"arrival": arrival} | self._measured(bars, bucket, filled - s.filled)
         now = s.model_copy(update=seen)
         self._keep(now.model_copy(update={"sent": self._shares(now)}))
         return self.child
