@@ -26,7 +26,7 @@ from flowoe_lib.data.estimators import (
     volatility_level,
     within_day,
 )
-from flowoe_lib.data.sessions import session_clock
+from flowoe_lib.data.sessions import session_clocks
 
 Array = NDArray[np.float64]
 
@@ -162,14 +162,7 @@ def calibrate(
     joint = pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner").dropna()
     if len(joint) < 2:
         raise ValueError(f"vix: shares {len(joint)} days with {daily.source}; must share at least 2")
-    amounts = (garman_klass(intraday.frame), intraday.frame["volume"])
-    clocks = np.stack(
-        [
-            session_clock(intraday, x, BUCKETS, opens=session[0], closes=session[1]).to_numpy()
-            for x in amounts
-        ],
-        axis=1,
-    )
+    clocks = np.stack([c.to_numpy() for c in session_clocks(intraday, BUCKETS, *session)], axis=1)
 
     usual, level_draws = _bootstrap(_levels, level.to_numpy(), min(252, len(level) // 4), reps, seed)
     usual[levels:] = level_draws[:, levels:] = np.nan
