@@ -207,9 +207,9 @@ def load_bars(
             index = _ends(index, length, session, label)
         notes.append(f"stamped at the {stamp} of a bar")
     turnover = read_numbers(raw["turnover"], comma) if "turnover" in raw and vendor.lot == 1 else None
-    times = pd.DatetimeIndex(index, name="time")
-    traded, found = suspicions(frame, times, daily, turnover)
-    frame, times = frame.set_axis(times, axis=0)[traded], times[traded]
+    frame = frame.set_axis(pd.DatetimeIndex(index, name="time"), axis=0)
+    frame, found = suspicions(frame, daily, turnover)
+    times = pd.DatetimeIndex(frame.index)
     days = times.tz_localize(None).normalize().nunique()
     if days < min_days:
         raise BarsError(f"{label}: covers {days} days; at least {min_days} are needed")
