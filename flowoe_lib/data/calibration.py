@@ -6,7 +6,7 @@ estimate has a bootstrap interval, :class:`Estimate`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -226,5 +226,4 @@ def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: i
 
 def calibration_table(calibration: Calibration) -> pd.DataFrame:
     """One row per estimate: value, ci_low, ci_high, indexed by name."""
-    rows = {f.name: vars(getattr(calibration, f.name)) for f in fields(calibration)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
+    return pd.DataFrame.from_dict(asdict(calibration), orient="index").rename_axis("figure")
