@@ -511,7 +511,7 @@ def test_nothing_is_traded_beyond_the_limit(side: str, limit: float) -> None:
     assert made.schedule["high"].iloc[-1] > 0
     c, desk = made.condition, _Desk(made.ticket, made.estimates, TRAINED, FLOW, 1)
     days = simulate(c.market, 500, 39, generator(1, "limit"))
-    done = desk.work([FLOW], [c], days)[0][FLOW]
+    done = desk.work([FLOW], [c], days)[FLOW]
     price = c.order.side * (days.martingale_bps + days.drift_bps)
     before = torch.cat((torch.zeros(1, 500), price.cumsum(0)[:-1]))
     traded = -done.inventory.diff(dim=0)

@@ -14,15 +14,7 @@ import pandas as pd
 
 from flowoe_lib.data.flags import suspicions
 from flowoe_lib.data.times import ORDERS, Times, read_times
-from flowoe_lib.data.vendors import (
-    COLUMNS,
-    PRICES,
-    BarsError,
-    decimal_comma,
-    named_columns,
-    read_numbers,
-    read_table,
-)
+from flowoe_lib.data.vendors import COLUMNS, PRICES, BarsError, decimal_comma, read_columns, read_numbers
 
 DEFAULT_TIMEZONE = "America/New_York"
 """Time zone of times without an offset from UTC; the default session of an order is New York's too."""
@@ -45,7 +37,7 @@ LARGEST = 1e18
 """Prices and volumes are smaller."""
 
 
-MISSING = ("", "nan", "nat", "none", "null", "na", "n/a", "<na>", "-", "--")
+MISSING = ("", "nan", "nat", "none", "null", "na")
 
 
 @dataclass(frozen=True)
@@ -153,23 +145,25 @@ def load_bars(
         kind = type(source).__name__
         raise BarsError(f"{name or 'bars'}: source is a {kind}; must be the path of a file, or a data frame")
     label = name or ("data frame" if isinstance(source, pd.DataFrame) else str(source))
-    raw, header, mark = (source, True, "") if isinstance(source, pd.DataFrame) else read_table(Path(source))
-    raw, vendor, notes = named_columns(raw, header, columns, label)
+    raw, mark, vendor, notes = read_columns(source, columns, label)
     if raw.empty:
         raise BarsError(f"{label}: holds no bars; at least one row below the header is needed")
-    if not mark:
-        raw.index = pd.RangeIndex(1, len(raw) + 1)
     check = _Check(label, "line" if mark else "row", raw)
     words = (dates or vendor.dates or "").split()
     order = next((word for word in words if word in ORDERS), None)
     zone = next((word for word in words if word not in ORDERS), timezone)
     for option, given in (("timezone", timezone), ("dates", zone)):
-        if not _is_zone(given):
+        try:
+            ZoneInfo(given)
+        except (KeyError, ValueError, OSError):
             others = f", nor one of {', '.join(ORDERS)}" if option == "dates" else ""
-            raise BarsError(f"{label}: {option} = {given!r}: unknown time zone{others}")
+            raise BarsError(f"{label}: {option} = {given!r}: unknown time zone{others}") from None
     comma = decimal_comma(raw, mark)
     notes += ["decimal comma"] if comma else []
-    frame = pd.DataFrame({column: _numbers(raw[column], comma, check) for column in COLUMNS})
+    for column, kind in raw[[*COLUMNS]].dtypes.items():
+        if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind):
+            raise BarsError(f"{label}: column '{column}' is of type {kind}; must be numbers")
+    frame = pd.DataFrame({column: read_numbers(raw[column], comma) for column in COLUMNS})
     empty = frame[[*PRICES]].isna().all(axis=1) & ~(frame["volume"] > 0)
     flags: list[str] = []
     if 0 < empty.sum() < len(raw):
@@ -213,9 +207,9 @@ def load_bars(
             index = _ends(index, length, session, label)
         notes.append(f"stamped at the {stamp} of a bar")
     turnover = read_numbers(raw["turnover"], comma) if "turnover" in raw and vendor.lot == 1 else None
-    times = pd.DatetimeIndex(index, name="time")
-    traded, found = suspicions(frame, times, daily, turnover)
-    frame, times = frame.set_axis(times, axis=0)[traded], times[traded]
+    frame = frame.set_axis(pd.DatetimeIndex(index, name="time"), axis=0)
+    frame, found = suspicions(frame, daily, turnover)
+    times = pd.DatetimeIndex(frame.index)
     days = times.tz_localize(None).normalize().nunique()
     if days < min_days:
         raise BarsError(f"{label}: covers {days} days; at least {min_days} are needed")
@@ -241,31 +235,14 @@ class _Check:
         row = self.raw.loc[bad[0]]
         place = f"{self.word} {bad[0]}" + ("" if column == "time" else f" ({row['time']})")
         more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
-        shown = "is missing" if str(row[column]).lower() in MISSING[:6] else f"is {row[column]}"
+        shown = "is missing" if str(row[column]).lower() in MISSING else f"is {row[column]}"
         raise BarsError(f"{self.source}: column '{column}', {place}: {shown}; {allowed}{more}")
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        return bool(ZoneInfo(name))
-    except (KeyError, ValueError, OSError):
-        return False
-
-
-def _numbers(column: pd.Series, comma: bool, check: _Check) -> pd.Series:
-    """Convert a column to floats, NaN for what is no number."""
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
-        raise BarsError(f"{check.source}: column '{column.name}' is of type {column.dtype}; must be numbers")
-    return read_numbers(column, comma)
 
 
 def _located(stamps: Times, zone: str, timezone: str, dated: bool, check: _Check) -> tuple[pd.Series, bool]:
     """Times by the clock of ``timezone``, and whether most rows are the only one of their day."""
-    if stamps.times.dt.tz is None:
-        local = _localised(stamps.written, zone)
-        check.rule("time", local.notna(), f"is skipped or repeated by the clock of {zone}; {_OFFSET}")
-    else:
-        local = stamps.times
+    local = _localised(stamps.written, zone) if stamps.times.dt.tz is None else stamps.times
+    check.rule("time", local.notna(), f"is skipped or repeated by the clock of {zone}; {_OFFSET}")
     local = local.dt.tz_convert(timezone)
     naive = local.dt.tz_localize(None)
     alone = ~naive.dt.normalize().duplicated(keep=False)
@@ -281,8 +258,7 @@ def _localised(written: pd.Series, zone: str) -> pd.Series:
     first = np.full(len(written), True)
     shifted = written.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
     midnight = written == written.dt.normalize()
-    exact[midnight & (midnight.mean() > 0.5)] = shifted
-    return pd.Series(exact)
+    return pd.Series(exact.mask(midnight & (midnight.mean() > 0.5), shifted))
 
 
 def _usual_minutes(index: pd.Series) -> float | None:

@@ -6,27 +6,17 @@ estimate has a bootstrap interval, :class:`Estimate`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from arch.bootstrap import StationaryBootstrap
 from numpy.typing import NDArray
 
+from flowoe_lib.data import estimators as est
 from flowoe_lib.data.bars import Bars
-from flowoe_lib.data.estimators import (
-    BUCKETS,
-    FIRST_LAG,
-    LAST_LAG,
-    autocovariance,
-    day_mean_share,
-    decay_curve,
-    fit_decay,
-    garman_klass,
-    volatility_level,
-    within_day,
-)
-from flowoe_lib.data.sessions import session_clock
+from flowoe_lib.data.estimators import BUCKETS
+from flowoe_lib.data.sessions import session_clocks
 
 Array = NDArray[np.float64]
 
@@ -153,8 +143,8 @@ def calibrate(
     """
     if levels not in range(1, len(QUANTILES) + 1):
         raise ValueError(f"levels = {levels!r}: must be from 1 to {len(QUANTILES)}")
-    variance = garman_klass(daily.frame)
-    level = volatility_level(variance)
+    variance = est.garman_klass(daily.frame)
+    level = est.volatility_level(variance)
     surprises = (variance.loc[level.index] / level).to_numpy()
     returns = np.log(daily.frame["close"]).diff()
     # The level is a forecast of the evening before, so it is compared with the VIX of that evening.
@@ -162,23 +152,16 @@ def calibrate(
     joint = pd.concat([np.sqrt(level), implied, returns, np.log(vix).diff()], axis=1, join="inner").dropna()
     if len(joint) < 2:
         raise ValueError(f"vix: shares {len(joint)} days with {daily.source}; must share at least 2")
-    amounts = (garman_klass(intraday.frame), intraday.frame["volume"])
-    clocks = np.stack(
-        [
-            session_clock(intraday, x, BUCKETS, opens=session[0], closes=session[1]).to_numpy()
-            for x in amounts
-        ],
-        axis=1,
-    )
+    clocks = np.stack([c.to_numpy() for c in session_clocks(intraday, BUCKETS, *session)], axis=1)
 
     usual, level_draws = _bootstrap(_levels, level.to_numpy(), min(252, len(level) // 4), reps, seed)
     usual[levels:] = level_draws[:, levels:] = np.nan
     against, against_draws = _bootstrap(_against_vix, joint.to_numpy(), 21, reps, seed + 1)
-    within, within_draws = _bootstrap(within_day, clocks, 3, reps, seed + 2)
+    within, within_draws = _bootstrap(est.within_day, clocks, 3, reps, seed + 2)
     dispersion, dispersion_draws = _bootstrap(_cv_of_day_means, surprises, 21, reps, seed + 3)
     # The mean of a day varies less than variance within the day; the ratio depends on kappa.
-    years = dispersion[0] / np.sqrt(day_mean_share(within[0]))
-    years_draws = dispersion_draws[:, 0] / np.sqrt(day_mean_share(within_draws[:, 0]))
+    years = dispersion[0] / np.sqrt(est.day_mean_share(within[0]))
+    years_draws = dispersion_draws[:, 0] / np.sqrt(est.day_mean_share(within_draws[:, 0]))
 
     values = np.r_[usual, against, within, years]
     draws = np.column_stack([level_draws, against_draws, within_draws, years_draws])
@@ -217,12 +200,12 @@ def autocovariance_table(
 
     Columns days (the lag), value, ci_low, ci_high, fit; one row per lag of the fit.
     """
-    lags = np.arange(FIRST_LAG, LAST_LAG + 1, dtype=float)
-    values, draws = _bootstrap(lambda x: autocovariance(deviations(x), lags), clock, 3, reps, seed)
-    sd, rate = fit_decay(deviations(clock), FIRST_LAG, LAST_LAG)
+    lags = np.arange(est.FIRST_LAG, est.LAST_LAG + 1, dtype=float)
+    values, draws = _bootstrap(lambda x: est.autocovariance(deviations(x), lags), clock, 3, reps, seed)
+    sd, rate = est.fit_decay(deviations(clock), est.FIRST_LAG, est.LAST_LAG)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     columns = {"days": lags / BUCKETS, "value": values, "ci_low": low, "ci_high": high}
-    return pd.DataFrame(columns | {"fit": sd**2 * decay_curve(rate, lags, BUCKETS)})
+    return pd.DataFrame(columns | {"fit": sd**2 * est.decay_curve(rate, lags, BUCKETS)})
 
 
 def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: int) -> pd.DataFrame:
@@ -243,5 +226,4 @@ def session_autocovariance(session: Array, profile: Array, *, reps: int, seed: i
 
 def calibration_table(calibration: Calibration) -> pd.DataFrame:
     """One row per estimate: value, ci_low, ci_high, indexed by name."""
-    rows = {f.name: vars(getattr(calibration, f.name)) for f in fields(calibration)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
+    return pd.DataFrame.from_dict(asdict(calibration), orient="index").rename_axis("figure")

@@ -67,8 +67,7 @@ def volatility_level(variance: pd.Series) -> pd.Series:
 
 def relative_to_profile(clock: Array) -> Array:
     """Relative deviation of each bucket from the mean over days of that bucket, [days, buckets]."""
-    relative: Array = clock / clock.mean(axis=0) - 1
-    return relative
+    return np.asarray(clock / clock.mean(axis=0) - 1)
 
 
 def log_to_profile(clock: Array) -> Array:
@@ -85,8 +84,7 @@ def autocovariance(deviations: Array, lags: Array) -> Array:
     """
     days, n = deviations.shape
     products = [(deviations[:, h:] * deviations[:, : n - h]).mean() for h in lags.astype(int)]
-    scale = days / max(days - 1, 1)
-    return np.array([scale * p for p in products])
+    return np.asarray(days / max(days - 1, 1) * np.array(products))
 
 
 def decay_curve(rate: Array | float, lags: Array, n_buckets: int) -> Array:

@@ -3,7 +3,6 @@
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 RECENT = 21
@@ -14,35 +13,30 @@ JUMP = 1.45
 """Factor between close and next open beyond which a split or another unit is more likely than news."""
 
 
-def suspicions(
-    frame: pd.DataFrame, index: pd.DatetimeIndex, daily: bool, turnover: pd.Series | None
-) -> tuple[npt.NDArray[np.bool_], list[str]]:
-    """Which rows lie on days with trade, and what looks wrong, one sentence each.
+def suspicions(frame: pd.DataFrame, daily: bool, value: pd.Series | None) -> tuple[pd.DataFrame, list[str]]:
+    """The bars on days with trade, and what looks wrong, one sentence each.
 
-    Rows of ``frame`` are at times ``index``. Days without trade do not count where most days have some.
-    ``turnover`` is the value traded in each bar, if the source states it.
+    Days without trade do not count where most days have some. ``value`` is what was traded in each bar,
+    price times volume, if the source states it.
     """
-    day = index.tz_localize(None).normalize()
+    day = pd.DatetimeIndex(frame.index).tz_localize(None).normalize()
     rules = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}
     days, flags = frame.groupby(day).agg(rules), list[str]()
-    quiet = days.index[days["volume"] == 0]
-    if quiet.empty or len(quiet) > len(days) / 2:
-        quiet = quiet[:0]
-    else:
+    quiet = days.index[(days["volume"] == 0) & (days["volume"].median() > 0)]
+    if len(quiet):
         flags.append(f"{len(quiet)} days without trade are left out of average volume: {_some(quiet)}")
     days = days.drop(quiet)
-    jumps = _jumps(days)
-    flags += jumps or _new_level(days["volume"])
+    flags += _jumps(days) or _new_level(days["volume"])
     last, usual = days["volume"].iloc[-1], days["volume"].iloc[-RECENT:-1].median()
     if daily and last < usual / 4:
         date = _some(days.index[-1:])
         flags.append(f"volume of the last day, {date}, is {last / usual:.0%} of the usual: is the day over?")
-    flags += _units(frame.set_axis(index, axis=0), turnover)
+    flags += _units(frame, value)
     for off, missing, names in ((6, 4, "Sunday to Thursday"), (5, 0, "Tuesday to Saturday")):
         weekday = pd.DatetimeIndex(days.index).day_of_week
         if daily and (weekday == off).mean() > 0.1 and (weekday == missing).mean() < 0.02:
             flags.append(f"dates run from {names}: an offset from UTC may have moved them by a day")
-    return ~day.isin(quiet), flags
+    return frame[~day.isin(quiet)], flags
 
 
 def _some(dates: pd.Index) -> str:
@@ -78,11 +72,8 @@ def _new_level(volume: pd.Series) -> list[str]:
         score = abs(step) / np.sqrt(before.var() / len(before) + after.var() / len(after) + 1e-9)
         if abs(step) > np.log(2.5) and score > best:
             best, factor, at = score, np.exp(step), k
-    date = _some(logs.index[at : at + 1])
-    text = (
-        f"volume changes by a factor of {factor:.2g} on {date} and prices do not: a split not adjusted for?"
-    )
-    return [text] if at else []
+    change = f"volume changes by a factor of {factor:.2g} on {_some(logs.index[at : at + 1])}"
+    return [f"{change} and prices do not: a split not adjusted for?"] if at else []
 
 
 def _units(frame: pd.DataFrame, turnover: pd.Series | None) -> list[str]:

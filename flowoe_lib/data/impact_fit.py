@@ -124,14 +124,13 @@ def _design(orders: pd.DataFrame, turnover_days: float) -> Array:
     if "shares_outstanding" not in table:
         table["shares_outstanding"] = turnover_days * pd.to_numeric(table["adv"], errors="coerce")
     columns = {}
-    for name in (*POSITIVE, "shares_outstanding", "cost_bps", "side"):
+    for name, allowed in ALLOWED.items():
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
         ok = np.isfinite(values) & ((values > 0) | (name in ("cost_bps", "side")))
         if not ok.all():
-            first = int(ok.argmin())
-            raise ValueError(
-                f"orders: {name}, row {first + 1}: is {orders[name].iloc[first]!r}; must be {ALLOWED[name]}"
-            )
+            row = int(ok.argmin())
+            given = orders[name].iloc[row]
+            raise ValueError(f"orders: {name}, row {row + 1}: is {given!r}; must be {allowed}")
         columns[name] = values
     shares, adv, volatility, duration, outstanding, cost, side = columns.values()
     sd = BPS * volatility * np.sqrt(duration / 3)

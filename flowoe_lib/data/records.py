@@ -118,9 +118,8 @@ def emini_bars(cache: Path) -> Bars:
     Raises FetchError as :func:`fetch`.
     """
     raw = _csv(EMINI, cache, "mlfinpy/dataset/data/dollar_bar_sample.csv")
-    raw["date_time"] = pd.to_datetime(raw["date_time"], format="ISO8601").dt.tz_localize("UTC")
     raw = raw.rename(columns={"cum_vol": "volume"})
-    return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", min_days=20)
+    return load_bars(raw, name="E-mini dollar bars", timezone="America/Chicago", dates="UTC", min_days=20)
 
 
 def eurusd_hours(cache: Path) -> Bars:
@@ -131,9 +130,8 @@ def eurusd_hours(cache: Path) -> Bars:
     Raises FetchError as :func:`fetch`.
     """
     raw = _csv(EURUSD_HOURS, cache, "gym_anytrading/datasets/data/FOREX_EURUSD_1H_ASK.csv")
-    starts = pd.to_datetime(raw["Time"], format="%d.%m.%Y %H:%M:%S.%f").dt.tz_localize("UTC")
-    raw["Time"] = starts + pd.Timedelta(hours=1)
-    return load_bars(raw, name="EURUSD hourly bars", timezone="America/New_York", minutes=60, min_days=300)
+    name = "EURUSD hourly bars"
+    return load_bars(raw, name=name, dates="dmy UTC", bars="start", minutes=60, min_days=300)
 
 
 def bitstamp_book(cache: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

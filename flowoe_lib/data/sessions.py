@@ -39,10 +39,7 @@ def lay_out(bars: Bars, n_buckets: int, opens: str, closes: str) -> Tape:
     a bucket is the sum of the Garman-Klass variances of its bars; the prices at its edges are the last ones
     known then. Raises BarsError if no session is covered or a bucket has no volume.
     """
-    variance, volume = (
-        session_clock(bars, amount, n_buckets, opens=opens, closes=closes)
-        for amount in (garman_klass(bars.frame), bars.frame["volume"])
-    )
+    variance, volume = session_clocks(bars, n_buckets, opens, closes)
     if not (volume > 0).all(axis=None):
         raise BarsError(f"{bars.source}: a bucket from {opens} to {closes} has no volume; take longer ones")
     days = pd.DatetimeIndex(volume.index)
@@ -81,13 +78,17 @@ def session_clock(
     return pd.DataFrame(np.diff(np.interp(edges, corners, heights), axis=1), index=whole.index)
 
 
+def session_clocks(bars: Bars, n_buckets: int, opens: str, closes: str) -> list[pd.DataFrame]:
+    """Garman-Klass variance and volume of each bucket, laid out by :func:`session_clock`."""
+    amounts = (garman_klass(bars.frame), bars.frame["volume"])
+    return [session_clock(bars, x, n_buckets, opens=opens, closes=closes) for x in amounts]
+
+
 def breaks(bars: Bars, opens: str, closes: str) -> tuple[tuple[str, str], ...]:
     """Start and end of each break of half an hour or more that most sessions have at the same time."""
-    begin = pd.Timedelta(f"{opens}:00")
+    begin = pd.Timedelta(f"{opens}:00").total_seconds()
     gaps = _usual_gaps(_coverage(replace(bars, minutes=bars.interval), opens, closes)["gaps"])
-    return tuple(
-        (_clock(begin + pd.Timedelta(a, "s")), _clock(begin + pd.Timedelta(b, "s"))) for a, b in gaps
-    )
+    return tuple((_clock(begin + a), _clock(begin + b)) for a, b in gaps)
 
 
 def session_flags(bars: Bars, opens: str, closes: str) -> tuple[str, ...]:
@@ -158,26 +159,24 @@ def _usual_gaps(gaps: pd.Series) -> list[tuple[int, int]]:
 def _uncovered(bars: Bars, opens: str, closes: str) -> str:
     """Why no day is covered: the hours that are, and other readings of the times that would fit."""
     length = pd.Timedelta(minutes=bars.minutes or 0)
-    local = pd.Series(bars.index.tz_localize(None))
-    spans = local.groupby((local - length).dt.normalize()).agg(["min", "max"])
+    naive = bars.index.tz_localize(None)
+    spans = naive.to_series().groupby((naive - length).normalize()).agg(["min", "max"])
     clocks = zip((spans["min"] - length).dt.strftime("%H:%M"), spans["max"].dt.strftime("%H:%M"), strict=True)
     seen = ", ".join(f"{a} to {b} ({n} days)" for (a, b), n in Counter(clocks).most_common(2))
     text = f"no day is covered by bars from {opens} to {closes} {bars.timezone}; the bars cover {seen}"
-    for reason, index in (
-        (
-            "the times are those of UTC (dates, DATES=UTC)",
-            local.dt.tz_localize("UTC").dt.tz_convert(bars.timezone),
-        ),
-        ("bars are stamped at their start (bars, BARS=start)", pd.Series(bars.index + length)),
-    ):
-        moved = replace(bars, frame=bars.frame.set_axis(pd.DatetimeIndex(index), axis=0))
+    other = {
+        "the times are those of UTC (dates, DATES=UTC)": naive.tz_localize("UTC").tz_convert(bars.timezone),
+        "bars are stamped at their start (bars, BARS=start)": bars.index + length,
+    }
+    for reason, index in other.items():
+        moved = replace(bars, frame=bars.frame.set_axis(index, axis=0))
         if _coverage(moved, opens, closes)["whole"].mean() > 0.5:
             return f"{text}; it fits if {reason}"
     return f"{text}; give the session (SESSION) or the time zone (TIMEZONE) of the market"
 
 
-def _clock(time: pd.Timedelta) -> str:
-    minutes = round(time / pd.Timedelta(minutes=1))
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 

@@ -98,14 +98,13 @@ def _from_text(text: pd.Series, order: str | None, label: str) -> Times:
         body, form = _iso(body, order, label)
         written = pd.to_datetime(body, format="ISO8601", errors="coerce")
     # Rows that differ from most in whether they have an offset are not read.
-    written = written.where(zone.notna() == aware)
-    if not aware:
-        return Times(written, written, form)
-    if len(named := zone[zone.str.contains("/", na=False)].unique()):
+    times = written = written.where(zone.notna() == aware)
+    named = zone[zone.str.contains("/", na=False)].unique()
+    if aware and len(named):
         times = written.where(zone == named[0]).dt.tz_localize(named[0], ambiguous="NaT", nonexistent="NaT")
-        return Times(times, written, form)
-    tail = zone.replace({"UTC": "Z", "GMT": "Z"})
-    times = pd.to_datetime(body.where(written.notna()) + tail, format="ISO8601", errors="coerce", utc=True)
+    elif aware:
+        clock = body.where(written.notna()) + zone.replace({"UTC": "Z", "GMT": "Z"})
+        times = pd.to_datetime(clock, format="ISO8601", errors="coerce", utc=True)
     return Times(times, written, form)
 
 

@@ -3,6 +3,7 @@
 Files are read as text by pandas. The table of vendors is ``vendors.toml``, beside this file.
 """
 
+import io
 import re
 import tomllib
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Vendor:
 VENDORS, LAYOUTS = ([Vendor(**entry) for entry in TABLE[kind]] for kind in ("vendor", "layout"))
 
 
-def read_table(path: Path) -> tuple[pd.DataFrame, bool, str]:
+def _read_table(path: Path) -> tuple[pd.DataFrame, bool, str]:
     """The table of a file, without conversion, whether it has a header, and the separator of its columns.
 
     A text file gives text, indexed by the lines of the file; Parquet has no separator.
@@ -70,42 +71,43 @@ def read_table(path: Path) -> tuple[pd.DataFrame, bool, str]:
         if suffix in (".parquet", ".pq"):
             return pd.read_parquet(path), True, ""
         content = path.read_bytes()
-        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         try:
-            lines = content.decode(encoding).splitlines()
+            text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         except UnicodeDecodeError:
-            encoding = "cp1252"
-            lines = content.decode(encoding).splitlines()
+            text = content.decode("cp1252")
         # Titles may stand above the table, which begins with the first line of five columns or more.
-        begins = [(k, mark) for k, line in enumerate(lines[:20]) for mark in "\t;|," if line.count(mark) > 3]
-        skip, mark = begins[0] if begins else (0, ",")
+        lines = text.splitlines()[:20]
+        begins = ((k, mark) for k, line in enumerate(lines) for mark in "\t;|," if line.count(mark) > 3)
+        skip, mark = next(begins, (0, ","))
         # Blank lines are dropped afterwards, so that line numbers are those of the file.
-        options: dict[str, Any] = {"sep": mark, "skiprows": skip, "encoding": encoding, "header": None}
-        text = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, **options)
+        options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+        raw = pd.read_csv(io.StringIO(text), sep=mark, skiprows=skip, skip_blank_lines=False, **options)
     except pd.errors.EmptyDataError:
         raise BarsError(f"{path}: is empty; a header and at least one row are needed") from None
     except pd.errors.ParserError as error:
         raise BarsError(f"{path}: has rows with more fields than the header: {error}") from None
     except (ArrowException, ValueError, OSError, LookupError, TypeError) as error:
         raise BarsError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
-    text = text.fillna("").set_axis(pd.RangeIndex(skip + 1, len(text) + skip + 1), axis=0)
-    text = text[(text != "").any(axis=1)]
-    if text.iloc[0].str.fullmatch(r"[\d.,:/ TZ+-]*\d[\d.,:/ TZ+-]*").mean() > 0.5:
-        return text, False, mark
-    names, text = text.iloc[0].str.strip().tolist(), text.iloc[1:]
+    raw = raw.fillna("").set_axis(pd.RangeIndex(skip + 1, len(raw) + skip + 1), axis=0)
+    raw = raw[(raw != "").any(axis=1)]
+    if raw.iloc[0].str.fullmatch(r"[\d.,:/ TZ+-]*\d[\d.,:/ TZ+-]*").mean() > 0.5:
+        return raw, False, mark
+    names, raw = raw.iloc[0].str.strip().tolist(), raw.iloc[1:]
     # yfinance writes the symbol and the name of the index below the names of the columns.
-    below = text.index[:2][text.iloc[:2, 0].str.lower().isin(["ticker", "date", "datetime"])]
-    return text.drop(below).set_axis(["date", *names[1:]] if len(below) else names, axis=1), True, mark
+    below = raw.index[:2][raw.iloc[:2, 0].str.lower().isin(["ticker", "date", "datetime"])]
+    return raw.drop(below).set_axis(["date", *names[1:]] if len(below) else names, axis=1), True, mark
 
 
-def named_columns(
-    raw: pd.DataFrame, header: bool, columns: str | None, label: str
-) -> tuple[pd.DataFrame, Vendor, list[str]]:
-    """The columns time, open, high, low, close, volume and, if there is one, turnover; the vendor; and notes.
+def read_columns(
+    source: str | Path | pd.DataFrame, columns: str | None, label: str
+) -> tuple[pd.DataFrame, str, Vendor, list[str]]:
+    """The columns time, open, high, low, close, volume and, if there is one, turnover of a file or a frame.
 
     ``columns`` says which column is what, as in :func:`flowoe_lib.data.bars.load_bars`. A date and a time of
-    day in two columns are joined.
+    day in two columns are joined. The index holds the lines of a text file, or rows from 1. Also returned are
+    the separator of a text file, the vendor, and notes.
     """
+    raw, header, mark = (source, True, "") if isinstance(source, pd.DataFrame) else _read_table(Path(source))
     vendor, words = Vendor(), [word.strip() for word in (columns or "").split(",") if word.strip()]
     given = {ours.strip(): theirs.strip() for ours, mark, theirs in (w.partition("=") for w in words) if mark}
     if words and not given:
@@ -126,21 +128,27 @@ def named_columns(
     notes: list[str] = []
     for column in ("time", *COLUMNS, "turnover"):
         theirs, _, factor = given.pop(column, "").partition("*")
-        k = _position(raw, simple, [theirs.strip()] if theirs else NAMES[column], column, label)
-        if k is not None:
+        hits: list[int] = []
+        for word in [theirs.strip()] if theirs else NAMES[column]:
+            hits = hits or [k for k, name in enumerate(raw.columns) if word in (simple[k], str(name).strip())]
+        if len(hits) > 1:
+            found = ", ".join(str(raw.columns[k]) for k in hits)
+            raise BarsError(f"{label}: column '{column}' is given {len(hits)} times, as {found}; {ASK}")
+        for k in hits:
             table[column] = raw.iloc[:, k]
             notes += [f"{raw.columns[k]} is {column}"] * (simple[k] not in (column, *GENERIC_TIMES))
             if column == "time" and not theirs:
                 table["time"] = _joined(raw, simple, label)
-        if k is not None and factor:
-            table[column] = read_numbers(table[column], False) * float(factor)
+            if factor:
+                table[column] = read_numbers(table[column], False) * float(factor)
     if "volume" not in table and {"up", "down"} <= {*simple}:
         up, down = (read_numbers(raw.iloc[:, simple.index(part)], False) for part in ("up", "down"))
         table["volume"] = up + down
     if missing := [*given] or [c for c in ("time", *COLUMNS) if c not in table]:
         found = ", ".join(map(str, raw.columns)) or "none"
         raise BarsError(f"{label}: missing column {', '.join(missing)}; found {found}; {ASK}")
-    return pd.DataFrame(table), vendor, notes
+    named = pd.DataFrame(table)
+    return named if mark else named.set_axis(pd.RangeIndex(1, len(named) + 1)), mark, vendor, notes
 
 
 def _simple(name: object) -> str:
@@ -159,18 +167,6 @@ def _flat(raw: pd.DataFrame, label: str) -> pd.DataFrame:
     if doubled := [name for name in raw.index.names if name in raw.columns]:
         raise BarsError(f"{label}: column '{doubled[0]}' is given 2 times, as a column and as the index")
     return raw.reset_index() if named else raw
-
-
-def _position(raw: pd.DataFrame, simple: list[str], words: list[str], column: str, label: str) -> int | None:
-    """Where the first of ``words`` that occurs stands among the columns."""
-    for word in words:
-        hits = [k for k, name in enumerate(raw.columns) if word in (simple[k], str(name).strip())]
-        if len(hits) > 1:
-            found = ", ".join(str(raw.columns[k]) for k in hits)
-            raise BarsError(f"{label}: column '{column}' is given {len(hits)} times, as {found}; {ASK}")
-        if hits:
-            return hits[0]
-    return None
 
 
 def _joined(raw: pd.DataFrame, simple: list[str], label: str) -> pd.Series:
@@ -192,10 +188,7 @@ def _joined(raw: pd.DataFrame, simple: list[str], label: str) -> pd.Series:
 
 def decimal_comma(raw: pd.DataFrame, mark: str) -> bool:
     """Whether prices are written with a decimal comma, as 1.127,35; ``mark`` separates the columns."""
-    text = pd.concat(
-        [raw[c] for c in PRICES if not pd.api.types.is_numeric_dtype(raw[c])] or [raw["time"][:0]]
-    )
-    text = text.astype(str)
+    text = raw[[*PRICES]].select_dtypes(exclude="number").melt()["value"].astype(str)
     comma = text[text.str.contains(",")]
     clear = comma.str.fullmatch(r"\D*(?:[\d.]*,(?:\d{1,2}|\d{4,})|0,\d+|[\d.]+\.\d{3},\d+)")
     plain = mark == ";" and not comma.str.contains(r",.*\.").any()

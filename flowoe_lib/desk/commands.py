@@ -116,9 +116,11 @@ def _today(given: Mapping[str, str], zone: str, ticket: Ticket) -> Bars:
 TODAY = ("columns", "dates", "stamp")
 
 
-COMMANDS: dict[
-    str, tuple[Callable[[Mapping[str, str]], dict[str, str]], tuple[str, ...], tuple[str, ...]]
-] = {
+Command = Callable[[Mapping[str, str]], dict[str, str]]
+"""From the options that are given to the lines that are printed."""
+
+
+COMMANDS: dict[str, tuple[Command, tuple[str, ...], tuple[str, ...]]] = {
     "order": (plan, (), ("data", *READING, *Ticket.model_fields)),
     "work": (work, ("plan", "bars"), ("fills", "state", *TODAY)),
     "review": (review, ("plan", "bars", "fills"), ("spread_bps", "shares", *TODAY)),

@@ -83,15 +83,11 @@ class Settings:
         placed = [RangeViolation(name, v, *bounds(trained, name)) for name, v in vars(self).items()]
         if outside := [str(p) for p in placed if not p.low <= round(p.value, 9) <= p.high]:
             raise ValueError("; ".join(outside))
-        calibrated = trained.calibration
-        kappa, rho = scalar(calibrated["kappa"]), scalar(trained.conditions.rho)
-        heston = Heston(theta=scalar(self.volatility**2), kappa=kappa, cv=scalar(self.cv), rho=rho)
-        liquidity = Liquidity(
-            illiquidity=scalar(self.illiquidity),
-            depth_sd=scalar(self.depth_sd),
-            depth_reversion=scalar(calibrated["depth_reversion"]),
-            profile_amplitude=scalar(calibrated["profile_amplitude"]),
-        )
+        known = {name: scalar(value) for name, value in trained.calibration.items()}
+        rho = scalar(trained.conditions.rho)
+        heston = Heston(scalar(self.volatility**2), known["kappa"], scalar(self.cv), rho)
+        moving = known["depth_reversion"], known["profile_amplitude"]
+        liquidity = Liquidity(scalar(self.illiquidity), scalar(self.depth_sd), *moving)
         impact = Impact(scalar(self.eta), scalar(self.beta), scalar(self.gamma))
         market = Market(heston, impact, liquidity, scalar(self.drift * BPS * self.volatility))
         market = with_half_life(with_signal(market, scalar(self.signal), scalar(0)), scalar(self.half_life))
@@ -151,7 +147,8 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
     orders = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
     plans = {name: solver(market, orders, n).inventory for name, solver in SCHEDULES.items()}
 
-    days = tile(_days(market, n, seed), len(orders.risk_aversion), N_PATHS)
+    shown = _days(market, n, seed)
+    days = tile(shown, len(orders.risk_aversion), N_PATHS)
     wide = replace(order, risk_aversion=orders.risk_aversion.repeat_interleave(N_PATHS))
     fixed = plans["static_optimal"].float().repeat_interleave(N_PATHS, 1)
     static = execute_schedule(fixed, days, market, wide)
@@ -171,18 +168,26 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
     points = {name: exact(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
     gain = flow.utility_bps(wide) - static.utility_bps(wide)
     inventory = flow.inventory[:, :N_PATHS]
+    volatility = (shown.variance / market.heston.theta).sqrt()
+    # What is constant has one column for all paths.
+    depth = shown.log_depth.exp().expand_as(volatility)
+    signal = (shown.signal_bps / (BPS * market.heston.theta.sqrt())).expand_as(volatility)
     return View(
         schedule=_schedule(inventory, {name: plan[:, 0] for name, plan in plans.items()}),
         frontier=pd.concat(
             _columns(policy=name, risk_aversion=orders.risk_aversion, cost_bps=c, risk_bps=r.sqrt())
             for name, (c, r) in points.items()
         ).reset_index(drop=True),
-        day=_day(days, market, inventory[:, SHOWN], plans["static_optimal"][:, 0]),
+        day=_columns(
+            time=(torch.arange(n) + 0.5) / n,
+            volatility=volatility[:, SHOWN],
+            liquidity=(shown.volume * depth)[:, SHOWN],
+            signal=signal[:, SHOWN],
+            traded=-inventory[:, SHOWN].diff(),
+            static=-plans["static_optimal"][:, 0].diff(),
+        ),
         reaction=_columns(
-            volatility=(days.variance[0, :N_PATHS] / market.heston.theta).sqrt(),
-            depth=days.log_depth[0].expand(days.n_paths)[:N_PATHS].exp(),
-            signal=days.signal_bps[0].expand(days.n_paths)[:N_PATHS] / (BPS * market.heston.theta.sqrt()),
-            traded=1 - inventory[1],
+            volatility=volatility[0], depth=depth[0], signal=signal[0], traded=1 - inventory[1]
         ),
         gain_bps=paired_interval(gain[:N_PATHS]),
         outside=[str(x) for x in trained.conditions.violations(market, order)],
@@ -208,20 +213,3 @@ def _schedule(inventory: Tensor, plans: dict[str, Tensor]) -> pd.DataFrame:
     low, middle, high = torch.quantile(inventory.double(), torch.tensor([0.1, 0.5, 0.9]).double(), dim=1)
     tables = [_columns(time=time, policy=k, low=q, middle=q, high=q) for k, q in plans.items()]
     return pd.concat([*tables, _columns(time=time, policy="flow_refined", low=low, middle=middle, high=high)])
-
-
-def _day(days: MarketPaths, market: Market, inventory: Tensor, plan: Tensor) -> pd.DataFrame:
-    """The day that is shown, by bucket, with its ``inventory`` and that of the static optimum, [N + 1]."""
-    n = days.n_buckets
-    # What is constant has one column for all paths.
-    depth, volume, signal = (
-        x.expand(n, days.n_paths)[:, SHOWN] for x in (days.log_depth, days.volume, days.signal_bps)
-    )
-    return _columns(
-        time=(torch.arange(n) + 0.5) / n,
-        volatility=(days.variance[:, SHOWN] / market.heston.theta).sqrt(),
-        liquidity=volume * depth.exp(),
-        signal=signal / (BPS * market.heston.theta.sqrt()),
-        traded=-inventory.diff(),
-        static=-plan.diff(),
-    )

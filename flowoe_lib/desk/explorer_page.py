@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, FigureBase
 from pandas.io.formats.style import Styler
 
 from flowoe_lib.desk.explorer import Settings, View, bounds, explore
-from flowoe_lib.plotting import LOOKS, style
+from flowoe_lib.plotting import LOOKS, by_name, style
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
 Panel = Callable[[FigureBase, View], None]
@@ -182,7 +182,7 @@ def headline(view: View) -> str:
 
 def numbers_table(view: View) -> Styler:
     """The numbers of the order by policy, formatted, the largest gain in bold."""
-    table, gain = view.numbers.rename(index=lambda policy: LOOKS[policy].name), "gain over TWAP, bps"
+    table, gain = by_name(view.numbers), "gain over TWAP, bps"
     table.columns = ["expected cost, bps", "price risk (sd), bps", "cost + λ risk², bps", gain]
     styled = table.rename_axis(None).style.format("{:z.2f}").format("{:+z.2f}", subset=[gain])
     return styled.highlight_max(subset=[gain], props="font-weight: bold").set_caption(headline(view))

@@ -10,11 +10,12 @@ from matplotlib.ticker import EngFormatter
 from flowoe_lib.plotting import LOOKS, line, style, titled
 
 
-def _clock_ticks(axes: Axes, starts: pd.Index) -> None:
-    """Label about seven buckets with their time of day."""
+def _by_time(axes: Axes, starts: pd.Index, ylabel: str) -> None:
+    """Finish a lower panel: its legend, its labels, and the time of day of about seven buckets."""
     step = max(1, len(starts) // 6)
-    places = np.arange(0, len(starts), step)
-    axes.set_xticks(places, [str(start)[:5] for start in starts[::step]])
+    axes.set_xticks(np.arange(0, len(starts), step), starts.str[:5][::step])
+    axes.set(ylabel=ylabel, xlabel="time of day", ylim=(0, None))
+    axes.legend(ncols=2)
 
 
 def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_refined") -> Figure:
@@ -36,9 +37,7 @@ def schedule_figure(schedule: pd.DataFrame, shares: float, policy: str = "flow_r
         percent = 100 * schedule[["participation", "participation_high"]]
         for column, dash, label in zip(percent, ("-", "--"), ("median day", "one day in ten"), strict=True):
             lower.step(edges[:-1], percent[column], dash, where="post", color=look.colour, label=label)
-        lower.set(ylabel="share of volume, %", xlabel="time of day", ylim=(0, None))
-        lower.legend(ncols=2)
-        _clock_ticks(lower, schedule.index)
+        _by_time(lower, schedule.index, "share of volume, %")
         return titled(figure, "Inventory through the day")
 
 
@@ -75,12 +74,9 @@ def day_figure(day: pd.DataFrame, policy: str = "flow_refined") -> Figure:
         upper.axhline(1, color="black", linewidth=0.6)
         upper.set(ylabel="over its usual level")
         upper.legend(ncols=2)
-        flow, static = LOOKS[policy], LOOKS["static_optimal"]
-        for column, look in (("traded", flow), ("static_traded", static)):
-            words = {"color": look.colour, "linestyle": look.line, "label": look.name}
-            lower.stairs(day[column], edges, baseline=None, **words)
-        lower.set(ylabel="shares traded", xlabel="time of day", ylim=(0, None))
+        for column, name in (("traded", policy), ("static_traded", "static_optimal")):
+            look = LOOKS[name]
+            lower.stairs(day[column], edges, baseline=None, color=look.colour, ls=look.line, label=look.name)
         lower.yaxis.set_major_formatter(EngFormatter())
-        lower.legend(ncols=2)
-        _clock_ticks(lower, day.index)
+        _by_time(lower, day.index, "shares traded")
         return titled(figure, "One simulated day: volatility, depth and trades")

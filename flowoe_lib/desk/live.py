@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from flowoe_lib.data.bars import Bars, load_bars
 from flowoe_lib.data.estimators import garman_klass
+from flowoe_lib.data.sessions import Array
 from flowoe_lib.desk.market_estimates import expected_volume
-from flowoe_lib.desk.planner import CONTROL, Plan, Restricted, read_plan
+from flowoe_lib.desk.planner import CONTROL, AnyPlan, Restricted, read_plan
 from flowoe_lib.desk.ticket import OrderError, Ticket
 from flowoe_lib.execution.execution import Observation, Policy
 from flowoe_lib.market.impact import permanent_shift
@@ -55,7 +55,7 @@ class WorkingPlan:
     condition: Condition
     """Market and order, with the window as the day."""
     policy: Policy
-    volume: NDArray[np.float64]
+    volume: Array
     """Volume expected in each bucket from the first whole one of the session to the end of the window."""
     timezone: str
 
@@ -166,11 +166,10 @@ class LiveOrder:
                 f"filled = {filled:,.10g}: must be from {s.filled:,.10g}, the shares filled before, to "
                 f"{most:,.10g}, those of the order"
             )
-        seen = self._measured(bars, bucket, filled - s.filled)
-        seen |= {"bucket": bucket, "time": str(time), "filled": float(filled)}
-        seen["price"] = float(bars.frame["close"].iloc[-1])
-        if bucket >= 0 and not s.arrival:
-            seen["arrival"] = seen["price"]
+        price = float(bars.frame["close"].iloc[-1])
+        arrival = s.arrival or (price if bucket >= 0 else 0.0)
+        seen = {"bucket": bucket, "time": str(time), "filled": float(filled), "price": price}
+        seen |= {"arrival": arrival} | self._measured(bars, bucket, filled - s.filled)
         now = s.model_copy(update=seen)
         self._keep(now.model_copy(update={"sent": self._shares(now)}))
         return self.child
@@ -251,7 +250,7 @@ class LiveOrder:
         )
 
 
-def work(plan: Plan | Mapping[str, Any] | str | Path, state: str | Path = "live.json") -> LiveOrder:
+def work(plan: AnyPlan, state: str | Path = "live.json") -> LiveOrder:
     """Begin to work a planned order, or take it up again where ``state`` ends.
 
     Parameters

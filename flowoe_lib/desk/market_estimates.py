@@ -12,17 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from flowoe_lib.data.bars import Bars
 from flowoe_lib.data.estimators import BUCKETS, garman_klass, profile_amplitude, within_day
-from flowoe_lib.data.sessions import breaks, session_clock
+from flowoe_lib.data.sessions import Array, breaks, session_clock
 from flowoe_lib.data.vendors import BarsError
 from flowoe_lib.desk.ticket import OrderError, Ticket, minutes_of
 from flowoe_lib.market.volume import traded_by
-
-Array = NDArray[np.float64]
-
 
 SUITE_SESSION_MINUTES = 390
 """Length of the session to which the suite's rates refer."""
@@ -132,18 +128,14 @@ def expected_volume(ticket: Ticket, known: MarketEstimates, before: int = 0) -> 
     ``before`` buckets of the same length come first, [before + N].
     """
     opening, closing = map(minutes_of, ticket.session)
-
-    def traded(minutes: Array) -> Array:
-        share = traded_by(known.profile_amplitude.value, (minutes - opening) / (closing - opening))
-        return np.asarray(share)
-
     start, end = ticket.window
     length = (end - start) / ticket.n_buckets
     bounds = np.linspace(start - before * length, end, before + ticket.n_buckets + 1)
     # Breaks begin and end on whole minutes.
     edges = np.unique(np.r_[opening : closing + 1, bounds])
     open_now = ~np.any([(edges[:-1] >= a) & (edges[:-1] < b) for a, b in known.breaks or [(0, 0)]], axis=0)
-    total = np.r_[0.0, np.cumsum(np.diff(traded(edges)) * open_now)]
+    traded = traded_by(known.profile_amplitude.value, (edges - opening) / (closing - opening))
+    total = np.r_[0.0, np.cumsum(np.diff(traded) * open_now)]
     return np.asarray(known.adv.value * np.diff(np.interp(bounds, edges, total)) / total[-1])
 
 
@@ -176,11 +168,9 @@ def prepared(bars: Bars, ticket: Ticket, card: Mapping[str, Any]) -> tuple[Ticke
 
 def _of_suite(suite: Mapping[str, float], minutes: int) -> dict[str, Estimated]:
     """The suite's estimates, with rates scaled to a session of ``minutes``."""
-    longer = minutes / SUITE_SESSION_MINUTES
-    values = {name: suite[name] for name in ("rho", "depth_sd", "profile_amplitude")}
-    values |= {name: suite[name] * longer for name in ("kappa", "depth_reversion")}
-    values["cv"] = suite["cv_years"]
-    return {name: Estimated(value, "suite") for name, value in values.items()}
+    factors = dict.fromkeys(("kappa", "depth_reversion"), minutes / SUITE_SESSION_MINUTES)
+    values = {**suite, "cv": suite["cv_years"]}
+    return {name: Estimated(values[name] * factors.get(name, 1), "suite") for name in (*WITHIN, "rho")}
 
 
 def _within_day(clocks: Array, within: Mapping[str, Any], short: bool) -> dict[str, Estimated]:

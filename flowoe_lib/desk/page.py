@@ -15,7 +15,7 @@ from flowoe_lib.desk.market_estimates import Estimated
 from flowoe_lib.desk.planner import Plan
 from flowoe_lib.desk.ticket import Ticket
 from flowoe_lib.market.model import BPS
-from flowoe_lib.plotting import LOOKS, save, save_table
+from flowoe_lib.plotting import LOOKS, by_name, save, save_table
 from flowoe_lib.store import atomic_write
 
 HEADINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -54,17 +54,13 @@ def summary(plan: Plan) -> dict[str, str]:
 
 
 def _shown(table: pd.DataFrame, columns: Mapping[str, list[str]]) -> pd.DataFrame:
-    shown = {
-        head: table[name].map(form.format, na_action="ignore")
-        for name, (head, form) in columns.items()
-        if name in table
-    }
+    shown = {head: table[name].map(form.format, na_action="ignore") for name, (head, form) in columns.items()}
     return pd.DataFrame(shown).fillna("").rename_axis(None)
 
 
 def tables(plan: Plan) -> dict[str, pd.DataFrame]:
     """Schedule, costs, frontier and market as a reader sees them: headings with units, formatted numbers."""
-    costs = plan.costs.rename(index=lambda name: LOOKS[name].name)
+    costs = by_name(plan.costs)
     costs.iloc[0, -3:] = np.nan
     own = plan.frontier[plan.frontier["policy"] == plan.policy].set_index("risk_aversion")
     known = plan.estimates.figures()

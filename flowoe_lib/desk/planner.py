@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowoe_lib.data.bars import Bars
-from flowoe_lib.data.sessions import session_flags
+from flowoe_lib.data.sessions import Array, session_flags
 from flowoe_lib.desk.market_estimates import Estimated, MarketEstimates, expected_volume, prepared
 from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
 from flowoe_lib.evaluation.frontier import with_risk_aversion
 from flowoe_lib.evaluation.intervals import paired_interval, tail_size
 from flowoe_lib.execution.execution import Execution, Observation, OrderSimulation, Policy, execute
-from flowoe_lib.market.batching import map_tensors, tile
+from flowoe_lib.market.batching import tile
 from flowoe_lib.market.impact import impact_in_window
 from flowoe_lib.market.model import BPS, Condition, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
@@ -33,9 +32,6 @@ from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import atomic_write
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
-
-Array = NDArray[np.float64]
-
 
 FLOW, CONTROL = "flow_refined", "mpc"
 
@@ -114,9 +110,11 @@ class Plan:
         atomic_write(path, json.dumps(self.record(), indent=1).encode())
 
 
-def read_plan(
-    plan: Plan | Mapping[str, Any] | str | Path,
-) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
+AnyPlan = Plan | Mapping[str, Any] | str | Path
+"""A plan, its record, or the file plan.json that ``make order`` wrote."""
+
+
+def read_plan(plan: AnyPlan) -> tuple[Ticket, MarketEstimates, Condition, dict[str, Any]]:
     """The order of a plan, its record or its file; its market, both as a condition, and the whole record.
 
     Raises OrderError for a file that is not a plan.
@@ -153,13 +151,11 @@ def condition_of(ticket: Ticket, known: MarketEstimates) -> Condition:
         )
         theta, kappa = known.volatility.value**2 * length, known.kappa.value * length
         heston = Heston(*map(scalar, (theta, kappa, known.cv.value, known.rho.value)))
-        share = scalar(volume / known.adv.value)
         impact = Impact(scalar(ticket.eta), scalar(ticket.beta), scalar(ticket.gamma))
         if ticket.shares_outstanding is not None:
             impact = replace(impact, turnover_days=scalar(ticket.shares_outstanding / known.adv.value))
-        impact = impact_in_window(impact, scalar(length), share)
-        drift, drift_sd = scalar(ticket.drift_bps), scalar(ticket.drift_sd_bps)
-        market = Market(heston, impact, liquidity, drift, drift_sd)
+        impact = impact_in_window(impact, scalar(length), scalar(volume / known.adv.value))
+        market = Market(heston, impact, liquidity, scalar(ticket.drift_bps), scalar(ticket.drift_sd_bps))
         side = scalar(1.0 if ticket.side == "sell" else -1.0)
         order = Order(scalar(ticket.shares / volume), scalar(ticket.risk_aversion or USUAL_AVERSION), side)
     except ValueError as error:
@@ -270,8 +266,7 @@ def plan_order(
         others = simulate(condition.market, half, ticket.n_buckets, draws)
         own = desk.frontier(condition, others, [name], AVERSIONS)
         condition = with_risk_aversion(condition, _aversion_for(ticket.cost_limit_bps, own))
-    [done] = desk.work([name, *BENCHMARKS], [condition], days)
-    cost = -done[name].pnl_bps
+    done = desk.work([name, *BENCHMARKS], [condition], days)
     unfilled = done[name].inventory[-1]
     if ticket.limit is not None and bool((unfilled > 0).any()):
         flags.append(
@@ -279,7 +274,7 @@ def plan_order(
             f"part of the order is left, {unfilled.mean().item():.0%} of it on average over all days; it is "
             "valued at the price when the window ends"
         )
-    own = _points(condition, done)
+    own = _points([condition], done)
     aversions = [x for x in AVERSIONS[::2] if not math.isclose(x, own["risk_aversion"][0], rel_tol=1e-6)]
     progress("frontier")
     curve = desk.frontier(condition, days, [name, "almgren_chriss", "static_optimal"], aversions)
@@ -294,7 +289,7 @@ def plan_order(
         costs=_costs(own, done, condition.order, ticket.shares * known.price.value),
         frontier=pd.concat([own, curve]).sort_values("risk_aversion", kind="stable", ignore_index=True),
         day=desk.day(condition),
-        quantiles=np.quantile(cost.double().numpy(), np.linspace(0, 1, 101)),
+        quantiles=np.quantile(-done[name].pnl_bps.double().numpy(), np.linspace(0, 1, 101)),
     )
 
 
@@ -328,7 +323,7 @@ class _Desk:
 
     def work(
         self, names: Sequence[str], conditions: Sequence[Condition], days: MarketPaths
-    ) -> list[dict[str, Execution]]:
+    ) -> dict[str, Execution]:
         """Work the order by each policy in conditions that differ in risk aversion only, in one batch.
 
         What a price limit leaves is valued at the end of the window.
@@ -354,18 +349,18 @@ class _Desk:
                 inventory = torch.cat((e.inventory[:-1], rest[None]))
                 e = simulation.book(0, inventory, e.temporary_bps - paid, e.permanent_bps - shifted)
             done[name] = e
-        parts = [slice(j * n, (j + 1) * n) for j in range(len(conditions))]
-        return [
-            {k: map_tensors(lambda x, s=s: x[..., s] if x.dim() else x, e) for k, e in done.items()}
-            for s in parts
-        ]
+        return done
 
     def frontier(
         self, c: Condition, days: MarketPaths, names: Sequence[str], aversions: Sequence[float]
     ) -> pd.DataFrame:
         """Points of the policies at each risk aversion."""
         each = [with_risk_aversion(c, aversion) for aversion in aversions]
-        return pd.concat(map(_points, each, self.work(names, each, days)))
+        return _points(each, self.work(names, each, days))
+
+    def lots(self, done: Execution) -> Array:
+        """Shares traded in each bucket of the first day, in whole lots, [N]."""
+        return whole_lots(self.ticket.shares * done.inventory[1:, 0].double().numpy(), self.ticket, self.room)
 
     def schedule(self, done: Mapping[str, Execution]) -> pd.DataFrame:
         """The table ``schedule`` of a plan."""
@@ -385,18 +380,13 @@ class _Desk:
             "participation_high": np.quantile(share, 0.9, axis=1),
             "participation_max": share.max(axis=1),
         }
-        for name in BENCHMARKS:
-            left = ticket.shares * done[name].inventory[1:, 0].double().numpy()
-            columns[name] = ticket.shares - whole_lots(left, ticket, self.room).cumsum()
+        columns |= {name: ticket.shares - self.lots(done[name]).cumsum() for name in BENCHMARKS}
         return _by_bucket(columns, ticket)
 
     def day(self, c: Condition) -> pd.DataFrame:
         """The table ``day`` of a plan."""
         days = simulate(c.market, 1, self.ticket.n_buckets, generator(self.seed, "order", "one day"))
-        flow, static = (
-            whole_lots(self.ticket.shares * e.inventory[1:, 0].double().numpy(), self.ticket, self.room)
-            for e in self.work([self.name, "static_optimal"], [c], days)[0].values()
-        )
+        flow, static = map(self.lots, self.work([self.name, "static_optimal"], [c], days).values())
         moves = (days.martingale_bps + days.drift_bps)[:, 0]
         columns = {
             "price_bps": (moves.cumsum(0) - moves).numpy(),
@@ -409,13 +399,14 @@ class _Desk:
         return _by_bucket(columns, self.ticket)
 
 
-def _points(c: Condition, done: Mapping[str, Execution]) -> pd.DataFrame:
-    """Mean, standard deviation and 95 % quantile of the cost of each policy, bps."""
+def _points(conditions: Sequence[Condition], done: Mapping[str, Execution]) -> pd.DataFrame:
+    """Mean, standard deviation and 95 % quantile of cost, bps, by policy and condition of their batch."""
     rows = []
     for name, e in done.items():
-        pnl, mean = e.pnl_bps.double(), e.controlled_pnl_bps.double().mean().item()
-        aversion = c.order.risk_aversion.item()
-        rows.append((name, aversion, -mean, pnl.std().item(), -pnl.quantile(0.05).item()))
+        by_condition = (x.double().chunk(len(conditions)) for x in (e.pnl_bps, e.controlled_pnl_bps))
+        for c, pnl, controlled in zip(conditions, *by_condition, strict=True):
+            aversion, mean = c.order.risk_aversion.item(), controlled.mean().item()
+            rows.append((name, aversion, -mean, pnl.std().item(), -pnl.quantile(0.05).item()))
     return pd.DataFrame(rows, columns=["policy", "risk_aversion", "cost_bps", "std_bps", "cost95_bps"])
 
 

@@ -1,26 +1,22 @@
 """A worked order reviewed: what it cost, why, against which benchmark, and against its plan's forecast."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from flowoe_lib.data.bars import Bars
+from flowoe_lib.data.sessions import Array
 from flowoe_lib.desk.live import window_of
 from flowoe_lib.desk.page import embedded, filled_page
-from flowoe_lib.desk.planner import Plan, read_plan
+from flowoe_lib.desk.planner import AnyPlan, read_plan
 from flowoe_lib.desk.ticket import OrderError, Ticket
 from flowoe_lib.market.model import BPS
 from flowoe_lib.plotting import LOOKS, save, style
 from flowoe_lib.store import atomic_write
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ MEANING = {
 
 
 def review(
-    plan: Plan | Mapping[str, Any] | str | Path,
+    plan: AnyPlan,
     fills: pd.DataFrame,
     bars: Bars,
     spread_bps: float = 0.0,

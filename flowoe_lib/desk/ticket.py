@@ -22,9 +22,6 @@ BUCKET_MINUTES = 10
 """Length of a bucket, if the number of buckets is within the tested range."""
 
 
-DAY_MINUTES = 24 * 60
-
-
 # A bool of numpy counts as a number to pydantic, one of Python does not.
 _plain = BeforeValidator(lambda x: bool(x) if type(x).__name__ in ("bool", "bool_") else x)
 
@@ -139,7 +136,7 @@ class Ticket(BaseModel):
         opening, closing = map(minutes_of, self.session)
         if opening >= closing:
             raise OrderError(f"{session}: must close after it opens; 3:00 of the next day is 27:00")
-        if closing - opening > DAY_MINUTES:
+        if closing - opening > 24 * 60:
             raise OrderError(f"{session}: must be at most a day long")
         start, end = self.window
         if not opening <= start < end <= closing:
