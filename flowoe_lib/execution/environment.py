@@ -16,7 +16,13 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Space
 from torch import Tensor
 
-from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
+from flowoe_lib.execution.execution import (
+    ACTION_LIMIT,
+    NO_IMPACT,
+    Execution,
+    OrderSimulation,
+    fraction_of_score,
+)
 from flowoe_lib.execution.features import feature_count, features
 from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
@@ -56,7 +62,9 @@ def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) 
     return booked.utility_bps(simulation.order) + following - twap_value(simulation, k, k, before, impact)
 
 
-def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor, impact: Tensor) -> Tensor:
+def twap_value(
+    simulation: OrderSimulation, k: int, start: int, inventory: Tensor, impact: Tensor = NO_IMPACT
+) -> Tensor:
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
     ``impact`` is the impact state at ``start``. The closed form uses that E_k[V] decays exponentially to
@@ -95,7 +103,12 @@ def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tenso
 
 
 def advance(
-    simulation: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward, impact: Tensor
+    simulation: OrderSimulation,
+    k: int,
+    inventory: Tensor,
+    score: Tensor,
+    reward: Reward,
+    impact: Tensor = NO_IMPACT,
 ) -> tuple[Tensor, Tensor]:
     """Trade ``score`` [paths] in bucket ``k``; returns remaining inventory and reward in bps, each [paths].
 

@@ -62,14 +62,17 @@ class MarketPaths:
 
 @dataclass(frozen=True)
 class VarianceStep:
-    """Conditional moments of V over one step, all affine in V: the constant and the slope of each.
+    """Coefficients of the conditional moments of V over one step, all affine in V.
 
-    They have the shape of the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
+    Each has the shape of the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
     """
 
-    mean: tuple[Tensor, Tensor]
-    variance: tuple[Tensor, Tensor]
-    integrated: tuple[Tensor, Tensor]
+    decay: Tensor
+    mean_0: Tensor
+    variance_0: Tensor
+    variance_1: Tensor
+    integral_0: Tensor
+    integral_1: Tensor
 
     @staticmethod
     def over(heston: Heston, dt: float | Tensor) -> "VarianceStep":
@@ -77,19 +80,22 @@ class VarianceStep:
         decay = torch.exp(-heston.kappa * dt)
         slope = -torch.expm1(-heston.kappa * dt) / heston.kappa
         unit = slope * heston.xi**2
-        mean = heston.theta * (1 - decay), decay
-        variance = unit * heston.theta * (1 - decay) / 2, unit * decay
-        return VarianceStep(mean, variance, (heston.theta * (dt - slope), slope))
+        return VarianceStep(
+            decay=decay,
+            mean_0=heston.theta * (1 - decay),
+            variance_0=unit * heston.theta * (1 - decay) / 2,
+            variance_1=unit * decay,
+            integral_0=heston.theta * (dt - slope),
+            integral_1=slope,
+        )
 
     def moments(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Exact mean and variance of V at the end of the step given ``variance`` at its start."""
-        (mean, mean_slope), (spread, spread_slope) = self.mean, self.variance
-        return mean_slope * variance + mean, spread_slope * variance + spread
+        return self.decay * variance + self.mean_0, self.variance_1 * variance + self.variance_0
 
     def integral(self, variance: Tensor) -> Tensor:
         """E[int V ds] over the step given ``variance`` at its start."""
-        constant, slope = self.integrated
-        return slope * variance + constant
+        return self.integral_1 * variance + self.integral_0
 
 
 def qe_variance_step(mean: Tensor, conditional_variance: Tensor, normal: Tensor) -> Tensor:
