@@ -1,11 +1,11 @@
-"""Time of one decision, by policy: FlowOE, an RL expert, model predictive control and the oracle's table.
+"""Time of one decision: FlowOE, an RL expert, re-planning, model predictive control and the oracle's table.
 
 All decide on the same states in the middle of the day, one state alone and many at once, in one thread.
 FlowOE is measured with one and with eight solver steps, as eager torch and compiled by torch.compile, which
 needs a C++ compiler. The weights of the RL expert are random, which does not matter to its time. The oracle
-must first be solved for the condition; that time is a row of its own, once for each condition. FlowOE and MPC
-also decide where impact has memory and there is a noisy signal: there MPC solves a convex problem by Newton's
-method.
+must first be solved for the condition; that time is a row of its own, once for each condition. FlowOE and
+both planners also decide where impact has memory and there is a noisy signal: there MPC solves a convex
+problem by Newton's method.
 """
 
 import time
@@ -24,7 +24,7 @@ from flowoe_lib.market.model import Heston, Market, Order, scalar
 from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.oracle import solve_oracle
-from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.rl import RLExpert
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import load_pretrained
@@ -63,7 +63,7 @@ def main() -> None:
     oracle = solve_oracle(MARKET, ORDER, STEPS)
     solving = time.perf_counter() - start
     policies: dict[str, Policy] = {f"FlowOE, K = {k}, eager": trained.policy(k) for k in (1, 8)}
-    policies |= {"RL expert": expert(), "MPC": mpc, "oracle, look-up": oracle}
+    policies |= {"RL expert": expert(), "re-planned": replanned, "MPC": mpc, "oracle, look-up": oracle}
     rows: list[list[object]] = []
     with torch.no_grad():
         for batch in BATCHES:
@@ -76,7 +76,7 @@ def main() -> None:
                 name: Decision(policy, obs) for name, policy in policies.items()
             }
             beside = full.observe(BUCKET, inventory, (1 - inventory) / 2)
-            for name in (UNIT, "MPC"):
+            for name in (UNIT, "re-planned", "MPC"):
                 decisions[f"{name}, memory and signal"] = Decision(policies[name], beside)
             for name in [name for name in decisions if "eager" in name]:
                 decisions[name.replace("eager", "compiled")] = torch.compile(decisions[name])

@@ -99,7 +99,7 @@ def main() -> None:
     days = Evaluation(n_paths=EVALUATED, n_buckets=N, seed=1)
     policies: dict[str, Policy] = {
         "static optimum": static_optimal(condition.market, condition.order, N),
-        "re-planned Almgren-Chriss": replanned,
+        "re-planned schedule": replanned,
         "flow policy, K = 1": FlowPolicy(field, 1),
         "flow policy, K = 4": FlowPolicy(field, 4),
     }

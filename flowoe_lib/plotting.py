@@ -5,8 +5,7 @@ the same table always gives the same bytes.
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,33 +13,33 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from flowoe_lib.store import atomic_write
 
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "svg.hashsalt": "flowoe",
+    "svg.fonttype": "none",
+}
+"""The style of every figure, with deterministic identifiers in SVG."""
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Context with the style of every figure and deterministic identifiers in SVG."""
-    look: dict[str, object] = {
-        "figure.dpi": 100,
-        "figure.constrained_layout.use": True,
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "lines.linewidth": 1.5,
-        "svg.hashsalt": "flowoe",
-        "svg.fonttype": "none",
-    }
-    with mpl.rc_context(look):  # type: ignore[arg-type]
-        yield
+
+style = partial(mpl.rc_context, STYLE)
+"""Context with ``STYLE``, which also decorates functions that draw."""
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:
@@ -132,10 +131,7 @@ TERMS = {
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the names of ``LOOKS`` and ``TERMS`` for its rows, columns and levels."""
     terms: dict[Any, Any] = {key: look.name for key, look in LOOKS.items()} | TERMS
-    out = table.rename(index=terms, columns=terms)
-    out.index.names = [terms.get(name, name) for name in out.index.names]
-    out.columns.names = [terms.get(name, name) for name in out.columns.names]
-    return out
+    return table.rename(index=terms, columns=terms).rename_axis(index=terms, columns=terms)
 
 
 def line(axes: Axes, x: ArrayLike, y: ArrayLike, policy: str) -> None:
@@ -164,9 +160,13 @@ def panel_grid(count: int, columns: int, height: float = 2.4, ylabel: str = "") 
     return figure, flat[:count]
 
 
-def titled(figure: Figure, message: str, legend: Axes | None = None, ncols: int = 5) -> Figure:
-    """The figure with its message as a headline and, below, the legend of one of its panels."""
+def titled(figure: Figure, message: str, *panels: Axes, ncols: int = 5) -> Figure:
+    """The figure with its message as a headline and, below, one legend for all these ``panels``."""
     figure.suptitle(message, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    if legend is not None:
-        figure.legend(*legend.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+    handles: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if panels:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=ncols)
     return figure

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from flowoe_lib.recipes import COMPUTING, sha256
 from flowoe_lib.store import PROFILES, MissingArtifact, Workspace, atomic_write
+from flowoe_lib.training.card import TrainedPolicyError
 
 USE_PRETRAINED = ("00_explore", "15_robustness", "17_market_replay", "18_your_order")
 """Notebooks that use the pretrained policy; they run last, after all training."""
@@ -137,11 +138,10 @@ def notebooks_in_order(folder: Path) -> list[Path]:
 
 def _inputs(root: Path, notebook: Path) -> dict[Path, Stamp]:
     """The files that determine a notebook's results, data that its cells name included, and their stamps."""
-    library = root / "flowoe_lib"
     shipped = [f for f in (root / POLICY.parent).glob("*") if notebook.stem in USE_PRETRAINED]
     code = " ".join(cell.text for cell in _parsed(_Notebook, notebook).cells if cell.cell_type == "code")
     data = [notebook.parent / name for name in re.findall(r"[\w./-]+\.(?:csv|parquet)\b", code)]
-    files = [notebook, root / "constraints.txt", *library.rglob("*.py"), *shipped]
+    files = [notebook, root / "constraints.txt", *(root / "flowoe_lib").rglob("*.py"), *shipped]
     files += [file for file in data if file.is_file()]
     return {f: (f.stat().st_mtime_ns, sha256(f.read_bytes())) for f in files}
 
@@ -185,8 +185,7 @@ def refuse_edits(tasks: Iterable[Task], root: Path) -> None:
     The time of modification is compared too, because results may come from an edit that was undone since.
     """
     for task in tasks:
-        now = _inputs(root, task.notebook)
-        edited = [f for f in now.keys() | task.inputs.keys() if now.get(f) != task.inputs.get(f)]
+        edited = {file for file, _ in _inputs(root, task.notebook).items() ^ task.inputs.items()}
         if edited:
             names = ", ".join(sorted(os.path.relpath(f, root) for f in edited))
             raise ReproductionError(f"edited during the run: {names}. Start the run again")
@@ -249,9 +248,9 @@ def run(task: Task, workspace: Workspace) -> Record:
         os.environ["FLOWOE_FIGURES"] = published
     refuse_edits([task], workspace.root)
     running.replace(task.executed)
-    after = _files(task.figures, workspace.store.root)
-    made = [task.executed, *(f for f, changed in after.items() if before.get(f) != changed)]
-    outputs = {os.path.relpath(f, workspace.root): sha256(f.read_bytes()) for f in sorted(made)}
+    written = _files(task.figures, workspace.store.root).items() - before.items()
+    made = sorted([task.executed, *dict(written)])
+    outputs = {os.path.relpath(f, workspace.root): sha256(f.read_bytes()) for f in made}
     record = Record(digest=task.digest, seconds=time.perf_counter() - start, outputs=outputs)
     atomic_write(task.record, record.model_dump_json(indent=1).encode())
     return record
@@ -262,11 +261,11 @@ def published(notebook: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {k: v for k, v in notebook["metadata"].items() if k not in ("papermill", "widgets")}
     cells, count = [], 0
     for cell in notebook["cells"]:
-        kept = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
-        tags = kept.pop("tags", [])
-        if "injected-parameters" in tags:
+        # papermill adds an empty list of tags.
+        kept = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution") and v != []}
+        if "injected-parameters" in kept.get("tags", []):
             continue
-        clean = cell | {"metadata": kept | ({"tags": tags} if tags else {})}
+        clean = cell | {"metadata": kept}
         if clean.get("execution_count") is not None:
             count += 1
             counter = {"execution_count": count}
@@ -344,18 +343,14 @@ def ship_trained(workspace: Workspace) -> None:
 def compared(workspace: Workspace) -> str:
     """Two sentences that say whether the published weights equal those that this run trained."""
     from flowoe_lib.policies.flow import unpack
-    from flowoe_lib.training.card import TrainedPolicyError
     from flowoe_lib.training.pretrained import load_pretrained, max_weight_difference
 
-    try:
-        shipped = load_pretrained(workspace.root / POLICY.parent).field
-    except TrainedPolicyError as error:
-        raise ReproductionError(str(error)) from error
+    shipped = load_pretrained(workspace.root / POLICY.parent).field
     runs = unpack(workspace.store.read_tensors("universal_policies"))
     apart = max_weight_difference(shipped, runs[min(runs)].field)
     same = "the one" if apart == 0 else f"not to the bit the one (a weight differs by {apart:.1e})"
     here = {card.name: card.sha256 for card in workspace.store.results()}
-    there = [card for card in workspace.published.results() if card.holds_weights]
+    there = [card for card in workspace.published.results() if card.file.endswith(".safetensors")]
     equal = sum(here.get(card.name) == card.sha256 for card in there)
     return (
         f"the policy that comes with the library is {same} that was trained here\n"
@@ -416,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"open {root / 'README.md'}, or run 'make site' for all pages\n")
         else:
             sys.stdout.write(f"small-scale results, too few days for conclusions: {workspace.build}\n")
-    except (ReproductionError, OSError) as error:
+    except (ReproductionError, TrainedPolicyError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:

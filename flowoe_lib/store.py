@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from flowoe_lib.recipes import check_unchanged, recipe, sha256
 
@@ -54,42 +54,34 @@ def atomic_write(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _suffix(value: Any) -> str:
+SUFFIXES = (".safetensors", ".parquet", ".json")
+"""Suffixes of the files of tensors, of tables and of all other values."""
+
+
+def _encoded(value: Any) -> tuple[str, bytes]:
+    """The suffix of the file of a value, and its content."""
+    if hasattr(value, "to_parquet"):
+        return ".parquet", value.to_parquet()
     if isinstance(value, dict) and any(hasattr(item, "detach") for item in value.values()):
-        return ".safetensors"
-    return ".parquet" if hasattr(value, "to_parquet") else ".json"
+        from safetensors.torch import save
+
+        # safetensors refuses views that share memory, and results often are slices of one tensor.
+        return ".safetensors", save({k: v.detach().cpu().contiguous().clone() for k, v in value.items()})
+    return ".json", json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-def _encode_tensors(tensors: "dict[str, Tensor]") -> bytes:
-    from safetensors.torch import save
+def _decoded(suffix: str, content: bytes) -> Any:
+    """The value that :func:`_encoded` made this of."""
+    if suffix == ".parquet":
+        import pandas as pd
 
-    # safetensors refuses views that share memory, and results often are slices of one tensor.
-    return save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+        return pd.read_parquet(BytesIO(content))
+    if suffix == ".safetensors":
+        from safetensors.torch import load
 
-
-def _decode_tensors(content: bytes) -> "dict[str, Tensor]":
-    from safetensors.torch import load
-
-    # safetensors returns another order in each process, and the order counts in the recipes of later results.
-    return dict(sorted(load(content).items()))
-
-
-def _decode_table(content: bytes) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.read_parquet(BytesIO(content))
-
-
-def _encode_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, allow_nan=False).encode()
-
-
-_FORMATS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
-    ".safetensors": (_encode_tensors, _decode_tensors),
-    ".parquet": (lambda table: table.to_parquet(), _decode_table),
-    ".json": (_encode_json, json.loads),
-}
-"""How values are encoded and decoded, by the suffix of their file."""
+        # safetensors returns another order in each process, and it counts in the recipes of later results.
+        return dict(sorted(load(content).items()))
+    return json.loads(content)
 
 
 LARGEST = 2_000_000
@@ -110,11 +102,6 @@ class Card:
     """Of the content."""
     recipe: dict[str, Any] | None
     """Recipe of the content; None for a value written without one."""
-
-    @property
-    def holds_weights(self) -> bool:
-        """Whether the content is tensors."""
-        return self.file.endswith(".safetensors")
 
 
 @dataclass(frozen=True)
@@ -145,7 +132,8 @@ class Store:
         """
         made_by = recipe(task, *args, **kwargs)
         kind: Any = inspect.signature(task).return_annotation
-        names = [f"{name}_{field}" for field in getattr(kind, "_fields", ())] or [name]
+        fields = getattr(kind, "_fields", ())
+        names = [f"{name}_{field}" for field in fields] or [name]
         current = next((s for s in (self, *self.sources) if s._current(names, made_by)), None)
         if current is not None:
             current.copy(names, self)
@@ -153,19 +141,17 @@ class Store:
             check_unchanged(made_by["sources"])
             for place in (place for each in names for place in self.root.glob(f"{each}.*")):
                 _check_no_folder(place)
-            made = task(*args, **kwargs)
+            made: Any = task(*args, **kwargs)
             check_unchanged(made_by["sources"])
-            parts = cast("tuple[Any, ...]", made) if hasattr(kind, "_fields") else (made,)
-            for each, value in zip(names, parts, strict=True):
+            for each, value in zip(names, made if fields else [made], strict=True):
                 self.write(each, value, made_by)
         values = [self._confirmed(each) for each in names]
-        result: T = kind(*values) if hasattr(kind, "_fields") else values[0]
+        result: T = kind(*values) if fields else values[0]
         return result
 
     def write(self, name: str, value: Any, made_by: dict[str, Any] | None = None) -> None:
         """Store a value, with its recipe or, if it is cheap to compute, without one."""
-        suffix = _suffix(value)
-        content = _FORMATS[suffix][0](value)
+        suffix, content = _encoded(value)
         card = Card(name, f"{name}{suffix}", sha256(content), made_by)
         if self._entry(name) == (card, content):
             self._confirmed(name)
@@ -174,11 +160,13 @@ class Store:
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
         """Tensors made by an earlier notebook. Raises MissingArtifact."""
-        return _decode_tensors(self._read(name, ".safetensors")[1])
+        tensors: dict[str, Tensor] = _decoded(".safetensors", self._read(name, ".safetensors")[1])
+        return tensors
 
     def read_table(self, name: str) -> "pd.DataFrame":
         """A table made by an earlier notebook. Raises MissingArtifact."""
-        return _decode_table(self._read(name, ".parquet")[1])
+        table: pd.DataFrame = _decoded(".parquet", self._read(name, ".parquet")[1])
+        return table
 
     def read_json(self, name: str) -> Any:
         """A JSON value made by an earlier notebook. Raises MissingArtifact."""
@@ -216,7 +204,7 @@ class Store:
         path = self._card(name)
         try:
             card = Card(**json.loads(path.read_bytes()))
-            if card.name != name or card.file not in [f"{name}{suffix}" for suffix in _FORMATS]:
+            if card.name != name or card.file not in [f"{name}{suffix}" for suffix in SUFFIXES]:
                 return None
             content = (self.root / card.file).read_bytes()
         except (OSError, ValueError, TypeError, RecursionError):
@@ -227,8 +215,7 @@ class Store:
         entry = self._entry(name)
         if entry is None:
             state = "is damaged" if self._card(name).exists() else "is missing"
-            others = [profile for profile in PROFILES if profile != self.root.name]
-            there = [profile for profile in others if Store(self.root.with_name(profile))._entry(name)]
+            there = [profile for profile in PROFILES if Store(self.root.with_name(profile))._entry(name)]
             raise MissingArtifact(
                 f"artifact '{name}' {state} in {self.root}: an earlier notebook makes it. Run the notebooks "
                 f"in order, or all of them with `make reproduce PROFILE={self.root.name}`"
@@ -244,7 +231,7 @@ class Store:
         with contextlib.suppress(OSError):  # a store may be read-only
             for path in (self.root / card.file, self._card(name)):
                 os.utime(path)
-        return _FORMATS[Path(card.file).suffix][1](content)
+        return _decoded(Path(card.file).suffix, content)
 
 
 @dataclass(frozen=True)

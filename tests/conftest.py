@@ -25,7 +25,7 @@ def one_thread_and_seed() -> Iterator[None]:
 def in_this_process() -> Iterator[None]:
     """Sweeps of studies run one after the other: starting processes takes longer than small tasks."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("ablations", "clips", "opponents", "side_by_side", "unannounced_world"):
+        for name in ("ablations", "clips", "opponents", "side_by_side"):
             module = importlib.import_module(f"flowoe_lib.studies.{name}")
             patch.setattr(module, "sweep", lambda task, arguments, label="": list(starmap(task, arguments)))
         yield

@@ -511,12 +511,12 @@ def test_scores_and_fractions_are_inverse(fraction: float, n_left: int) -> None:
     assert abs(float(score)) <= SCORE_LIMIT
     # logit(f) + log(n - 1), written out.
     free = math.log(fraction / (1 - fraction)) + math.log(n_left - 1)
-    assert float(score) == pytest.approx(min(max(free, -7), 7), abs=1e-5)
-    if abs(free) < 7:
+    assert float(score) == pytest.approx(min(max(free, -SCORE_LIMIT), SCORE_LIMIT), abs=1e-5)
+    if abs(free) < SCORE_LIMIT:
         assert float(fraction_of_score(score, n_left)) == pytest.approx(fraction, rel=1e-6)
 
 
-@given(st.floats(-7, 7), st.integers(2, 400))
+@given(st.floats(-SCORE_LIMIT, SCORE_LIMIT), st.integers(2, 400))
 def test_fractions_and_scores_are_inverse(score: float, n_left: int) -> None:
     fraction = fraction_of_score(torch.tensor(score, dtype=torch.float64), n_left)
     assert 0 < float(fraction) < 1

@@ -406,7 +406,7 @@ def test_a_strong_favourable_drift_delays_trades_and_an_adverse_one_advances_the
 def test_replanning_is_time_consistent_where_nothing_changes(risk_aversion: float) -> None:
     m, o = market(beta=1.0), order(risk_aversion)
     done = inventory_of(replanned, paths_with(4e-4), m, o)
-    torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(done, almgren_chriss(m, o, N).inventory, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_replanning_under_known_drift_solves_the_linear_quadratic_program(
     exact = torch.from_numpy(solve_banded((1, 1), bands, pull))
     assert (exact.diff() < 0).all()
     done = inventory_of(replanned, paths_with(m.heston.theta), m, o)
-    torch.testing.assert_close(done[1:-1], exact, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(done[1:-1], exact, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
@@ -433,7 +433,7 @@ def test_replanning_starts_near_the_optimum_under_concave_impact(beta: float) ->
     m, o = market(beta=beta), order(5e-3)
     done = inventory_of(replanned, paths_with(4e-4), m, o)
     best = static_optimal(m, o, N).inventory
-    worst = {0.5: 0.02, 1.0: 1e-4}[beta]
+    worst = {0.5: 0.02, 1.0: 1e-3}[beta]
     assert float((done - best).abs().max()) < worst
     assert float((almgren_chriss(m, o, N).inventory - best).abs().max()) > 3 * worst or beta == 1
 
@@ -441,11 +441,11 @@ def test_replanning_starts_near_the_optimum_under_concave_impact(beta: float) ->
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 2.0, 8.0])
 def test_replanning_forecasts_the_variance_of_the_rest(ratio: float) -> None:
     m, kappa = market(beta=1.0), 5.0
-    # E[int_0^1 V ds | V_0] / theta of a mean-reverting process.
-    forecast = 1 + (ratio - 1) * (1 - math.exp(-kappa)) / kappa
+    # 3 int_0^1 (1 - s)^2 E[V_s | V_0] ds / theta of a mean-reverting process.
+    lasting = 3 * (1 / kappa - 2 / kappa**2 + 2 * (1 - math.exp(-kappa)) / kappa**3)
     done = inventory_of(replanned, paths_with(4e-4 * ratio), m, order(5e-4))
-    planned = almgren_chriss(m, order(5e-4 * forecast), N).inventory
-    assert float(done[1]) == pytest.approx(float(planned[1]), rel=1e-5)
+    planned = almgren_chriss(m, order(5e-4 * (1 + (ratio - 1) * lasting)), N).inventory
+    assert float(done[1]) == pytest.approx(float(planned[1]), rel=1e-3)
 
 
 def test_replanning_follows_the_depth() -> None:

@@ -263,8 +263,8 @@ def test_policy_encodes_once_and_decides_as_if_it_encoded_at_every_step(
         x = noise
         for i in range(4):
             x = x + (made(x, torch.full((30,), i / 4), encode(features(obs))) - x) / (4 - i)
-    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z, which x corrects in thirds of the unit, and n = 32.
-    score = (obs.anchor + obs.pre_trade.score_unit * x / 3).clamp(-7, 7)
+    # The fraction 1 / (1 + (n - 1) exp(-z)) of a score z, which x corrects in its unit, and n = 32.
+    score = (obs.anchor + obs.pre_trade.correction_unit * x).clamp(-10, 10)
     torch.testing.assert_close(fraction, 1 / (1 + 31 * torch.exp(-score)))
 
 

@@ -21,6 +21,7 @@ from flowoe_lib.execution.environment import (
 )
 from flowoe_lib.execution.execution import (
     ACTION_LIMIT,
+    NO_IMPACT,
     Execution,
     Observation,
     OrderSimulation,
@@ -86,7 +87,7 @@ def rewards_of(simulation: OrderSimulation, scores: Tensor, reward: Reward) -> t
     inventory = torch.ones_like(scores[0])
     held, earned = [inventory], []
     for k, score in enumerate(scores):
-        inventory, bps = advance(simulation, k, inventory, score, reward)
+        inventory, bps = advance(simulation, k, inventory, score, reward, NO_IMPACT)
         held.append(inventory)
         earned.append(bps)
     return torch.stack(earned), torch.stack(held)
@@ -167,9 +168,11 @@ def test_advantages_telescope_on_every_path(market: Market, order: Order) -> Non
     done = execute(replay(scores), paths, market, order, generator(0, "unused"))
     held = done.inventory
     surprises = sum(
-        twap_value(simulation, k, k, held[k]) - twap_value(simulation, k - 1, k, held[k]) for k in range(1, N)
+        twap_value(simulation, k, k, held[k], NO_IMPACT)
+        - twap_value(simulation, k - 1, k, held[k], NO_IMPACT)
+        for k in range(1, N)
     )
-    expected = done.utility_bps(order) - twap_value(simulation, 0, 0, held[0]) - surprises
+    expected = done.utility_bps(order) - twap_value(simulation, 0, 0, held[0], NO_IMPACT) - surprises
     torch.testing.assert_close(earned.sum(0), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -192,7 +195,7 @@ def test_advantages_sum_to_the_gain_over_twap_in_expectation(market: Market, ord
     for k in range(N - 1):
         fraction = reactive(simulation.observe(k, inventory), inventory)
         score = torch.logit(fraction) + torch.log(torch.tensor(N - k - 1.0))
-        inventory, earned = advance(simulation, k, inventory, score, advantage_over_twap)
+        inventory, earned = advance(simulation, k, inventory, score, advantage_over_twap, NO_IMPACT)
         total += earned
     excess = (total - (done - even)).double()
     assert (done - even).mean().abs() > 0.02
@@ -223,7 +226,7 @@ def test_value_of_twap_is_the_mean_of_simulated_twap_from_any_state(
         before = left
         left, *costs = simulation.fill(j, before, before / (N - j))
         simulated += simulation.book(j, torch.stack((before, left)), *costs).utility_bps(order)
-    error = (simulated - twap_value(simulation, k, start, q)).double()
+    error = (simulated - twap_value(simulation, k, start, q, NO_IMPACT)).double()
     # Unbiased in every state: the error is orthogonal to every feature of the state.
     depth, stressed = (x[k].expand(n) for x in (paths.log_depth, paths.stressed))
     states = torch.ones(n), q, paths.variance[k] / market.heston.theta, depth, stressed
@@ -236,7 +239,7 @@ def test_value_of_twap_in_the_last_bucket_is_exact() -> None:
     simulation, q = OrderSimulation(days(RICH, 50), RICH, BUY), torch.rand(50)
     left, *costs = simulation.fill(N - 1, q, q)
     sold = simulation.book(N - 1, torch.stack((q, left)), *costs).utility_bps(BUY)
-    torch.testing.assert_close(twap_value(simulation, N - 1, N - 1, q), sold)
+    torch.testing.assert_close(twap_value(simulation, N - 1, N - 1, q, NO_IMPACT), sold)
 
 
 def test_advantages_do_not_depend_on_what_comes_later() -> None:
@@ -341,7 +344,7 @@ def test_an_order_is_sold_when_it_ends_and_then_needs_a_reset() -> None:
 def test_scores_beyond_the_limit_count_as_at_the_limit() -> None:
     simulation = OrderSimulation(days(PLAIN, 2), PLAIN, SELL)
     pair = [
-        advance(simulation, 0, torch.ones(2), s * torch.tensor([1.0, -1.0]), controlled_utility)
+        advance(simulation, 0, torch.ones(2), s * torch.tensor([1.0, -1.0]), controlled_utility, NO_IMPACT)
         for s in (1e6, ACTION_LIMIT)
     ]
     torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=0)

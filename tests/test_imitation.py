@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
-from flowoe_lib.execution.features import CORRECTION, FEATURES
+from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.batching import batch
 from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
 from flowoe_lib.market.pre_trade import PreTrade
@@ -70,12 +70,15 @@ def planned_scores(c: Condition) -> Tensor:
 def test_recorded_actions_are_those_of_the_experts_without_noise(noise_sd: float) -> None:
     demonstrations = demonstrate(some("static_optimal", "twap"), CONDITIONS, 20, N, seed=1, noise_sd=noise_sd)
     shape = (2, N - 1, len(CONDITIONS), 20)
-    # Actions correct the score of the closed form, which the policy observes in the unit of scores.
-    units = torch.stack([PreTrade.of(c.market, c.order).score_unit for c in CONDITIONS])
+    # Actions correct the score of the re-planned schedule, which the policy observes in the unit of scores.
+    plans = [PreTrade.of(c.market, c.order) for c in CONDITIONS]
+    units, corrections = (
+        torch.stack([getattr(p, name) for p in plans])[:, None] for name in ("score_unit", "correction_unit")
+    )
     anchor = demonstrations.observed[
-        :, FEATURES.index("score of Almgren and Chriss's schedule, in units of scores")
+        :, FEATURES.index("score of the re-planned schedule, in units of scores")
     ]
-    scores = (CORRECTION * demonstrations.actions + anchor).reshape(shape) * units[:, None]
+    scores = corrections * demonstrations.actions.reshape(shape) + units * anchor.reshape(shape)
     for i, c in enumerate(CONDITIONS):
         torch.testing.assert_close(
             scores[0, :, i], planned_scores(c)[:, None].expand(-1, 20), rtol=0, atol=1e-4

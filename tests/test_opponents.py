@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 @pytest.fixture(scope="module")
 def trained() -> Opponents:
-    worlds = [World("heston", GRID, "", ""), World("realistic", BLURRED, "", "", with_errors)]
+    worlds = [World("heston", GRID), World("realistic", BLURRED, with_errors)]
     rl = {"patience": 1, "tolerance": 0.1, "days": 2, "n_orders": 64}
     specialist = {"patience": 1, "tolerance": 0.1, "iterations": 4, "paths": 32}
     torch.set_num_threads(1)

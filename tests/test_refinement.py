@@ -89,7 +89,7 @@ def test_refined_policy_finds_twap_where_only_temporary_cost_counts() -> None:
         EndpointField(generator(2, "init")),
         training((0.4, 1.2)),
         N,
-        80,
+        120,
         2,
         paths=96,
         earned=lambda done, order: -done.temporary_bps,
@@ -131,15 +131,16 @@ def test_result_is_the_same_for_every_number_of_solver_steps(wild: TrainingRun) 
     # It is not so before refinement, where the flow still transports its noise.
     field = EndpointField(generator(1, "init"))
     with torch.no_grad():
-        field.corrupt.weight.mul_(2)
-        field.out.weight.mul_(9)
+        field.corrupt.weight.mul_(4)
+        field.out.weight.mul_(20)
     raw = torch.stack([utilities(FlowPolicy(field, k), grid).mean(1) for k in STEPS])
     assert ((raw.amax(0) - raw.amin(0)) / gain.amax(0) > 0.005).all()
 
 
 def test_curves_are_measured_on_the_same_days_in_every_training_and_rise() -> None:
     start = EndpointField(generator(1, "init"))
-    first, second = (refine(start, training((0.8, 1.8)), N, 50, seed, paths=48).curves for seed in (1, 2))
+    wide = training((0.8, 1.8))
+    first, second = (refine(start, wide, N, 50, seed, 192, 1e-2).curves for seed in (1, 2))
     for curves in (first, second):
         assert curves["utility"].shape == (CHECKS + 1,)
         assert curves["gradient"].shape == (50,)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.execution.environment import advance, advantage_over_twap
-from flowoe_lib.execution.execution import Observation, OrderSimulation, execute, fraction_of_score
+from flowoe_lib.execution.execution import NO_IMPACT, Observation, OrderSimulation, execute, fraction_of_score
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES, feature_count, features
 from flowoe_lib.execution.information import with_errors
 from flowoe_lib.market.impact import impact_slope, with_half_life
@@ -254,10 +254,10 @@ def test_features_of_the_signal_come_after_those_of_all_markets() -> None:
     cost = float(obs.pre_trade.cost_bps)
     expected = [math.log1p(50 / cost), math.log1p(100 / cost), math.log1p(2)]
     torch.testing.assert_close(observed[0, -3:], torch.tensor(expected))
-    left, kappa = 1 - 3 / N, m.signal.reversion.item()
-    mean = 50 * (1 - math.exp(-kappa * left)) / (kappa * left)
+    fade = (1 - 3 / N) * m.signal.reversion.item()
+    mean = 50 * 3 * (1 / fade - 2 / fade**2 + 2 * (1 - math.exp(-fade)) / fade**3)
     drift = observed[0, FEATURES.index("drift over cost")].item()
-    assert drift == pytest.approx(math.log1p(mean / cost), rel=1e-5)
+    assert drift == pytest.approx(math.log1p(mean / cost), rel=1e-4)
 
 
 def test_rewards_sum_to_the_lead_over_an_even_pace() -> None:
@@ -267,7 +267,7 @@ def test_rewards_sum_to_the_lead_over_an_even_pace() -> None:
     inventory, total = torch.ones(4_000), torch.zeros(4_000)
     for k in range(N - 1):
         score = -1.5 * paths.signal_bps[k].sign()
-        inventory, reward = advance(day, k, inventory, score, advantage_over_twap)
+        inventory, reward = advance(day, k, inventory, score, advantage_over_twap, NO_IMPACT)
         total = total + reward
 
     def leaning(obs: Observation, noise: Tensor) -> Tensor:

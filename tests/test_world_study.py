@@ -101,7 +101,7 @@ def test_no_opponent_exceeds_the_limit_of_its_world(condition: Condition, percei
 
 
 def test_contestants_are_all_policies_whose_content_gives_the_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    worlds = [World("liquidity", [PLAIN], "", ""), World("hidden", [HIDDEN], "", "")]
+    worlds = [World("liquidity", [PLAIN]), World("hidden", [HIDDEN])]
 
     def digest(seed: int, trained: Trained) -> str:
         learned = {"flow": FlowPolicy(field(seed), 1)}
@@ -161,7 +161,7 @@ def test_share_of_informed_gain_is_over_the_static_optimum() -> None:
 
 
 def test_model_confidence_set_holds_the_best_alone() -> None:
-    world = World("liquidity", [PLAIN], "variance", "all")
+    world = World("liquidity", [PLAIN])
     row = multiple_comparison(world, PLAIN, field(), {}, 200, days(2000)).iloc[0]
     # An untrained policy is no better than the static optimum, which is in the set.
     assert row["spa_p"] == pytest.approx(0, abs=0.01)

@@ -15,12 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.intervals import (
-    capture_interval,
-    cvar95_influence,
-    paired_interval,
-    std_influence,
-)
+from flowoe_lib.evaluation.intervals import capture_interval, cvar95_influence, paired_interval, std_influence
 from flowoe_lib.evaluation.verdicts import QUANTITIES, compare_learner
 from flowoe_lib.execution.execution import OrderSimulation, Policies, Policy, execute
 from flowoe_lib.execution.information import Information, Perceive, exact
@@ -141,10 +136,6 @@ class Contender:
     """Its information about the market."""
 
 
-Runs = Sequence[PathResults]
-"""The results of a learner, one of each training seed."""
-
-
 class Scores(NamedTuple):
     """The results of one condition, in three tables."""
 
@@ -209,19 +200,18 @@ def _run(
     """Run entries on the same days, each with its own number of days and its own information."""
     n_paths = {key: entry.n_paths or evaluation.n_paths for key, entry in entries.items()}
     parts: dict[str, list[PathResults]] = {key: [] for key in entries}
-    seed, of, market = evaluation.seed, (condition.world, condition.name), condition.market
+    seed, market, order = evaluation.seed, condition.market, condition.order
     with torch.no_grad():
         for chunk, paths in enumerate(market_days(condition, evaluation, stream)):
-            views: dict[Perceive, Information] = {}
+            of, views = (condition.world, condition.name, chunk), dict[Perceive, Information]()
             for key, entry in entries.items():
                 if n_paths[key] <= chunk * evaluation.chunk:
                     continue
                 if entry.perceive not in views:
-                    errors = generator(seed, stream, "perception", *of, chunk)
+                    errors = generator(seed, stream, "perception", *of)
                     views[entry.perceive] = entry.perceive(paths, market, errors)
-                noise = generator(seed, stream, "policy noise", *of, chunk)
-                e = execute(entry.policy, paths, market, condition.order, noise, views[entry.perceive])
-                order = condition.order
+                noise = generator(seed, stream, "policy noise", *of)
+                e = execute(entry.policy, paths, market, order, noise, views[entry.perceive])
                 done = PathResults(
                     pnl=e.pnl_bps,
                     controlled_pnl=e.controlled_pnl_bps,
@@ -338,26 +328,20 @@ def score_condition(
     for (name, steps), runs in learners.items():
         imitation = learners.get(("flow_imitation", 1)) if name != "flow_imitation" else None
         others = versus | ({"flow_imitation": imitation} if imitation else {})
-        table = _versus(runs, others, evaluation.seed, cost_bps)
+        # All on the days on which each of them was run.
+        groups = [runs, *others.values()]
+        n = min(len(run.pnl) for group in groups for run in group)
+        own, *references = (torch.stack([run.head(n).influences for run in group]) for group in groups)
+        table = compare_learner(own, dict(zip(others, references, strict=True)), evaluation.seed, cost_bps)
         best = table["reference_utility_bps"].where(table["reference"].isin(opponents)).idxmax()
         learner: dict[str, object] = {"world": where[0], "condition": where[1], "policy": name}
         learner |= {"solver_steps": steps, "training_seeds": len(runs)}
         table = pd.DataFrame(learner, index=table.index).join(table)
-        comparisons.append(table.assign(is_best_opponent=table.index == best))
+        comparisons.append(table.assign(n_paths=n, is_best_opponent=table.index == best))
     whole = {"solver_steps": "Int64", "training_seed": "Int64"}
     scorecard = pd.DataFrame(scores, columns=COLUMNS).astype(whole)
     checked = pd.DataFrame(checks, columns=[*WHERE, *WHO, "martingale_z", "inventory_left"])
     return Scores(scorecard, pd.concat(comparisons, ignore_index=True), checked)
-
-
-def _versus(runs: Runs, others: Mapping[str, Runs], seed: int, cost_bps: float) -> pd.DataFrame:
-    """Compare the training seeds of a learner with those of others, on the days on which all were run."""
-    n = min(len(run.pnl) for group in (runs, *others.values()) for run in group)
-    learner, *references = (
-        torch.stack([run.head(n).influences for run in group]) for group in (runs, *others.values())
-    )
-    table = compare_learner(learner, dict(zip(others, references, strict=True)), seed, cost_bps)
-    return table.assign(n_paths=n)
 
 
 def _key(entry: Contender) -> str:

@@ -107,10 +107,7 @@ def hierarchical_interval(
 
 
 def compare_learner(
-    learner: Tensor,
-    opponents: Mapping[str, Tensor],
-    seed: int,
-    cost_bps: float | None = None,
+    learner: Tensor, opponents: Mapping[str, Tensor], seed: int, cost_bps: float | None = None
 ) -> pd.DataFrame:
     """Compare a learner with every opponent in one condition.
 

@@ -16,13 +16,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Space
 from torch import Tensor
 
-from flowoe_lib.execution.execution import (
-    ACTION_LIMIT,
-    NO_IMPACT,
-    Execution,
-    OrderSimulation,
-    fraction_of_score,
-)
+from flowoe_lib.execution.execution import ACTION_LIMIT, Execution, OrderSimulation, fraction_of_score
 from flowoe_lib.execution.features import feature_count, features
 from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
@@ -62,9 +56,7 @@ def advantage_over_twap(simulation: OrderSimulation, k: int, booked: Execution) 
     return booked.utility_bps(simulation.order) + following - twap_value(simulation, k, k, before, impact)
 
 
-def twap_value(
-    simulation: OrderSimulation, k: int, start: int, inventory: Tensor, impact: Tensor = NO_IMPACT
-) -> Tensor:
+def twap_value(simulation: OrderSimulation, k: int, start: int, inventory: Tensor, impact: Tensor) -> Tensor:
     """Expected utility at bucket k of selling ``inventory`` evenly from bucket ``start`` on, bps, [paths].
 
     ``impact`` is the impact state at ``start``. The closed form uses that E_k[V] decays exponentially to
@@ -103,12 +95,7 @@ def twap_value(
 
 
 def advance(
-    simulation: OrderSimulation,
-    k: int,
-    inventory: Tensor,
-    score: Tensor,
-    reward: Reward,
-    impact: Tensor = NO_IMPACT,
+    simulation: OrderSimulation, k: int, inventory: Tensor, score: Tensor, reward: Reward, impact: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Trade ``score`` [paths] in bucket ``k``; returns remaining inventory and reward in bps, each [paths].
 

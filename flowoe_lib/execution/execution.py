@@ -16,21 +16,22 @@ from torch.nn.functional import softplus
 
 from flowoe_lib.execution.information import Information, RegimeBelief, exact
 from flowoe_lib.market.batching import map_tensors
+from flowoe_lib.market.first_trade import first_trade, first_trade_with_memory, lasting_share
 from flowoe_lib.market.impact import impact_path, impact_slope, permanent_shift, temporary_cost, variance_cost
 from flowoe_lib.market.model import Market, Order, scalar
-from flowoe_lib.market.pre_trade import PreTrade, first_trade, posterior_drift
-from flowoe_lib.market.simulator import MarketPaths, VarianceStep
+from flowoe_lib.market.pre_trade import PreTrade, posterior_drift
+from flowoe_lib.market.simulator import MarketPaths
 
-SCORE_LIMIT = 7.0
-"""Scores are clamped to +-7: from a thousandth of TWAP's trade to almost all of the inventory."""
+SCORE_LIMIT = 10.0
+"""Scores are clamped to +-10: from 1/20,000 of TWAP's trade to almost all of the inventory."""
 
 
 ACTION_LIMIT = 4.0
 """Scores of reinforcement learners are limited to +-4: from 1/50 to 50 times the odds of TWAP's fraction."""
 
 
-LEAST_TRADE = 0.2
-"""Smallest trade of the closed form from which learned policies start, as a multiple of TWAP's."""
+LEAST_TRADE = 1e-4
+"""Smallest trade of the schedule from which learned policies start, as a multiple of TWAP's."""
 
 
 NO_IMPACT = scalar(0.0)
@@ -83,22 +84,31 @@ class Observation:
         return self.inventory.new_tensor((self.n_buckets - self.k) / self.n_buckets)
 
     @cached_property
+    def held(self) -> Tensor:
+        """Inventory by which others are divided: at least a thousandth of the order, [paths]."""
+        return self.inventory.clamp_min(1e-3)
+
+    @cached_property
     def drift_to_close(self) -> Tensor:
-        """Expected mean drift until the close over the cost of the order, [paths]."""
-        return self.drift_ahead(0, self.time_left) / self.pre_trade.cost_bps
+        """Expected drift until the close over the cost of the order, early times weighing more, [paths].
+
+        Its part that lasts, and the signal by :func:`flowoe_lib.market.first_trade.lasting_share`.
+        """
+        lasting = posterior_drift(self.market, self.order, self.return_bps, self.k / self.n_buckets)
+        fading = self.signal * lasting_share(self.market.signal.reversion, self.time_left)
+        return (lasting + fading) / self.pre_trade.cost_bps
 
     @cached_property
     def rest(self) -> tuple[Tensor, Tensor]:
         """Urgency of what is left of the order, and gain from waiting with it over its cost, each [paths].
 
         They are the urgency of :func:`flowoe_lib.market.pre_trade.urgency` and the drift for the rest of the
-        day and of the order, with the forecast of variance.
+        day and of the order, with the mean forecast of variance, weighted by its part in the risk.
         """
         heston, left = self.market.heston, self.time_left
-        exposure = VarianceStep.over(heston, left).integral(self.variance) / heston.theta
-        held = self.inventory.clamp_min(1e-3)
-        scale = (left / held).pow(self.market.impact.beta)
-        return self.pre_trade.urgency * exposure * scale * held, self.drift_to_close * left * scale
+        excess = (self.variance / heston.theta - 1) * lasting_share(heston.kappa, left)
+        scale = (left / self.held).pow(self.market.impact.beta) * left
+        return self.pre_trade.urgency * (1 + excess) * scale * self.held, self.drift_to_close * scale
 
     @cached_property
     def volume_ratio(self) -> Tensor:
@@ -107,29 +117,32 @@ class Observation:
 
     @cached_property
     def first_trade(self) -> Tensor:
-        """:func:`flowoe_lib.market.pre_trade.first_trade` of what is left of the order, [paths]."""
-        beta, (urgent, waiting) = self.market.impact.beta, self.rest
-        return first_trade(urgent / beta, waiting / beta, self.n_buckets - self.k)
+        """First trade of what is left of the order at constant forecasts, as a multiple of TWAP's, [paths].
 
-    def closed_form_score(self, trade: Tensor) -> Tensor:
-        """Score of a ``trade`` of Almgren and Chriss's schedule, carried over to concave impact, [paths].
-
-        With a power law of impact, no drift and a distant close, the optimal trade is the power 2 / (1 +
-        beta) of the linear one. Trades are proportional to volume, and to depth in the share of its variation
-        that fades before the close. Source: Almgren (2003), Applied Mathematical Finance 10, for the power.
+        By :func:`flowoe_lib.market.first_trade.first_trade`, or where impact has memory
+        :func:`flowoe_lib.market.first_trade.first_trade_with_memory`.
         """
-        n_left, fading = self.n_buckets - self.k, self.market.liquidity.depth_reversion * self.time_left
-        depth = self.log_depth * (1 + torch.expm1(-fading) / fading)
-        pace, volume = (score_of_fraction(x / n_left, n_left) for x in (trade, self.volume_ratio))
-        return 2 / (1 + self.market.impact.beta) * pace + volume + depth
+        # With memory of impact its gradient is not finite everywhere, and refinement learns as well without.
+        urgent, waiting, state = (x.detach() for x in (*self.rest, self.impact / self.held))
+        impact, n_left = self.market.impact, self.n_buckets - self.k
+        if not impact.has_memory:
+            return first_trade(urgent, waiting, impact.beta, n_left)
+        decay = torch.exp(-impact.resilience / self.n_buckets)
+        return first_trade_with_memory(urgent, waiting, impact.beta, decay, state, n_left, self.n_buckets)
 
     @cached_property
     def anchor(self) -> Tensor:
         """Score to which the actions of learned policies are corrections, [paths].
 
-        The closed form's, with a trade that approaches ``LEAST_TRADE`` where the closed form's is smaller.
+        It is that of :attr:`first_trade`, at least ``LEAST_TRADE``. Trades are proportional to volume, and to
+        depth in the share of its variation that fades before the close.
         """
-        return self.closed_form_score(LEAST_TRADE + softplus(self.first_trade - LEAST_TRADE, 10.0))
+        n_left = self.n_buckets - self.k
+        trade = LEAST_TRADE + softplus(self.first_trade - LEAST_TRADE, 2 / LEAST_TRADE)
+        fading = self.market.liquidity.depth_reversion * self.time_left
+        depth = self.log_depth * (1 + torch.expm1(-fading) / fading)
+        pace, volume = (score_of_fraction(x / n_left, n_left) for x in (trade, self.volume_ratio))
+        return pace + volume + depth
 
 
 class Policy(Protocol):
@@ -252,13 +265,10 @@ class OrderSimulation:
         The observed price includes the actual one, and traders subtract what they believe. The two depend on
         ``inventory`` alone if permanent impact is linear; otherwise the pace so far is taken to be even.
         """
-        pace, dt = (1 - inventory) / max(k, 1), self.paths.dt
         if self.information.market is self.market:
-            return torch.zeros_like(pace)
-        believed, actual = (
-            permanent_shift(market, self.order.size, pace, dt)
-            for market in (self.information.market, self.market)
-        )
+            return torch.zeros_like(inventory)
+        pace, markets = (1 - inventory) / max(k, 1), (self.information.market, self.market)
+        believed, actual = (permanent_shift(m, self.order.size, pace, self.paths.dt) for m in markets)
         return k * (believed - actual)
 
     def fill(

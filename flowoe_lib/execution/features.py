@@ -13,10 +13,6 @@ from torch import Tensor
 from flowoe_lib.execution.execution import Observation, fraction_of_score, score_of_fraction
 from flowoe_lib.market.model import Market
 
-CORRECTION = 1 / 3
-"""Size of a typical correction to the closed form, in units of scores."""
-
-
 FEATURES = (
     "time left",
     "log time left",
@@ -38,7 +34,7 @@ FEATURES = (
     "log volume now over what is left, in units of scores",
     "log depth, in units of scores",
     "log urgency of the rest plus one, in units of scores",
-    "score of Almgren and Chriss's schedule, in units of scores",
+    "score of the re-planned schedule, in units of scores",
     "drift over the marginal cost of the rest, in units of scores",
 )
 
@@ -53,11 +49,7 @@ MEMORY_FEATURES = (
 """Further features under impact with memory; without memory they are constant."""
 
 
-SIGNAL_FEATURES = (
-    "signal over cost",
-    "sd of the signal over cost",
-    "noise of the signal over its sd",
-)
+SIGNAL_FEATURES = ("signal over cost", "sd of the signal over cost", "noise of the signal over its sd")
 """Further features where there is a signal, after those of memory."""
 
 
@@ -75,15 +67,13 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     """
     market, left, cost = obs.market, obs.time_left, obs.pre_trade.cost_bps
     log_left = left.log()
-    log_variance = (obs.variance / market.heston.theta).clamp_min(1e-3).log()
     unit = obs.pre_trade.score_unit
     drift, (urgent, waiting) = obs.drift_to_close, obs.rest
-    log_rest = urgent.clamp_min(1e-7).log()
     volume, last = obs.volume_ratio.log(), (obs.volume[-1] / obs.volume[obs.k]).log()
     columns: tuple[Tensor, ...] = (
         2 * left - 1,
         log_left / 2 + 1,
-        log_variance / 2,
+        (obs.variance / market.heston.theta).clamp_min(1e-3).log() / 2,
         2 * market.heston.cv - 2,
         (market.heston.kappa / 4).log(),
         2 * obs.log_depth,
@@ -93,7 +83,7 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         volume + last,
         8 * market.impact.beta - 5,
         obs.pre_trade.urgency.clamp_min(1e-4).log() / 2 - 0.5,
-        log_rest / 2,
+        urgent.clamp_min(1e-7).log() / 2,
         2 * obs.inventory - 1,
         (obs.inventory.clamp_min(1e-4).log() - log_left) / 2,
         drift.sign() * drift.abs().log1p(),
@@ -105,7 +95,17 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
         waiting / (1 + waiting.abs()) / unit,
     )
     if count > len(FEATURES):
-        columns += _memory_features(obs)
+        impact, resilience = market.impact, market.impact.resilience
+        decay, remembers = torch.exp(-resilience / obs.n_buckets), torch.isfinite(resilience)
+        # The derivatives of roots and logarithms are infinite at the open, where the impact state is zero.
+        state = obs.impact.clamp_min(1e-4)
+        columns += (
+            remembers * state.sqrt(),
+            remembers * (decay * state) ** impact.beta,
+            remembers * (state / obs.inventory.clamp_min(1e-4)).log() / 2,
+            decay,
+            remembers * (2 - (resilience.clamp_max(1e3) / math.log(2)).log()),
+        )
     if count > len(FEATURES) + len(MEMORY_FEATURES):
         signal, now = market.signal, obs.signal / cost
         sd = (signal.sd / cost).log1p()
@@ -114,31 +114,17 @@ def features(obs: Observation, count: int = len(FEATURES)) -> Tensor:
     return torch.stack([c.expand(obs.inventory.shape) for c in columns[:count]]).T
 
 
-def _memory_features(obs: Observation) -> tuple[Tensor, ...]:
-    impact, resilience = obs.market.impact, obs.market.impact.resilience
-    decay, remembers = torch.exp(-resilience / obs.n_buckets), torch.isfinite(resilience)
-    # The derivatives of roots and logarithms are infinite at the open, where the impact state is zero.
-    state = obs.impact.clamp_min(1e-4)
-    return (
-        remembers * state.sqrt(),
-        remembers * (decay * state) ** impact.beta,
-        remembers * (state / obs.inventory.clamp_min(1e-4)).log() / 2,
-        decay,
-        remembers * (2 - (resilience.clamp_max(1e3) / math.log(2)).log()),
-    )
-
-
 def fraction_of_action(obs: Observation, action: Tensor) -> Tensor:
     """Fraction of the remaining inventory that ``action`` trades, [paths].
 
-    An action corrects :attr:`flowoe_lib.execution.execution.Observation.anchor`, so zero trades as Almgren
-    and Chriss do. Its unit is ``CORRECTION`` of the condition's unit of scores.
+    An action corrects :attr:`flowoe_lib.execution.execution.Observation.anchor`, so zero trades by the
+    re-planned schedule. Its unit is that of the condition's corrections.
     """
-    score = obs.anchor + CORRECTION * obs.pre_trade.score_unit * action
+    score = obs.anchor + obs.pre_trade.correction_unit * action
     return fraction_of_score(score, obs.n_buckets - obs.k)
 
 
 def action_of_fraction(obs: Observation, fraction: Tensor) -> Tensor:
     """Inverse of :func:`fraction_of_action`, [paths]."""
     score = score_of_fraction(fraction, obs.n_buckets - obs.k)
-    return (score - obs.anchor) / (CORRECTION * obs.pre_trade.score_unit)
+    return (score - obs.anchor) / obs.pre_trade.correction_unit

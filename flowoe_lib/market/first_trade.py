@@ -51,10 +51,6 @@ def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int | T
     Tensor, [paths]
         Trade of the first bucket times ``n_buckets``, in shares of the order.
 
-    See Also
-    --------
-    flowoe_lib.market.pre_trade.first_trade : The closed form for linear impact.
-
     Examples
     --------
     >>> import flowoe_lib as fo
@@ -71,20 +67,15 @@ def first_trade(urgency: Tensor, drift: Tensor, beta: Tensor, n_buckets: int | T
     lengths = torch.cat(((1 - slowest) * 2 * nodes * weights, slowest * 2 * nodes * weights))
     pull = above * (slope + urgency * above)
 
-    def newton(log_least: Tensor) -> Tensor:
-        """One step for the logarithm of beta w^(1 + beta) at the slowest pace."""
-        least = log_least.exp()
+    # The slowest pace under linear impact, of urgency without drift times that of a constant pull.
+    root = urgency.sqrt()
+    start = root / torch.sinh(root.clamp_max(50)) * (1 - slope.abs() / 4)
+    least = beta * start.clamp_min(1e-3) ** (1 + beta)
+    # Newton steps for the logarithm of beta w^(1 + beta) at the slowest pace.
+    for _ in range(3):
         times = lengths * ((pull + least) / beta).pow(-power)
-        total, change = times.sum(0), (times / (pull + least)).sum(0).detach() * power * least
-        return (log_least + total.detach() * total.log() / change).clamp(*_LOG_LEAST)
-
-    with torch.no_grad():
-        # The slowest pace under linear impact, of urgency without drift times that of a constant pull.
-        root = urgency.sqrt()
-        start = root / torch.sinh(root.clamp_max(50)) * (1 - slope.abs() / 4)
-        log_least = newton(newton(torch.log(beta) + (1 + beta) * start.clamp_min(1e-3).log()))
-    # The last step alone is differentiated: close to the root, its derivative is that of the root.
-    least = newton(log_least).exp()
+        total, change = times.sum(0), (times / (pull + least)).sum(0) * power * least
+        least = (least.log() + total * total.log() / change).clamp(*_LOG_LEAST).exp()
 
     def pace(held: Tensor | float) -> Tensor:
         over = held - slowest
@@ -130,7 +121,7 @@ def first_trade_with_memory(
     -------
     Tensor, [paths]
         Trade of the first bucket times ``n_left``, in shares of what is left; negative where the optimum of
-        this problem would buy back. Its gradient is not finite in all states, so training must detach it.
+        this problem would buy back. Its gradient is not finite in all states.
 
     Examples
     --------

@@ -103,16 +103,11 @@ def round_trip_cost(market: Market, size: Tensor, buy_days: Tensor, sell_days: T
     (Gatheral 2010); with delta < 1, slow buying followed by fast selling profits once permanent impact
     outweighs the temporary cost. Time is continuous and volume flat.
     """
-
-    def temporary(days: Tensor) -> Tensor:
-        return market.temporary_cost_bps(size) * days ** (-market.impact.beta)
-
-    def shift(days: Tensor) -> Tensor:
-        return market.permanent_cost_bps(size) * days ** (1 - market.impact.delta)
-
+    impact, legs = market.impact, (buy_days, sell_days)
+    buying, selling = (market.temporary_cost_bps(size) * days ** (-impact.beta) for days in legs)
+    up, down = (market.permanent_cost_bps(size) * days ** (1 - impact.delta) for days in legs)
     # Buying pays half of its own price move; selling gains all of that move less half of its own.
-    permanent = shift(buy_days) / 2 - (shift(buy_days) - shift(sell_days) / 2)
-    return temporary(buy_days) + temporary(sell_days) + permanent
+    return buying + selling + (up / 2 - (up - down / 2))
 
 
 def expected_cost_factor(market: Market) -> Tensor:

@@ -59,8 +59,7 @@ def _number(default: float, allowed: _Allowed) -> Any:
 def _require(owner: object, name: str, allowed: str, ok: Tensor) -> None:
     """Raise ValueError unless ``ok`` for all values of the field ``name``, which must be ``allowed``."""
     if not bool(ok.all()):
-        value: Tensor = getattr(owner, name)
-        bad = value[~ok].flatten()[0].item() if value.dim() else value.item()
+        bad = getattr(owner, name).expand_as(ok)[~ok][0]
         raise ValueError(f"{type(owner).__name__}.{name} = {bad:g}: must be {allowed}")
 
 
@@ -254,6 +253,10 @@ class Regimes(_Checked):
     def stressed_share(self) -> Tensor:
         """Share of time spent in the stressed regime."""
         return self.enter / (self.enter + self.leave)
+
+    def mean(self, multiplier: Tensor) -> Tensor:
+        """Mean over time of a quantity that is ``multiplier`` in the stressed regime and one in the other."""
+        return 1 - self.stressed_share + self.stressed_share * multiplier
 
     def jump(self, dt: float) -> tuple[Tensor, Tensor]:
         """Probabilities of the stressed regime after ``dt`` days, starting from calm and from stressed."""

@@ -13,6 +13,10 @@ _COARSE = 12
 """Buckets in which the variation of volume is measured."""
 
 
+CORRECTION = 1 / 3
+"""Size of a typical correction to the re-planned schedule, as a share of the root of what it misses."""
+
+
 def urgency(market: Market, order: Order) -> Tensor:
     """Urgency lambda 1e8 theta / C: the risk of holding the order all day over the cost C of trading it.
 
@@ -45,6 +49,11 @@ class PreTrade:
     the 10 % and 1.51 at the 90 % quantile (.99, .67 and 1.35 with constants fitted by least squares). They
     may not change without retraining, since the pretrained policy's unit of scores depends on them.
     """
+    missed_gain: Tensor
+    """Approximate size of what re-planning at constant forecasts misses, as a multiple of ``cost_bps``.
+
+    The terms of ``attainable_gain``, with a tenth of the first, which re-planning attains almost entirely.
+    """
 
     @classmethod
     def of(cls, market: Market, order: Order) -> "PreTrade":
@@ -60,16 +69,16 @@ class PreTrade:
         memory = 1 / market.impact.resilience
         signal, noise_sd = market.signal.sd / cost, market.signal.noise_sd / cost
         seen = signal.square() / (signal.square() + 0.4 * noise_sd.square()).clamp_min(1e-12)
-        attainable_gain = (
-            0.04 * pull.square() / (1 + 0.1 * pull)
-            + 0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
+        planned = 0.04 * pull.square() / (1 + 0.1 * pull)
+        adapted = (
+            0.004 * (ratio * market.heston.cv).square() / (1 + 0.1 * ratio)
             + 0.35 * market.liquidity.depth_sd.square() * (1 - constant)
             + 0.22 * volume_profile(market.liquidity, _COARSE).var(0, correction=0)
             + 0.002 * (market.drift_sd / cost).square()
             + 1.3 * market.impact.beta * memory / (1 + 3 * memory).square()
             + 0.008 * seen * signal.square() / (1 + 0.035 * signal)
         )
-        return cls(cost, ratio, attainable_gain)
+        return cls(cost, ratio, planned + adapted, planned / 10 + adapted)
 
     @cached_property
     def score_unit(self) -> Tensor:
@@ -78,21 +87,17 @@ class PreTrade:
         Loss is quadratic in the error of a score. This unit is proportional to the square root of the
         attainable gain, so an error of one unit loses about the same share of that gain in every condition.
         """
-        root = self.attainable_gain.clamp_min(1e-6).sqrt()
-        return 6 * root / (1 + root)
+        return _unit(self.attainable_gain)
+
+    @cached_property
+    def correction_unit(self) -> Tensor:
+        """Typical size of corrections to the scores of the re-planned schedule, [paths] or []."""
+        return CORRECTION * _unit(self.missed_gain)
 
 
-def first_trade(urgency: Tensor, drift: Tensor, n_buckets: int) -> Tensor:
-    """First trade of Almgren and Chriss's schedule, as a multiple of TWAP's, [paths].
-
-    ``drift`` is the expected gain from waiting over the cost. The trade is negative where the drift makes
-    buying more worthwhile. Source: Almgren, Chriss (2001), Journal of Risk 3; section 4 for the drift.
-    """
-    ratio = urgency.clamp_min(1e-6) / n_buckets**2
-    kappa = 2 * torch.asinh(ratio.sqrt() / 2)
-    hurry = torch.sinh(kappa) / torch.tanh(n_buckets * kappa) - ratio / 2
-    wait = torch.expm1(-kappa) * torch.expm1(kappa - n_buckets * kappa) / (1 + torch.exp(-n_buckets * kappa))
-    return n_buckets * hurry - drift * wait / (2 * n_buckets * ratio)
+def _unit(gain: Tensor) -> Tensor:
+    root = gain.clamp_min(1e-6).sqrt()
+    return 6 * root / (1 + root)
 
 
 def posterior_drift(market: Market, order: Order, return_bps: Tensor, elapsed: float) -> Tensor:
@@ -114,25 +119,18 @@ def moment_matched(market: Market) -> Market:
     """
     regimes, heston, impact, liquidity = market.regimes, market.heston, market.impact, market.liquidity
     share, pace = regimes.stressed_share, regimes.enter + regimes.leave
-
-    def mean(of_stressed: Tensor) -> Tensor:
-        return 1 - share + share * of_stressed
-
-    raised = mean(regimes.volatility_multiplier**2)
-    dispersion = mean(regimes.volatility_multiplier**4) / raised**2
+    raised = regimes.mean(regimes.volatility_multiplier**2)
+    dispersion = regimes.mean(regimes.volatility_multiplier**4) / raised**2
     cv = torch.sqrt((1 + heston.cv**2) * dispersion - 1)
     kappa = heston.kappa + (dispersion - 1) / cv**2 * (pace - heston.kappa)
     jumps = share * (1 - share) * (regimes.cost_multiplier.log() / impact.beta).square()
     depth_sd = torch.sqrt(liquidity.depth_sd**2 + jumps)
     reversion = liquidity.depth_reversion
     reversion = reversion + jumps / depth_sd.square().clamp_min(1e-12) * (pace - reversion)
-    believed = replace(
-        market,
-        heston=replace(heston, theta=heston.theta * raised, cv=cv, kappa=kappa),
-        impact=replace(impact, gamma=impact.gamma / raised.sqrt()),
-        liquidity=replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion),
-        regimes=Regimes(),
-    )
+    heston = replace(heston, theta=heston.theta * raised, cv=cv, kappa=kappa)
+    impact = replace(impact, gamma=impact.gamma / raised.sqrt())
+    liquidity = replace(liquidity, depth_sd=depth_sd, depth_reversion=reversion)
+    believed = replace(market, heston=heston, impact=impact, liquidity=liquidity, regimes=Regimes())
     depth_cost = expected_cost_factor(believed) / expected_cost_factor(market)
-    illiquidity = liquidity.illiquidity * mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
-    return replace(believed, liquidity=replace(believed.liquidity, illiquidity=illiquidity))
+    illiquidity = liquidity.illiquidity * regimes.mean(regimes.cost_multiplier) / raised.sqrt() / depth_cost
+    return replace(believed, liquidity=replace(liquidity, illiquidity=illiquidity))

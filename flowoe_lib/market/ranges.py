@@ -80,12 +80,8 @@ class TrainingRange:
             return torch.exp(linear(axis, (math.log(bounds[0]), math.log(bounds[1]))))
 
         cut = linear(8, (0.0, 1 - self.window))
-        heston = Heston(
-            theta=logarithmic(0, self.volatility).square(),
-            kappa=logarithmic(5, self.kappa),
-            cv=linear(2, self.cv),
-            rho=scalar(self.rho),
-        )
+        theta = logarithmic(0, self.volatility).square()
+        heston = Heston(theta, logarithmic(5, self.kappa), linear(2, self.cv), scalar(self.rho))
         liquidity = Liquidity(
             illiquidity=linear(1, self.illiquidity),
             depth_sd=linear(10, self.depth_sd),
@@ -165,16 +161,11 @@ class TrainingRange:
         here = (kind < self.regimes) & (market.drift_sd == 0)
         volatility, cost = (torch.where(here, m, 1) for m in (1 + 2 * volatility, 1 + 6 * cost))
         regimes = Regimes(volatility, cost, 8**enter, 8**leave)
-        share = regimes.stressed_share
-        mean_variance, mean_cost = (1 - share + share * m for m in (volatility**2, cost))
-        heston, liquidity = market.heston, market.liquidity
-        illiquidity = liquidity.illiquidity * mean_variance.sqrt() / mean_cost
-        return replace(
-            market,
-            heston=replace(heston, theta=heston.theta / mean_variance),
-            liquidity=replace(liquidity, illiquidity=illiquidity),
-            regimes=regimes,
-        )
+        mean_variance, mean_cost = regimes.mean(volatility**2), regimes.mean(cost)
+        heston = replace(market.heston, theta=market.heston.theta / mean_variance)
+        illiquidity = market.liquidity.illiquidity * mean_variance.sqrt() / mean_cost
+        liquidity = replace(market.liquidity, illiquidity=illiquidity)
+        return replace(market, heston=heston, liquidity=liquidity, regimes=regimes)
 
 
 @cache
@@ -184,8 +175,6 @@ def _drawn(conditions: TrainingRange) -> tuple[tuple[float, float], float, float
     before = PreTrade.of(market, order)
     ends = before.urgency.quantile(before.urgency.new_tensor([0.005, 0.995])).tolist()
     # A quarter of the draws have a drift, another quarter a hidden one, and a quarter of all a signal.
-    drift, drift_sd, signal = (
-        (x.abs() / before.cost_bps).quantile(0.9975).item()
-        for x in (market.drift, market.drift_sd, market.signal.sd)
-    )
+    drawn = market.drift, market.drift_sd, market.signal.sd
+    drift, drift_sd, signal = ((x.abs() / before.cost_bps).quantile(0.9975).item() for x in drawn)
     return (ends[0], ends[1]), drift, drift_sd, signal

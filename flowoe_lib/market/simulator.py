@@ -62,17 +62,14 @@ class MarketPaths:
 
 @dataclass(frozen=True)
 class VarianceStep:
-    """Coefficients of the conditional moments of V over one step, all affine in V.
+    """Conditional moments of V over one step, all affine in V: the constant and the slope of each.
 
-    Each has the shape of the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
+    They have the shape of the fields of :class:`Heston`. Source: Cox, Ingersoll, Ross (1985), eq. (19).
     """
 
-    decay: Tensor
-    mean_0: Tensor
-    variance_0: Tensor
-    variance_1: Tensor
-    integral_0: Tensor
-    integral_1: Tensor
+    mean: tuple[Tensor, Tensor]
+    variance: tuple[Tensor, Tensor]
+    integrated: tuple[Tensor, Tensor]
 
     @staticmethod
     def over(heston: Heston, dt: float | Tensor) -> "VarianceStep":
@@ -80,22 +77,19 @@ class VarianceStep:
         decay = torch.exp(-heston.kappa * dt)
         slope = -torch.expm1(-heston.kappa * dt) / heston.kappa
         unit = slope * heston.xi**2
-        return VarianceStep(
-            decay=decay,
-            mean_0=heston.theta * (1 - decay),
-            variance_0=unit * heston.theta * (1 - decay) / 2,
-            variance_1=unit * decay,
-            integral_0=heston.theta * (dt - slope),
-            integral_1=slope,
-        )
+        mean = heston.theta * (1 - decay), decay
+        variance = unit * heston.theta * (1 - decay) / 2, unit * decay
+        return VarianceStep(mean, variance, (heston.theta * (dt - slope), slope))
 
     def moments(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Exact mean and variance of V at the end of the step given ``variance`` at its start."""
-        return self.decay * variance + self.mean_0, self.variance_1 * variance + self.variance_0
+        (mean, mean_slope), (spread, spread_slope) = self.mean, self.variance
+        return mean_slope * variance + mean, spread_slope * variance + spread
 
     def integral(self, variance: Tensor) -> Tensor:
         """E[int V ds] over the step given ``variance`` at its start."""
-        return self.integral_1 * variance + self.integral_0
+        constant, slope = self.integrated
+        return slope * variance + constant
 
 
 def qe_variance_step(mean: Tensor, conditional_variance: Tensor, normal: Tensor) -> Tensor:

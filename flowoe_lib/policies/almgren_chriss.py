@@ -8,18 +8,12 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.market.batching import align
-from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, volume_profile
-from flowoe_lib.market.pre_trade import urgency
+from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.policies.schedules import Schedule
 
 DECAY_FLOOR = 1e-6
 """Smallest decay per bucket, at which the schedule without drift is TWAP."""
-
-
-def decay_per_bucket(ratio: Tensor) -> Tensor:
-    """Solve 2 (cosh kappa - 1) = ratio for the decay per bucket; at the floor the schedule is TWAP."""
-    return (2 * torch.asinh(torch.sqrt(ratio) / 2)).clamp_min(DECAY_FLOOR)
 
 
 def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
@@ -58,7 +52,10 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
     [1.0, 0.63, 0.37, 0.17, 0.0]
     """
     market, order = align(market, order)
-    total = decay_per_bucket(urgency(market, order) / n_buckets**2) * n_buckets
+    plan = PreTrade.of(market, order)
+    # The decay per bucket solves 2 (cosh decay - 1) = urgency / N^2.
+    decay = 2 * torch.asinh(torch.sqrt(plan.urgency / n_buckets**2) / 2)
+    total = decay.clamp_min(DECAY_FLOOR) * n_buckets
     volume = volume_profile(market.liquidity, n_buckets)
     tau = torch.cat((torch.zeros_like(volume[:1]), volume.cumsum(0) / n_buckets)).clamp_max(1)
 
@@ -68,8 +65,7 @@ def almgren_chriss(market: Market, order: Order, n_buckets: int) -> Schedule:
         return torch.exp(x - total) * torch.expm1(-2 * x) / torch.expm1(-2 * total)
 
     # Risk computed from kappa, so that the floor of kappa applies to it too.
-    cost = market.temporary_cost_bps(order.size) * expected_cost_factor(market)
-    target = order.side * market.drift / (2 * total.square() * cost)
+    target = order.side * market.drift / (2 * total.square() * plan.cost_bps)
     inventory = decayed(1 - tau) + target * (1 - decayed(1 - tau) - decayed(tau))
     inventory = inventory.clamp(0, 1).cummin(0).values
     inventory[-1] = 0

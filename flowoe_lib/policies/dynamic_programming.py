@@ -76,9 +76,8 @@ def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = tor
         share = at - low
         sides = ((1 - share, low), (share, (low + 1).clamp(max=nodes - 1)))
         corners = [(w * part, i * nodes + node) for w, i in corners for part, node in sides]
-    flat = table.flatten()
     weights, corner = (torch.stack(part) for part in zip(*corners, strict=True))
-    values = flat[corner]
+    values = table.flatten()[corner]
     nearest = values.gather(0, weights.argmax(0, keepdim=True))[0]
     split = values.amax(0) - values.amin(0) > jump
     return torch.where(split, nearest, (weights * values).sum(0))

@@ -41,8 +41,8 @@ SCHEDULE_EXPERTS: Experts = {
 """Experts in closed form or solved numerically, calibrated to the exact parameters of a condition.
 
 TWAP follows the clock and VWAP the volume forecast. Almgren-Chriss and the static optimum are solved before
-the open. The re-planned expert (Almgren-Chriss) and model predictive control (concave impact) also observe
-the current variance and depth.
+the open. The re-planned expert (by mean forecasts) and model predictive control (by their whole path) also
+observe the current variance and depth.
 """
 
 

@@ -19,15 +19,12 @@ LIKELIHOOD_POINTS = 64
 """Points of the Gauss-Laguerre rule for a bucket's realised variance given its regime."""
 
 
+NODES = 41, 25
+"""Nodes of inventory and of variance where depth is filtered."""
+
+
 def solve_filtered_depth(
-    market: Market,
-    order: Order,
-    n_buckets: int,
-    *,
-    noise_sd: float = DEPTH_NOISE,
-    inventory_nodes: int = 41,
-    variance_nodes: int = 25,
-    depth_nodes: int = 13,
+    market: Market, order: Order, n_buckets: int, *, noise_sd: float = DEPTH_NOISE, depth_nodes: int = 13
 ) -> Optimum:
     """Solve for the optimal policy of a trader who observes variance, but depth only with noise.
 
@@ -44,8 +41,8 @@ def solve_filtered_depth(
         Number of buckets N of the day.
     noise_sd : float
         Standard deviation of the error of displayed log depth.
-    inventory_nodes, variance_nodes, depth_nodes : int
-        Nodes of the grid on each axis, at least four.
+    depth_nodes : int
+        Nodes of the grid of log depth, at least four.
 
     Returns
     -------
@@ -62,7 +59,7 @@ def solve_filtered_depth(
     ----------
     Kalman (1960), Journal of Basic Engineering 82.
     """
-    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, depth_nodes)
+    market, order = one_condition(market, order, n_buckets, *NODES, depth_nodes)
     if not noise_sd > 0:
         raise ValueError(f"noise_sd = {noise_sd:g}: must be > 0")
     if not market.liquidity.depth_sd > 0:
@@ -70,7 +67,7 @@ def solve_filtered_depth(
     if market.regimes.present:
         raise ValueError("Market.regimes: must be absent")
     axis = depth_axis(market, n_buckets, depth_nodes, noise_sd)
-    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return solve_grid(market, order, n_buckets, NODES, axis)
 
 
 def _probability_of_stress(obs: Observation) -> Tensor:
@@ -133,7 +130,7 @@ def solve_filtered_regimes(
     if not market.regimes.present:
         raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
     axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
-    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
 
 
 def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> LiquidityAxis:

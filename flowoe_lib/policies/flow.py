@@ -3,7 +3,7 @@
 Training uses straight paths x_t = (1 - t) x_0 + t x_1 from Gaussian noise x_0 to an expert's action x_1,
 coupled independently (Lipman et al. 2023, ICLR; Liu et al. 2023, ICLR). The network predicts the endpoint,
 x1hat(x, t, observation) = E[x_1 | x_t = x], which gives the velocity (x1hat - x) / (1 - t). An action x
-corrects the score of Almgren and Chriss's trade, :func:`flowoe_lib.execution.features.fraction_of_action`.
+corrects the score of the re-planned schedule, :func:`flowoe_lib.execution.features.fraction_of_action`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class EndpointField(nn.Module):
     of solver steps. Initial weights are drawn from ``generator`` (He et al. 2015).
     """
 
-    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 48) -> None:
+    def __init__(self, generator: torch.Generator, n_features: int = len(FEATURES), width: int = 64) -> None:
         super().__init__()
         self.observe = nn.Linear(n_features, width)
         self.corrupt = nn.Linear(2, width, bias=False)
@@ -52,8 +52,7 @@ class EndpointField(nn.Module):
         h = nn.functional.silu(encoded + self.corrupt(torch.stack((x, t), -1)))
         for layer in self.hidden:
             h = nn.functional.silu(layer(h))
-        endpoint: Tensor = self.out(h).squeeze(-1)
-        return endpoint
+        return torch.squeeze(self.out(h), -1)
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
@@ -66,8 +65,7 @@ def matching_loss(field: EndpointField, observed: Tensor, x1: Tensor, x0: Tensor
 
     Source: Lipman et al. (2023), eq. (9), in endpoint form.
     """
-    endpoint: Tensor = field(interpolate(x0, x1, t), t, field.encode(observed))
-    return (endpoint - x1).square()
+    return torch.square(field(interpolate(x0, x1, t), t, field.encode(observed)) - x1)
 
 
 def sample(field: EndpointField, encoded: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -117,10 +115,8 @@ class FlowPolicy:
 
     def __call__(self, obs: Observation, noise: Tensor) -> Tensor:
         """Fraction of the remaining inventory, [paths]."""
-        action = sample(
-            self.field, self.field.encode(features(obs, self.field.observe.in_features)), noise, self.steps
-        )
-        return fraction_of_action(obs, action)
+        encoded = self.field.encode(features(obs, self.field.observe.in_features))
+        return fraction_of_action(obs, sample(self.field, encoded, noise, self.steps))
 
 
 @dataclass(frozen=True)

@@ -100,20 +100,18 @@ def _places_on_grid(
 
 
 def solve_grid(
-    market: Market,
-    order: Order,
-    n_buckets: int,
-    inventory_nodes: int,
-    variance_nodes: int,
-    axis: LiquidityAxis,
+    market: Market, order: Order, n_buckets: int, nodes: tuple[int, int], axis: LiquidityAxis
 ) -> Optimum:
-    """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``."""
+    """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``.
+
+    ``nodes`` are the numbers of nodes of inventory and of variance.
+    """
     if market.signal.present:
         raise ValueError(f"Signal.sd = {float(market.signal.sd):g}: must be 0, the signal is a state")
     if market.impact.variance_exponent > 0 and market.regimes.present:
         raise ValueError("Impact.variance_exponent > 0 and Market.regimes: must not both be present")
     heston, dt = market.heston, 1 / n_buckets
-    v, step_v, start_v = variance_axis(heston, dt, variance_nodes)
+    v, step_v, start_v = variance_axis(heston, dt, nodes[1])
     gain = order.side * market.drift * dt
     expected = VarianceStep.over(heston, dt).integral(v)
     risk = order.risk_aversion * 1e8 * torch.outer(expected, axis.variance).reshape(-1, 1)
@@ -125,7 +123,7 @@ def solve_grid(
 
     places = partial(_places_on_grid, float(v[-1]), float(axis.variance[-1]), axis.place)
     state = State(gain, risk, step, torch.kron(start_v, axis.start), places, cost_multiplier)
-    optimum = state.solve(market, order, n_buckets, inventory_nodes)
+    optimum = state.solve(market, order, n_buckets, nodes[0])
     return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
 
 
@@ -208,19 +206,17 @@ def solve_oracle(
         axis = _regime_axis(market, 1 / n_buckets)
     else:
         axis = depth_axis(market, n_buckets, depth_nodes)
-    return solve_grid(market, order, n_buckets, inventory_nodes, variance_nodes, axis)
+    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
 
 
 BELIEF_SDS = 5.0
 """Half-width of the grid of beliefs, in standard deviations of the belief at the close."""
 
 
-def _place_of_belief(
-    market: Market, order: Order, opening: Tensor, half_width: float, obs: Observation
-) -> tuple[Tensor]:
-    """Where the posterior mean of the drift is on nodes around its ``opening``, 0 to 1."""
+def _place_of_belief(market: Market, order: Order, half_width: float, obs: Observation) -> tuple[Tensor]:
+    """Where the posterior mean of the drift is on nodes around the prior mean, 0 to 1."""
     belief = posterior_drift(market, order, obs.return_bps, obs.k / obs.n_buckets)
-    return ((1 + (belief - opening) / half_width) / 2,)
+    return ((1 + (belief - order.side * market.drift) / half_width) / 2,)
 
 
 def solve_belief(
@@ -251,6 +247,6 @@ def solve_belief(
     def step(k: int) -> Tensor:
         return expectation(m, m[:, None] + shocks[k] * normal, weights)
 
-    places = partial(_place_of_belief, market, order, opening, half_width)
+    places = partial(_place_of_belief, market, order, half_width)
     state = State(m[:, None] * dt, risk, step, expectation(m, opening.reshape(1, 1)), places)
     return state.solve(market, order, n_buckets, inventory_nodes)

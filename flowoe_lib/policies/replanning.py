@@ -1,4 +1,4 @@
-"""Re-planning: Almgren and Chriss's schedule solved anew in each bucket."""
+"""Re-planning: the optimal schedule solved anew in each bucket."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,12 @@ PRECISION, MAX_STEPS = 2e-7, 60
 
 
 def replanned(obs: Observation, noise: Tensor) -> Tensor:
-    """Trade by Almgren and Chriss's schedule, solved anew in each bucket at the current variance and depth.
+    """Trade by the schedule of constant forecasts, solved anew in each bucket at current variance and depth.
 
-    Variance, drift and depth are forecast over the rest of the day. The closed form for linear impact is
-    carried over to concave impact by
-    :meth:`flowoe_lib.execution.execution.Observation.closed_form_score`; memory of impact is ignored.
+    Variance and drift are replaced by a mean of their forecasts, for which one integral gives the first trade
+    (:mod:`flowoe_lib.market.first_trade`), memory of impact included; it is scaled by volume now and by the
+    part of depth that will fade. Learned policies correct its score,
+    :attr:`flowoe_lib.execution.execution.Observation.anchor`.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
 
     References
     ----------
-    Almgren, Chriss (2001), "Optimal execution of portfolio transactions", Journal of Risk 3; section 4 for
-    the drift.
+    Almgren (2003), "Optimal execution with nonlinear impact functions and trading-enhanced risk", Applied
+    Mathematical Finance 10.
 
     Examples
     --------
@@ -47,10 +48,9 @@ def replanned(obs: Observation, noise: Tensor) -> Tensor:
     >>> days = fo.simulate(market, 1_000, 39, fo.generator(1, "days"))
     >>> done = fo.execute(fo.policies.replanning.replanned, days, market, order, fo.generator(1, "noise"))
     >>> round(done.utility_bps(order).mean().item(), 1)
-    -24.7
+    -24.3
     """
-    score = obs.closed_form_score(obs.first_trade.clamp_min(1e-4))
-    return fraction_of_score(score, obs.n_buckets - obs.k).expand_as(noise)
+    return fraction_of_score(obs.anchor, obs.n_buckets - obs.k).expand_as(noise)
 
 
 def mpc(obs: Observation, noise: Tensor) -> Tensor:
@@ -105,9 +105,8 @@ def mpc(obs: Observation, noise: Tensor) -> Tensor:
     if bool((market.impact.variance_exponent > 0).any()):
         moments = VarianceStep.over(market.heston, days).moments(calm_variance)
         slope = slope * expected_variance_cost(market, *moments)
-    slope = slope.expand(n_left, len(noise))
-    pull = (2e8 * obs.order.risk_aversion * variance).expand(n_left, len(noise))
-    gain = (obs.drift_ahead(days, dt) * dt).expand(n_left, len(noise))
+    pull, gain = 2e8 * obs.order.risk_aversion * variance, obs.drift_ahead(days, dt) * dt
+    slope, pull, gain = (x.expand(n_left, len(noise)) for x in (slope, pull, gain))
     if market.impact.has_memory:
         decay = torch.exp(-market.impact.resilience * dt)
         held, impact = obs.inventory.double(), obs.impact.double().expand_as(noise)

@@ -43,8 +43,7 @@ class Actors:
 
     def alone(self, condition: int) -> Self:
         """The actor of one of the conditions."""
-        only = slice(condition, condition + 1)
-        return type(self)(tuple((weight[only], bias[only]) for weight, bias in self.layers))
+        return type(self)(tuple((weight[[condition]], bias[[condition]]) for weight, bias in self.layers))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flatten into a dictionary of tensors for the artifact store."""

@@ -253,19 +253,16 @@ def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
 def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
     """Local optimum of :func:`expected_utility` near ``inventory``, with trades as softmax weights."""
     logits = (-inventory.diff(dim=0)).clamp_min(1e-9).log().requires_grad_()
-
-    def planned() -> Tensor:
-        traded = torch.softmax(logits, 0)
-        first = torch.ones_like(traded[:1])
-        return torch.cat((first, 1 - traded.cumsum(0)[:-1], torch.zeros_like(first)))
-
     search = torch.optim.LBFGS(
         [logits], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         search.zero_grad()
-        value = -expected_utility(market, order, planned()).sum()
+        traded = torch.softmax(logits, 0)
+        first = torch.ones_like(traded[:1])
+        planned = torch.cat((first, 1 - traded.cumsum(0)[:-1], torch.zeros_like(first)))
+        value = -expected_utility(market, order, planned).sum()
         value.backward()
         return value
 

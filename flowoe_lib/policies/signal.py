@@ -135,8 +135,7 @@ def solve_on_estimates(market: Market, order: Order, n_buckets: int) -> Optimum:
     ``value_bps`` are those of :func:`solve_signal`.
     """
     aversions = order.risk_aversion * SPAN ** torch.linspace(-1, 1, URGENCIES)
-    orders = [replace(order, risk_aversion=aversion) for aversion in aversions]
-    solved = [solve_signal(market, one, n_buckets, **COARSE) for one in orders]
+    solved = [solve_signal(market, replace(order, risk_aversion=a), n_buckets, **COARSE) for a in aversions]
     places = partial(_places_on_estimates, solved[0].places, PreTrade.of(market, order))
     table = torch.stack([one.fraction for one in solved], -1)
     return replace(solved[URGENCIES // 2], fraction=table, places=places)

@@ -10,7 +10,7 @@ left).
 import torch
 from torch import Tensor
 
-from flowoe_lib.market.impact import memory_weights
+from flowoe_lib.market.impact import impact_path, memory_weights
 
 ITERATIONS, TOLERANCE = 40, 1e-6
 """Newton steps, at most, and the gain relative to the cost of a block trade below which they end."""
@@ -41,12 +41,10 @@ def best_trades(
     steps, first = STEPS.to(inventory), torch.zeros_like(inventory)
     scale = (slope[-1] * (inventory + impact) ** beyond).clamp_min(1e-12)
     even = inventory / n
-    # (T, E and y of the present plan, then the change of y: constant, by T and by E) of each bucket.
-    plan: list[tuple[Tensor, ...]] = []
-    state, left = impact, inventory
-    for _ in range(n):
-        plan.append((left + state, state, state + even, first, first, first))
-        state, left = decay * (state + even), left - even
+    states = impact_path(even.expand(n, *even.shape), decay, impact)[:-1]
+    # (T, E and y of the present plan, then the change of y: constant, by T and by E) of each bucket. At first
+    # nothing changes, so T and E may be anything.
+    plan: list[tuple[Tensor, ...]] = [(first, first, state + even, first, first, first) for state in states]
 
     def follow(step: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
         """Cost of the changed plan, and its T, E and y."""

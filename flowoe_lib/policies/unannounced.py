@@ -199,8 +199,7 @@ class LevelMixture:
         # Utility is linear in the level, so it is enough to compare cost and risk.
         cost = expected_cost(world.market, order, plans)
         risk = order.risk_aversion * expected_risk(world.market, plans) / world.market.heston.theta
-        days = [world.market_at(level) for level in levels]
-        optima = [solve_oracle(day, order, n_buckets, variance_nodes=9) for day in days]
+        optima = [solve_oracle(world.market_at(x), order, n_buckets, variance_nodes=9) for x in levels]
         experts = tuple(map(partial, [level_expert] * len(levels), optima, levels.tolist()))
         return cls(world, experts, -cost.diff() / risk.diff())
 

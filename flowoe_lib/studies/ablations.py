@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.scorecard import Evaluation, evaluate
-from flowoe_lib.evaluation.verdicts import VERDICTS, compare_learner, verdicts
+from flowoe_lib.evaluation.verdicts import VERDICTS, compare_learner
 from flowoe_lib.execution.execution import Observation, Policies, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.batching import map_tensors, tile
@@ -292,7 +292,7 @@ def measure(policies: Policies, grid: Sequence[Condition], evaluation: Evaluatio
         whole = (values / cost).mean(1), (reference / cost).mean(1)
         pairs = [whole, *zip(values.unbind(1), reference.unbind(1), strict=True)]
         compared = pd.concat([compare_learner(a, {"FlowOE": b}, evaluation.seed) for a, b in pairs])
-        verdict, *each = verdicts(compared)
+        verdict, *each = compared["verdict"]
         share, low, high = compared.iloc[0][["utility", "utility_ci_low", "utility_ci_high"]]
         rows.append(
             {"ablation": name, "sampled": sampled, "training_seeds": len(values)}

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowoe_lib.evaluation.verdicts import compare_learner, hierarchical_interval, verdicts
+from flowoe_lib.evaluation.verdicts import compare_learner, hierarchical_interval
 from flowoe_lib.execution.execution import Observation, Policies, Policy, execute
 from flowoe_lib.execution.features import features, fraction_of_action
 from flowoe_lib.market.model import Condition
@@ -207,6 +207,5 @@ def measure_clips(policies: Policies, order: ClipOrder, n_days: int, seed: int) 
         for quantity, values in measured.items():
             ends = map(float, hierarchical_interval(values[name], torch.zeros_like(utility[:1]), seed))
             row |= dict(zip((quantity, f"{quantity}_ci_low", f"{quantity}_ci_high"), ends, strict=True))
-        [row["verdict"]] = verdicts(compare_learner(utility, {"flow": flow}, seed))
-        rows.append(row)
+        rows.append(row | {"verdict": compare_learner(utility, {"flow": flow}, seed)["verdict"].item()})
     return pd.DataFrame(rows)

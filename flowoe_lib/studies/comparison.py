@@ -23,20 +23,17 @@ from flowoe_lib.execution.information import (
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.pre_trade import moment_matched
-from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
-from flowoe_lib.policies.replanning import mpc
+from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates
 from flowoe_lib.policies.transient import alfonsi_fruth_schied
-from flowoe_lib.studies.side_by_side import measured
 from flowoe_lib.studies.worlds import World, limit_solver
-from flowoe_lib.training.universal import design
 
 Trained = Mapping[str, Policies]
 """Policies trained for one condition, by "world/condition" and name, such as "rl" and "specialist"."""
@@ -159,21 +156,24 @@ def whole_range(fields: Fields, condition: Condition, evaluation: Evaluation) ->
 
     The cost is temporary impact and the charge for risk, without permanent impact.
 
-    One row per training seed with one solver step, and one for the first seed with eight.
+    One row per training seed with one solver step, and one for the first seed with eight. The column
+    "replanned" is the capture of the re-planned schedule in the same condition.
     """
     first_seed = min(fields)
     entries = [(s, 1) for s in fields] + [(first_seed, 8)]
     policies: dict[str, Policy] = {f"{s}/{k}": FlowPolicy(fields[s], k) for s, k in entries}
     oracle = solve_oracle(condition.market, condition.order, evaluation.n_buckets)
-    out = evaluate({**policies, "twap": twap, "oracle": oracle}, condition, evaluation, "design")
-    best, rows = out["oracle"].utility, []
+    others: dict[str, Policy] = {"replanned": replanned, "twap": twap, "oracle": oracle}
+    out = evaluate(policies | others, condition, evaluation, "design")
+    best, floor, rows = out["oracle"].utility, out["twap"].utility, []
+    alone = capture_interval(out["replanned"].utility, floor, best)[0]
     for trained, steps in entries:
         utility = out[f"{trained}/{steps}"].utility
-        capture = capture_interval(utility, out["twap"].utility, best)
+        capture = capture_interval(utility, floor, best)
         regret = float((best - utility).double().mean() / out["oracle"].cost.double().mean())
-        rows.append((condition.name, trained, steps, *capture, regret))
+        rows.append((condition.name, trained, steps, *capture, regret, alone))
     columns = ["condition", "training_seed", "solver_steps", "capture", "ci_low", "ci_high", "regret"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "replanned"])
 
 
 def gains(
@@ -266,8 +266,7 @@ def multiple_comparison(
     ranked = model_confidence_set(utilities, reps, evaluation.seed)
     best = ", ".join(ranked.loc[ranked["in_set"], "policy"])
     p = spa_pvalue(utilities.pop("flow_refined"), utilities, reps, evaluation.seed)
-    row = {"world": world.name, "condition": condition.name, "best_set": best, "spa_p": p}
-    return pd.DataFrame([row])
+    return pd.DataFrame([{"world": world.name, "condition": condition.name, "best_set": best, "spa_p": p}])
 
 
 def rivals_in(
@@ -278,19 +277,8 @@ def rivals_in(
     return {name: made[name] for name in names}
 
 
-def on_design(fields: Fields, conditions: TrainingRange, n: int, evaluation: Evaluation) -> pd.DataFrame:
-    """:func:`whole_range` in all ``n`` conditions of a design over the training range."""
-    tasks = [(fields, c, evaluation) for c in design(conditions, n, evaluation.seed)]
-    return measured(whole_range, tasks)
-
-
 def on_frontier(
-    condition: Condition,
-    *,
-    flow: Policy,
-    trained: Trained,
-    n_buckets: int,
-    nodes: Mapping[str, int],
+    condition: Condition, *, flow: Policy, trained: Trained, n_buckets: int, nodes: Mapping[str, int]
 ) -> dict[str, Policy]:
     """The policies of a frontier, calibrated to a condition; ``nodes`` are those of the oracle's grid."""
     names = ("almgren_chriss", "static_optimal", "replanned")

@@ -81,14 +81,11 @@ def train_opponents(
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Policy]]:
     """Opponents by condition, named ``world/condition``, and by kind, "rl" or "specialist"."""
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     for key, tensor in tensors.items():
         where, kind, name = key.rsplit(":", 2)
-        parts.setdefault((where, kind), {})[name] = tensor
-    out: dict[str, dict[str, Policy]] = {}
-    for (where, kind), part in parts.items():
-        out.setdefault(where, {})[kind] = KINDS[kind].of(part)
-    return out
+        parts.setdefault(where, {}).setdefault(kind, {})[name] = tensor
+    return {where: {kind: KINDS[kind].of(part) for kind, part in of.items()} for where, of in parts.items()}
 
 
 def runs(training: pd.DataFrame) -> pd.DataFrame:

@@ -30,10 +30,7 @@ def inventory_figure(plans: Mapping[str, Mapping[str, Sequence[float]]], message
         for policy, inventory in by_policy.items():
             line(axes, np.linspace(0, 1, len(inventory)), inventory, policy)
         axes.set(title=condition, xlabel="share of the day passed", ylim=(0, 1))
-    first, *others = plans.values()
-    for policy in dict.fromkeys(policy for plan in others for policy in plan if policy not in first):
-        line(panels[0], [], [], policy)
-    return titled(figure, message, panels[0])
+    return titled(figure, message, *panels)
 
 
 @style()
@@ -54,11 +51,7 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
             look = LOOKS[str(policy)]
             axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=look.name)
         axes.set(title=condition, xlabel="standard deviation, bps")
-    known = set(panels[0].get_legend_handles_labels()[1])
-    for look in (LOOKS[policy] for policy in marked["policy"].unique()):
-        if look.name not in known:
-            panels[0].plot([], [], look.marker, color=look.colour, label=look.name)
-    return titled(figure, message, panels[0])
+    return titled(figure, message, *panels)
 
 
 @style()
@@ -247,9 +240,8 @@ def capture_figure(rows: pd.DataFrame, message: str) -> Figure:
     ends = ["capture", "capture_ci_high", "capture_ci_low"]
     rows = rows[rows["policy"] != "oracle"].assign(**(1 - rows[ends]).clip(lower=least))
     figure, axes = _by_condition(rows, ends, 0.08, elinewidth=0.8)
-    axes.set(
-        xscale="log", xlabel=f"missed share of the oracle's gain over TWAP (1 - capture, at least {least:g})"
-    )
+    label = f"missed share of the oracle's gain over TWAP (1 - capture, at least {least:g})"
+    axes.set(xscale="log", xlabel=label)
     return titled(figure, message, axes, ncols=4)
 
 

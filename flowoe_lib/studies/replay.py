@@ -57,18 +57,13 @@ def session_market(variance: Array, volume: Array) -> Market:
     Moments of variance and depth are fitted by :func:`flowoe_lib.data.estimators.fit_decay`, with rates
     limited to ``RATES``. rho, which no policy observes, is zero.
     """
-    (cv, kappa), (depth_sd, reversion) = (
-        fit_decay(deviations, *LAGS) for deviations in (relative_to_profile(variance), log_to_profile(volume))
-    )
-    heston = Heston(
-        scalar(variance.sum(1).mean()), scalar(np.clip(kappa, *RATES)), scalar(max(cv, 0.02)), scalar(0.0)
-    )
-    liquidity = Liquidity(
-        depth_sd=scalar(depth_sd),
-        depth_reversion=scalar(np.clip(reversion, *RATES)),
-        profile_amplitude=scalar(profile_amplitude(volume)),
-    )
-    return Market(heston, liquidity=liquidity)
+    cv, kappa = fit_decay(relative_to_profile(variance), *LAGS)
+    depth_sd, reversion = fit_decay(log_to_profile(volume), *LAGS)
+    kappa, reversion = np.clip((kappa, reversion), *RATES)
+    heston = Heston(*map(scalar, (variance.sum(1).mean(), kappa, max(cv, 0.02), 0.0)))
+    depth = {"depth_sd": depth_sd, "depth_reversion": reversion}
+    depth["profile_amplitude"] = profile_amplitude(volume)
+    return Market(heston, liquidity=Liquidity(**{name: scalar(value) for name, value in depth.items()}))
 
 
 @dataclass(frozen=True)
@@ -117,18 +112,18 @@ def replay(
     liquidity = session.liquidity
     profile = volume_profile(map_tensors(Tensor.double, liquidity), length).numpy()
     usual = np.ones(length) if pattern is None else pattern / pattern.mean()
-    variance = pd.Series((tape.variance / usual).ravel())
-    log_volume = pd.Series(np.log(tape.volume / profile).ravel())
-    now = [x.ewm(halflife=half_life).mean().shift().to_numpy() for x in (variance, log_volume)]
-    level, volume = (x.rolling(history).mean().shift().to_numpy()[starts] for x in (variance, log_volume))
+    log_volume = np.log(tape.volume / profile).ravel()
+    record = pd.DataFrame({"variance": (tape.variance / usual).ravel(), "log_volume": log_volume})
+    variance_now, volume_now = record.ewm(halflife=half_life).mean().shift().to_numpy().T
+    level, volume = record.rolling(history).mean().shift().to_numpy()[starts].T
 
     at = starts + np.arange(n_buckets)[:, None]
     by_clock = np.tile(usual, sessions)[at] * n_buckets
     opened, closed = tape.price[:, :-1].ravel(), tape.price[:, 1:].ravel()
     span = liquidity.window_end - liquidity.window_start
     window_start = liquidity.window_start + span * _tensor(place)
-    theta, kappa = _tensor(level * by_clock.mean(0)), session.heston.kappa * share
-    heston = replace(session.heston, theta=theta, kappa=kappa)
+    theta = _tensor(level * by_clock.mean(0))
+    heston = replace(session.heston, theta=theta, kappa=session.heston.kappa * share)
     liquidity = replace(
         liquidity,
         depth_reversion=liquidity.depth_reversion * share,
@@ -139,7 +134,7 @@ def replay(
     part = volume_share(liquidity) / volume_share(session.liquidity)
     impact = impact_in_window(session.impact, torch.tensor(share), part)
     market = replace(session, heston=heston, liquidity=liquidity, impact=impact)
-    seen = _tensor(now[0][at] * by_clock)
+    seen = _tensor(variance_now[at] * by_clock)
     paths = MarketPaths(
         dt=1 / n_buckets,
         martingale_bps=_tensor(BPS * (closed - opened)[at] / opened[starts]),
@@ -147,12 +142,13 @@ def replay(
         variance=seen,
         integrated_variance=_tensor(tape.variance.ravel()[at]),
         expected_variance=VarianceStep.over(heston, 1 / n_buckets).integral(seen),
-        log_depth=_tensor(log_volume.to_numpy()[at] - volume),
+        log_depth=_tensor(log_volume[at] - volume),
         volume=volume_profile(liquidity, n_buckets),
         day_drift_bps=torch.zeros(len(starts)),
         stressed=torch.zeros(n_buckets, 1, dtype=torch.bool),
     )
-    return Replay(tape.times[starts], paths, Information(market, seen, _tensor(now[1][at] - volume)), order)
+    known = Information(market, seen, _tensor(volume_now[at] - volume))
+    return Replay(tape.times[starts], paths, known, order)
 
 
 def walk_forward(tape: Tape, order: Order, *, calibration: int, level: int, half_life: float) -> list[Replay]:

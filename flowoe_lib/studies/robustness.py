@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import paired_interval
-from flowoe_lib.execution.execution import Execution, Policies, Policy, execute
+from flowoe_lib.execution.execution import Policies
 from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
@@ -19,6 +19,7 @@ from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import twap
 from flowoe_lib.randomness import generator
+from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
 
 JUMPS = 2.0
@@ -129,25 +130,20 @@ def cross_test(
     capture (gain over TWAP as a part of the reference's), and regret, the reference's lead as a share of its
     cost (temporary impact and the charge for risk), with ends of its 95 % interval over days.
     """
-    rows = []
+    rows, noise = [], partial(generator, seed, "robustness", "noise")
     for tested in settings:
         paths = tested.days(n_paths, n_buckets, seed)
-
-        def run(
-            policy: Policy, believed: Setting, here: Setting = tested, days: MarketPaths = paths
-        ) -> Execution:
-            noise, known = generator(seed, "robustness", "noise"), believed.information(days)
-            return execute(policy, days, here.market, order, noise, known)
-
+        own = Days(paths, tested.market, order, tested.information(paths))
         with torch.no_grad():
             solved = mpc if tested.jumps else solve_oracle(tested.market, order, n_buckets)
-            optimum, reference = run(solved, tested), "mpc" if tested.jumps else "oracle"
+            optimum, reference = own.execute(solved, noise()), "mpc" if tested.jumps else "oracle"
             best = optimum.utility_bps(order).double()
-            floor = run(twap, tested).utility_bps(order).double()
+            floor = own.utility(twap, noise()).double()
             cost = (optimum.temporary_bps + order.risk_aversion * optimum.expected_risk).mean().item()
             for name, policies in contenders.items():
                 for believed in (s for s in settings if s.name in policies):
-                    reached = run(policies[believed.name], believed).utility_bps(order).double()
+                    days = replace(own, known=believed.information(paths))
+                    reached = days.utility(policies[believed.name], noise()).double()
                     capture = ((reached - floor).mean() / (best - floor).mean()).item()
                     regret = (x / cost for x in paired_interval(best - reached))
                     rows.append((name, believed.name, tested.name, reference, capture, *regret))

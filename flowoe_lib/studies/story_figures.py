@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 from flowoe_lib.plotting import LOOKS, line, style, titled
 
+Array = npt.NDArray[np.float64]
+
+
 STAGES = {
     "1. Experts": ("time", "inventory", "Each plans the order\nfor one known market."),
     "2. Imitation": ("noise to trade", "", "A flow learns to carry\nnoise to experts' trades."),
@@ -50,9 +53,7 @@ def method_figure(message: str) -> Figure:
 
 
 @style()
-def flow_figure(
-    paths: Mapping[str, npt.NDArray[np.float64]], experts: Mapping[str, float], message: str
-) -> Figure:
+def flow_figure(paths: Mapping[str, Array], experts: Mapping[str, float], message: str) -> Figure:
     """Sample paths of the flow from noise to a trade, a panel per policy, with the experts' trades as ticks.
 
     ``paths[policy]`` is [solver steps + 1, samples] in units of an action; ``experts`` are actions by name.
@@ -80,10 +81,7 @@ MARKET = {"price_bps": "price, bps\nsince arrival", "volatility": "volatility,\n
 
 @style()
 def day_figure(
-    market: pd.DataFrame,
-    inventories: Mapping[str, npt.NDArray[np.float64]],
-    cost_bps: Mapping[str, float],
-    message: str,
+    market: pd.DataFrame, inventories: Mapping[str, Array], cost_bps: Mapping[str, float], message: str
 ) -> Figure:
     """One day: price, volatility, inventories with each policy's cost, and their distance to the oracle's.
 

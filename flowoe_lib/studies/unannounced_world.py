@@ -23,7 +23,7 @@ from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
-from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun, pack
+from flowoe_lib.policies.flow import EndpointField, FlowPolicy, TrainingRun
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import EstimatedSchedule, static_optimal, twap
@@ -34,7 +34,7 @@ from flowoe_lib.policies.unannounced import (
     spread_of_shape,
 )
 from flowoe_lib.randomness import generator
-from flowoe_lib.sweep import sweep
+from flowoe_lib.studies.side_by_side import trained
 from flowoe_lib.training.imitation import Recorder, expert_weights, imitate, merge
 from flowoe_lib.training.plateau import Days
 from flowoe_lib.training.refinement import RefiningPolicy, ascend
@@ -81,10 +81,10 @@ def train(
     policy is refined. It observes the posterior mean of the level, in both stages.
     """
     tasks = [(world, order, n_buckets, imitations, iterations, s) for world in worlds.values() for s in seeds]
-    return pack(dict(enumerate(sweep(_trained, tasks, "unannounced level"))))
+    return trained(_train, dict(enumerate(tasks)))
 
 
-def _trained(
+def _train(
     world: UnannouncedLevel, order: Order, n_buckets: int, imitations: int, iterations: int, seed: int
 ) -> TrainingRun:
     draws = generator(seed, "unannounced", "training")
@@ -111,21 +111,12 @@ def _trained(
 def contenders(
     world: UnannouncedLevel, order: Order, n_buckets: int, universal: Mapping[int, EndpointField]
 ) -> dict[str, Policy]:
-    """All opponents and the universal policy of each training seed, by name.
+    """All opponents, with the belief optimum as their limit, and the universal policy of each seed, by name.
 
     The universal policy is told the slowest mean reversion of its training, see :class:`LevelAsVariance`.
     """
     slowest = scalar(universal_range(world.market.heston.rho.item()).kappa[0])
     told = slowest, scalar(spread_of_shape(world.shape))
-    told_it = {
-        f"universal policy, seed {s}": LevelAsVariance(FlowPolicy(field, 1), *told)
-        for s, field in universal.items()
-    }
-    return {**opponents(world, order, n_buckets), **told_it}
-
-
-def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str, Policy]:
-    """All opponents by name, and the belief optimum, which is their limit."""
     mixture = LevelMixture.at(torch.tensor(QUANTILES), world, order, n_buckets)
     return {
         LIMIT: solve_level_belief(world, order, n_buckets),
@@ -136,6 +127,10 @@ def opponents(world: UnannouncedLevel, order: Order, n_buckets: int) -> dict[str
         "Almgren-Chriss": almgren_chriss(world.market, order, n_buckets),
         "TWAP": twap,
         "random": uniform_scores,
+        **{
+            f"universal policy, seed {s}": LevelAsVariance(FlowPolicy(field, 1), *told)
+            for s, field in universal.items()
+        },
     }
 
 
@@ -208,7 +203,7 @@ def _compared(
     def earned(policy: Policy) -> Tensor:
         return weight * days.utility(policy, generator(seed, "unannounced", "noise"))
 
-    limit = execute(contenders[LIMIT], days.paths, days.market, days.order, generator(seed), days.known)
+    limit = days.execute(contenders[LIMIT], generator(seed))
     spent = (weight * (limit.temporary_bps + days.order.risk_aversion * limit.expected_risk)).mean().item()
     utility = {name: earned(policy) for name, policy in contenders.items()}
     experts = torch.stack([utility[name] for name in NAMES])
@@ -239,8 +234,7 @@ def _behaviour(
         probable.append(mixture.weights(obs).argmax(0))
         return fractions[0]
 
-    noise = generator(seed, "unannounced", "noise")
-    done = execute(observed, days.paths, days.market, days.order, noise, days.known)
+    done = days.execute(observed, generator(seed, "unannounced", "noise"))
     belief = days.known.variance / days.known.market.heston.theta
     tables = []
     for (who, chosen), (i, day) in product(

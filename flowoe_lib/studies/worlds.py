@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
-import torch
-
 from flowoe_lib.data.conditions import one_digit
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
@@ -57,11 +55,8 @@ class World:
 
     name: str
     conditions: list[Condition]
-    moves: str
-    """What changes during the day."""
-    known: str
-    """What every agent knows."""
     perceive: Perceive = exact
+    """What every agent knows."""
 
 
 def limit_solver(market: Market) -> Callable[[Market, Order, int], Policy]:
@@ -81,15 +76,8 @@ def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:
 
     ``estimates`` are the records of :class:`flowoe_lib.data.calibration.Calibration`.
     """
-
-    def digit(name: str) -> torch.Tensor:
-        return scalar(one_digit(estimates[name]["value"]))
-
-    return Liquidity(
-        depth_sd=digit("depth_sd"),
-        depth_reversion=digit("depth_reversion"),
-        profile_amplitude=digit("profile_amplitude"),
-    )
+    names = ("depth_sd", "depth_reversion", "profile_amplitude")
+    return Liquidity(**{name: scalar(one_digit(estimates[name]["value"])) for name in names})
 
 
 def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
@@ -98,49 +86,17 @@ def dynamic_worlds(grid: Sequence[Condition], day: Liquidity) -> list[World]:
     calmest = min(c.market.heston.cv for c in grid)
     steady = [c for c in grid if c.market.heston.cv == calmest]
     return [
-        World(
-            "liquidity",
-            _liquidity(normal, day, "liquidity"),
-            "variance and depth, around a U-shaped volume",
-            "the parameters, variance and depth, exactly",
-        ),
-        World(
-            "drift",
-            [_drifting(c, way) for c in steady for way in ("down", "none", "up")],
-            "variance, while the price drifts",
-            "the parameters, the drift and variance, exactly",
-        ),
-        World(
-            "hidden",
-            [_hidden(c) for c in steady],
-            "the price, by a drift drawn anew each day",
-            "the parameters and the spread of the drift, exactly; of the drift itself what prices tell",
-        ),
-        World(
-            "switching",
-            _switching(normal),
-            "variance and cost, between a calm and a stressed regime",
-            "how the regimes behave, and realised variance; neither regime nor depth",
-            blind_to_regimes,
-        ),
-        World(
-            "realistic",
-            _liquidity(normal, day, "realistic"),
-            "variance and depth, around a U-shaped volume",
-            "volatility to 10 %, illiquidity to 20 %, realised variance, depth with noise of .4 in logs",
-            with_errors,
-        ),
+        World("liquidity", _liquidity(normal, day, "liquidity")),
+        World("drift", [_drifting(c, way) for c in steady for way in ("down", "none", "up")]),
+        World("hidden", [_hidden(c) for c in steady]),
+        World("switching", _switching(normal), blind_to_regimes),
+        World("realistic", _liquidity(normal, day, "realistic"), with_errors),
     ]
 
 
 def transient_world(grid: Sequence[Condition]) -> World:
     """Impact with memory: the grid with normal liquidity, by turns at each of ``HALF_LIVES``."""
-    return World(
-        "transient",
-        _with_memory([c for c in grid if "/normal/" in c.name], "transient"),
-        "variance, while the impact of earlier trades decays",
-        "the parameters and variance, exactly",
-    )
+    return World("transient", _with_memory([c for c in grid if "/normal/" in c.name], "transient"))
 
 
 def signal_world(grid: Sequence[Condition]) -> World:
@@ -151,23 +107,15 @@ def signal_world(grid: Sequence[Condition]) -> World:
     for c, (strength, drift), (noise, of_sd) in product(steady, STRENGTHS.items(), NOISES.items()):
         market = with_signal(replace(c.market, heston=_uncorrelated(c)), scalar(drift), scalar(of_sd))
         out.append(_named(c, "signal", f"{c.name.split('/')[0]}/{strength}/{noise}", market))
-    return World(
-        "signal", out, "a drift that reverts to zero", "the parameters, and the signal exactly or with noise"
-    )
+    return World("signal", out)
 
 
 def full_world(grid: Sequence[Condition], day: Liquidity) -> World:
     """Everything at once: the realistic world with memory of impact and a noisy signal."""
     normal = [replace(c, market=replace(c.market, liquidity=day)) for c in grid if "/normal/" in c.name]
     signal = scalar(STRENGTHS["strong"]), scalar(NOISES["noisy"])
-    remembering = _with_memory(normal, "full")
-    return World(
-        "full",
-        [replace(c, market=with_signal(c.market, *signal)) for c in remembering],
-        "variance, depth, volume and a signal, while the impact of earlier trades decays",
-        "volatility to 10 %, illiquidity to 20 %, realised variance, depth and the signal with noise",
-        with_errors,
-    )
+    out = [replace(c, market=with_signal(c.market, *signal)) for c in _with_memory(normal, "full")]
+    return World("full", out, with_errors)
 
 
 def _with_memory(normal: Sequence[Condition], world: str) -> list[Condition]:
@@ -258,8 +206,6 @@ def _moved(condition: Condition, quantity: str, value: float) -> Condition:
     if quantity == "urgency":
         aversion = order.risk_aversion * value / urgency(market, order)
         return replace(condition, order=replace(order, risk_aversion=aversion))
-    if quantity == "depth_reversion":
-        liquidity = replace(market.liquidity, depth_reversion=scalar(value))
-        return replace(condition, market=replace(market, liquidity=liquidity))
-    heston: Heston = replace(market.heston, **{quantity: scalar(value)})
-    return replace(condition, market=replace(market, heston=heston))
+    part = "liquidity" if quantity == "depth_reversion" else "heston"
+    changed = replace(getattr(market, part), **{quantity: scalar(value)})
+    return replace(condition, market=replace(market, **{part: changed}))

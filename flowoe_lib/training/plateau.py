@@ -209,7 +209,6 @@ def validation_captures(
     def score(policy: Policy) -> Tensor:
         with torch.no_grad():
             gain = days.gain_over_twap(policy, generator(seed, "validation", "policy noise"))
-        captures: Tensor = gain.double().unflatten(0, (len(conditions), -1)).mean(1) / gap
-        return captures
+        return gain.double().reshape(len(conditions), -1).mean(1) / gap
 
     return score

@@ -176,7 +176,5 @@ def _is_finite(value: object) -> bool:
 
 def max_weight_difference(one: EndpointField, other: EndpointField) -> float:
     """Largest absolute difference between the weights of two networks; infinite if their shapes differ."""
-    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
-        return math.inf
-    return max((a - b).abs().max().item() for a, b in pairs)
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max((a - b).abs().max().item() if a.shape == b.shape else math.inf for a, b in pairs)

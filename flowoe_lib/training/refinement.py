@@ -10,10 +10,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from flowoe_lib.execution.execution import Execution, Observation, Policy, execute_schedule
 from flowoe_lib.execution.features import features, fraction_of_action
@@ -30,7 +30,7 @@ UNCORRUPTED = 0.5
 """Share of the decisions of training that are not corrupted."""
 
 
-LARGE_GAIN = 0.7
+LARGE_GAIN = 0.2
 """Gain over TWAP, as a multiple of cost, at which the damping of the scale halves it."""
 
 
@@ -151,8 +151,7 @@ def ascend(
 
     checks = {round(i * iterations / CHECKS) for i in range(1, CHECKS + 1)}
     steppers = muon_and_adam(network, learning_rate)
-    cycle: dict[str, Any] = {"max_lr": learning_rate, "total_steps": iterations, "cycle_momentum": False}
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(stepper, **cycle) for stepper in steppers]
+    schedules = [OneCycleLR(s, learning_rate, iterations, cycle_momentum=False) for s in steppers]
     utilities, norms = [measure()], []
     for i in range(1, iterations + 1):
         market, order = draw(paths, draws)

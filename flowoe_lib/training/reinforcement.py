@@ -24,6 +24,10 @@ from flowoe_lib.training.vector_environment import ExecutionVecEnv
 E = TypeVar("E", RLExpert, SACExpert)
 
 
+Rule = tuple[Score, int, float, int]
+"""Score, patience, tolerance and least rounds of :func:`flowoe_lib.training.plateau.until_plateau`."""
+
+
 NETWORK = {"net_arch": [32, 32], "optimizer_kwargs": {"fused": True, "eps": 1e-5}}
 """Two small hidden layers. Adam is fused: unfused, its step takes longer than the gradient."""
 
@@ -155,12 +159,7 @@ def _orders(
 
 
 def _to_plateau(
-    model: BaseAlgorithm,
-    layers: tuple[str, ...],
-    expert: type[E],
-    rule: tuple[Score, int, float, int],
-    days: int,
-    decisions: int,
+    model: BaseAlgorithm, layers: tuple[str, ...], expert: type[E], rule: Rule, days: int, decisions: int
 ) -> list[Round[E]]:
     """Rounds of ``days`` rollouts of ``decisions``; the expert averages actors, of given ``layers``."""
     average = AveragedModel(model.policy, multi_avg_fn=get_ema_multi_avg_fn(KEPT))

@@ -93,16 +93,13 @@ def train_specialists(
         return Specialist(tuple(zip(weights, rest[:-1], strict=True)))
 
     def train(share: float) -> tuple[Specialist, int]:
-        drawn = [
-            Days.draw(c, iterations * paths, n_buckets, perceive, draws)
-            for c, draws in zip(conditions, streams, strict=True)
-        ]
+        pairs = zip(conditions, streams, strict=True)
+        drawn = [Days.draw(c, iterations * paths, n_buckets, perceive, draws) for c, draws in pairs]
         everything = Days.beside(drawn)
         for i in range(iterations):
 
             def of_step(x: Tensor, i: int = i) -> Tensor:
-                taken: Tensor = x.unflatten(-1, (n, iterations, paths))[..., i, :]
-                return taken.flatten(-2)
+                return torch.flatten(x.unflatten(-1, (n, iterations, paths))[..., i, :], -2)
 
             days: Days = map_tensors(of_step, everything)
             aversion = days.order.risk_aversion * min(1, next(steps) / rise)
@@ -114,8 +111,7 @@ def train_specialists(
                 stepper.param_groups[0]["lr"] = share * learning_rate * min(1, (i + 1) / 10) * fall
                 stepper.step()
                 stepper.zero_grad()
-        with torch.no_grad():
-            policy = Specialist(tuple((w.clone(), b.clone()) for w, b in current().layers))
+        policy = Specialist(tuple((w.detach().clone(), b.detach().clone()) for w, b in current().layers))
         return policy, n * iterations * paths * (n_buckets - 1)
 
     return until_plateau(train, score, patience, tolerance)

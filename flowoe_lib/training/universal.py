@@ -19,8 +19,12 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-PATHS, FINE_RATE = 768, 2e-2
-"""Simulated days in each iteration, and the learning rate of the last stage."""
+PATHS = 768
+"""Simulated days in each iteration."""
+
+
+COARSE_RATE, FINE_RATE = 1.5e-2, 5e-3
+"""Learning rates of the two refinements."""
 
 
 COARSE = 3
@@ -72,7 +76,7 @@ def train_universal(
     few = n_buckets // COARSE
     demonstrations = demonstrate(SCHEDULE_EXPERTS, sampled, DAYS_EACH, few, seed)
     field = imitate(demonstrations, imitations, seed).field
-    rough = refine(field, conditions, few, coarse, seed, PATHS, device=device).field
+    rough = refine(field, conditions, few, coarse, seed, PATHS, COARSE_RATE, device=device).field
     learned = refine(rough, conditions, n_buckets, fine, seed + 1, PATHS, FINE_RATE, device=device)
     return learned, time.process_time() - start
 
@@ -88,10 +92,6 @@ def design(conditions: TrainingRange, n: int, seed: int) -> list[Condition]:
     if n < 4 or n & (n - 1):
         raise ValueError(f"n = {n}: must be a power of two, at least 4")
     points = torch.from_numpy(qmc.Sobol(12, rng=seed).random(n)).float()
-    switches = torch.arange(n)
-    corners = torch.tensor([(i, j) for i in (0.0, 1.0) for j in (0.0, 1.0)])
-    points[: len(corners), 3:5] = corners
-    points[:, 10] *= switches % 2
-    points[:, 11] *= switches // 2 % 2
-    points[:, 8] *= switches // 4 % 2
+    points[:4, 3:5] = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    points[:, [10, 11, 8]] *= torch.arange(n)[:, None] // torch.tensor([1, 2, 4]) % 2
     return one_by_one("design", map(str, range(n)), *conditions.at(points))

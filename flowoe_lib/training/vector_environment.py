@@ -69,13 +69,11 @@ class ExecutionVecEnv(VecEnv):
         self.inventory, earned = advance(self.simulation, self.k, held, self.score, self.reward, impact)
         self.impact = (impact + held - self.inventory) * self.simulation.decay
         self.k += 1
-        rewards: Array = (earned / self.unit_bps).numpy()
         observed, done = self._observe(), self.k == self.n_buckets - 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos = [{"terminal_observation": row} if done else {} for row in observed]
         if done:
-            infos = [{"terminal_observation": row} for row in observed]
             observed = self.reset()
-        return observed, rewards, np.full(self.num_envs, done), infos
+        return observed, (earned / self.unit_bps).numpy(), np.full(self.num_envs, done), infos
 
     def _observe(self) -> Array:
         obs = self.simulation.observe(self.k, self.inventory, self.impact)
