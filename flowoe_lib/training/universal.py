@@ -19,7 +19,7 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-PATHS = 768
+PATHS = 576
 """Simulated days in each iteration."""
 
 
