@@ -10,7 +10,7 @@ import pytest
 from flowoe_lib.data.conditions import conditions_from_records
 from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_days
 from flowoe_lib.evaluation.scorecard import Evaluation
-from flowoe_lib.evaluation.verdicts import verdicts
+from flowoe_lib.evaluation.verdicts import MATERIAL, verdicts
 from flowoe_lib.policies.flow import FlowPolicy, unpack
 from flowoe_lib.store import Store
 from flowoe_lib.studies import comparison, opponents
@@ -72,20 +72,29 @@ def test_learned_policies_are_close_to_the_optimum() -> None:
 def test_one_policy_is_close_to_every_known_limit() -> None:
     design = figures("whole_range")
     by_run = design.groupby(["training_seed", "solver_steps"])
-    assert (by_run["capture"].mean() >= 0.997).all()
-    # In few conditions a policy misses more of the gain, and there the loss is small.
+    assert (by_run["capture"].mean() >= 0.998).all()
+    # Where a policy misses more of the gain, the gain is small and the loss is not material.
     missed = design[design["capture"] < 0.985]
-    assert len(missed) <= 0.02 * len(design)
-    assert (missed["regret"] < 0.0025).all()
+    assert (missed["regret"] < MATERIAL).all()
     assert (by_run["regret"].max() <= 0.005).all()
     transient = figures("transient_scorecard").query("policy == 'flow_refined'")
-    assert (transient["capture"] >= 0.985).all()
+    assert (transient["capture"] >= 0.99).all()
     signal = figures("signal_scorecard").query("policy == 'flow_refined'")
     shares = signal.groupby(["training_seed", "solver_steps"])["share"].mean().unstack()
     assert shares[1].mean() >= 0.99
-    assert (shares.sub(shares[1], axis=0).abs().max() <= 0.0025).all()
+    assert (shares.sub(shares[1], axis=0).abs().max() <= 0.001).all()
     level = figures("unannounced_utility")
     assert (level[level["policy"].str.startswith("universal")]["share"] >= 0.97).all()
+
+
+def test_the_learned_policies_equal_replanning_where_that_is_nearly_exact() -> None:
+    rows = figures("comparisons").query("policy == 'flow_refined' and solver_steps == 1 and reference == 'mpc'")
+    rows = rows[rows["world"].isin(["heston", "liquidity", "drift", "hidden"])]
+    cost_bps = rows["material_bps"] / MATERIAL
+    assert len(rows) == 54
+    # Within .02 % of cost in every condition as far as the intervals tell, and on average.
+    assert (rows["utility_ci_high"] > -2e-4 * cost_bps).all()
+    assert (rows["utility"] / cost_bps).groupby(rows["world"]).mean().min() > -1e-4
 
 
 def test_all_orders_together_give_the_impact_coefficients() -> None:

@@ -289,7 +289,7 @@ def in_short(
         f"{told['imitation alone']} without refinement, by {told['no imitation']} without imitation, and by "
         f"{told['noise-free network']} with a plain network in place of the flow; mean capture with one "
         "solver step (evaluation of the network) and with eight differs by at most "
-        f"{(capture[1] - capture[8]).abs().max():.4f}. Compared with the re-planned "
+        f"{(capture[1] - capture[8]).abs().max():.1g}. Compared with the re-planned "
         f"schedule, which its actions correct, FlowOE is better in {_where(start, 'better')} and equal in "
         f"{(start['verdict'] == 'equal').sum()}.\n"
         "5. **Speed.** On one processor core, in a Heston market, a decision alone takes "

@@ -26,8 +26,8 @@ JUMPS = 2.0
 """Price jumps a day, in settings that have them."""
 
 
-RATE = 5e-3
-"""Peak learning rate, a quarter of that of the last stage of training: the start is already trained."""
+RATE = 4e-2
+"""Peak learning rate of refinement in a market, as in :func:`flowoe_lib.training.refinement.refine`."""
 
 
 @dataclass(frozen=True)
