@@ -88,7 +88,9 @@ def test_one_policy_is_close_to_every_known_limit() -> None:
 
 
 def test_the_learned_policies_equal_replanning_where_that_is_nearly_exact() -> None:
-    rows = figures("comparisons").query("policy == 'flow_refined' and solver_steps == 1 and reference == 'mpc'")
+    rows = figures("comparisons").query(
+        "policy == 'flow_refined' and solver_steps == 1 and reference == 'mpc'"
+    )
     rows = rows[rows["world"].isin(["heston", "liquidity", "drift", "hidden"])]
     cost_bps = rows["material_bps"] / MATERIAL
     assert len(rows) == 54
