@@ -64,7 +64,8 @@ def shares(comparisons: pd.DataFrame) -> pd.DataFrame:
 def percent(share: float) -> str:
     """A share in per cent with its sign, to about three digits, without the sign of per cent."""
     size = abs(100 * share)
-    return f"{100 * share:+.{1 if size >= 10 else 2 if size >= 1 else 3 if size >= 1e-3 else 4}f}"
+    digits = 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 1e-3 else 4
+    return f"{100 * share:+.{digits}f}" if size >= 5e-5 else "0"
 
 
 def verdict(won: int, total: int) -> str:
@@ -291,7 +292,8 @@ def in_short(
         "solver step (evaluation of the network) and with eight differs by at most "
         f"{(capture[1] - capture[8]).abs().max():.1g}. Compared with the re-planned "
         f"schedule, which its actions correct, FlowOE is better in {_where(start, 'better')} and equal in "
-        f"{(start['verdict'] == 'equal').sum()}.\n"
+        f"{(start['verdict'] == 'equal').sum()}; the whole interval is below zero in "
+        f"{(start['utility_ci_high'] < 0).sum()}.\n"
         "5. **Speed.** On one processor core, in a Heston market, a decision alone takes "
         f"{milliseconds['flow_refined']:.2g} ms, one of MPC {milliseconds['mpc']:.2g} ms, one of an RL "
         f"expert {milliseconds['rl']:.2g} ms, and a look-up in the table of the exact optimum, once solved, "
