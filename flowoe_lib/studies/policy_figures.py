@@ -51,6 +51,7 @@ def frontier_figure(curves: pd.DataFrame, marked: pd.DataFrame, message: str) ->
             look = LOOKS[str(policy)]
             axes.plot(point["std_bps"], point["cost_bps"], look.marker, color=look.colour, label=look.name)
         axes.set(title=condition, xlabel="standard deviation, bps")
+        axes.locator_params(axis="x", nbins=4)
     return titled(figure, message, *panels)
 
 
@@ -374,7 +375,7 @@ def robustness_figure(table: pd.DataFrame, message: str) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         rows = table[table["policy"] == name]
         cells = 100 * rows.pivot(index="setting", columns="tested_in", values="regret")
-        _heat(axes, cells.reindex(index=order, columns=order), ".1f", 10)
+        _heat(axes, cells.reindex(index=order, columns=order), "z.1f", 10)
         axes.set(title=name, xlabel="B, true market", ylabel="")
     panels[0].set_ylabel("A, believed market")
     return titled(figure, f"{message} (regret, % of cost)")
