@@ -84,7 +84,7 @@ def _decoded(suffix: str, content: bytes) -> Any:
     return json.loads(content)
 
 
-LARGEST = 2_000_000
+LARGEST = 2_500_000
 """Bytes of the largest entry that is published; what is larger is quickly made."""
 
 
