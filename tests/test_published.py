@@ -75,6 +75,7 @@ def test_one_policy_is_close_to_every_known_limit() -> None:
     assert (by_run["capture"].mean() >= 0.998).all()
     # Where a policy misses more of the gain, the gain is small and the loss is not material.
     missed = design[design["capture"] < 0.985]
+    assert len(missed) <= 0.02 * len(design)
     assert (missed["regret"] < MATERIAL).all()
     assert (by_run["regret"].max() <= 0.005).all()
     transient = figures("transient_scorecard").query("policy == 'flow_refined'")
