@@ -19,11 +19,11 @@ from flowoe_lib.randomness import generator
 from flowoe_lib.training.imitation import demonstrate, imitate
 from flowoe_lib.training.refinement import refine
 
-PATHS = 576
-"""Simulated days in each iteration."""
+PATHS = 2304
+"""Simulated days in each iteration. With fewer, the time of an iteration falls far less than their number."""
 
 
-COARSE_RATE, FINE_RATE = 1.5e-2, 5e-3
+COARSE_RATE, FINE_RATE = 3e-2, 8e-3
 """Learning rates of the two refinements."""
 
 
@@ -45,7 +45,7 @@ def universal_range(rho: float) -> TrainingRange:
         depth_sd=(0.0, 1.0),
         depth_reversion=(0.5, 12.0),
         profile_amplitude=(0.0, 1.2),
-        drift=0.4,
+        drift=0.5,
         regimes=0.12,
         beta=(0.45, 0.75),
         memory=0.3,
