@@ -226,7 +226,7 @@ def test_the_result_in_five_sentences() -> None:
     assert "in 1 of 3 conditions (hidden 1 of 1), at worst by -0.200 [-0.210, -0.190] in" in lines[2]
     assert "the verdict is equal in 1, and the whole interval is below zero in 1." in lines[2]
     assert "-1.00 [-2.00, +3.00] without refinement, by +0.010 [" in lines[3]
-    assert "with eight differs by at most 0.7." in lines[3]
+    assert "with eight differs by about 0.7 at most." in lines[3]
     assert "is better in 3 of 3 conditions (heston 2 of 2, hidden 1 of 1) and equal in 0; " in lines[3]
     assert lines[3].endswith("the whole interval is below zero in 0.")
     assert "one of MPC 3.1 ms, one of an RL expert 0.3 ms, and a look-up" in lines[4]
