@@ -234,7 +234,7 @@ def test_filtered_regimes_refuse_bad_arguments_and_observations_without_belief()
         solve_filtered_regimes(market, order, 5, belief_nodes=3)
     with pytest.raises(ValueError, match="returns = 0"):
         solve_filtered_regimes(market, order, 5, returns=0)
-    with pytest.raises(ValueError, match=r"Market\.regimes: must be present"):
+    with pytest.raises(ValueError, match=r"Market\.regimes = 0: must be > 0"):
         solve_filtered_regimes(condition()[0], order, 5)
     with pytest.raises(ValueError, match=r"Liquidity\.depth_sd = 0\.5"):
         solve_filtered_regimes(condition(REGIMES[0], liquidity=LIQUID)[0], order, 5)
@@ -335,7 +335,7 @@ def test_filtered_depth_refuses_zero_noise_constant_depth_and_regimes() -> None:
         solve_filtered_depth(market, order, 5, noise_sd=0.0)
     with pytest.raises(ValueError, match=r"Liquidity\.depth_sd = 0"):
         solve_filtered_depth(condition()[0], order, 5)
-    with pytest.raises(ValueError, match=r"Market\.regimes: must be absent"):
+    with pytest.raises(ValueError, match=r"Market\.regimes = 1: must be 0"):
         solve_filtered_depth(condition(REGIMES[0], liquidity=LIQUID)[0], order, 5)
     with pytest.raises(ValueError, match="41 x 25 x 2 nodes"):
         solve_filtered_depth(market, order, 5, depth_nodes=2)

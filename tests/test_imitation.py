@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowoe_lib.evaluation.nearest_expert import nearest_expert
 from flowoe_lib.execution.execution import Observation, Policy, execute, score_of_fraction
 from flowoe_lib.execution.features import FEATURES
 from flowoe_lib.market.batching import batch
@@ -19,7 +20,7 @@ from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, Experts
 from flowoe_lib.policies.flow import FlowPolicy
 from flowoe_lib.policies.schedules import Schedule, expected_utility, static_optimal, twap
 from flowoe_lib.randomness import generator
-from flowoe_lib.training.imitation import demonstrate, expert_weights, imitate, nearest_expert
+from flowoe_lib.training.imitation import demonstrate, expert_weights, imitate
 
 N = 13
 

@@ -13,6 +13,7 @@ from scipy.stats import gamma, norm
 
 from flowoe_lib.evaluation.intervals import capture_interval
 from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
+from flowoe_lib.execution.information import RegimeBelief
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
@@ -303,7 +304,7 @@ def test_a_batch_a_day_of_other_buckets_and_empty_grids_are_refused() -> None:
         solve_oracle(market, Order(order.size.expand(2), order.risk_aversion), 5)
     with pytest.raises(ValueError, match="0 buckets"):
         solve_oracle(market, order, 0)
-    with pytest.raises(ValueError, match="3 nodes"):
+    with pytest.raises(ValueError, match="41 x 25 x 3 x 31 nodes"):
         solve_oracle(market, order, 5, depth_nodes=3)
     oracle = solve_oracle(market, order, 5)
     with pytest.raises(ValueError, match="n_buckets = 6: must be 5"):
@@ -339,7 +340,7 @@ def on_a_grid(market: Market, order: Order, actions: int) -> float:
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.1])
-@pytest.mark.parametrize("regimes", [(2.0, 3.0, 2.0, 6.0), (3.0, 0.5, 4.0, 2.0)])
+@pytest.mark.parametrize("regimes", [(2.0, 3.0, 2.0, 6.0), (3.0, 0.5, 4.0, 2.0), (2.0, 1.0, 2.0, 6.0)])
 def test_four_buckets_of_regimes_match_dynamic_programming_on_a_grid(
     regimes: tuple[float, float, float, float], drift: float
 ) -> None:
@@ -355,6 +356,7 @@ def test_four_buckets_of_regimes_match_dynamic_programming_on_a_grid(
         ({}, (2.0, 3.0, 2.0, 6.0)),
         ({"drift": 0.2, "profile": 0.8, "side": -1.0}, (3.0, 0.5, 3.0, 3.0)),
         ({"vol": 0.06, "cv": 1.6, "delta": 0.7}, (2.0, 2.0, 1.0, 10.0)),
+        ({}, (2.5, 1.0, 2.0, 4.0)),
     ],
 )
 def test_value_in_regimes_is_its_simulated_utility_and_above_that_without_observed_regimes(
@@ -383,8 +385,8 @@ def test_equal_or_impossible_regimes_change_nothing() -> None:
     assert torch.allclose(never.fraction[..., :1], plain.fraction, atol=1e-3)
 
 
-@pytest.mark.parametrize("cost", [0.5, 3.0])
-def test_the_oracle_infers_the_regime_from_depth_and_rescales_variance(cost: float) -> None:
+@pytest.mark.parametrize("cost", [0.5, 1.0, 3.0])
+def test_the_oracle_observes_the_regime_and_rescales_variance(cost: float) -> None:
     market, order = condition()
     market = with_regimes(market, 2.0, cost, 2.0, 6.0)
     oracle = solve_oracle(market, order, 5)
@@ -397,17 +399,16 @@ def test_the_oracle_infers_the_regime_from_depth_and_rescales_variance(cost: flo
         OrderSimulation(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
         variance=last * (node / 24).square() * (1 + 3 * stressed),
         log_depth=-math.log(cost) / market.impact.beta * stressed,
+        regimes=RegimeBelief(market, stressed.float()),
     )
     answer = oracle(obs, torch.zeros(6)).double()
     assert torch.allclose(answer, oracle.fraction[2, -1, node, stressed], atol=1e-5)
 
 
-def test_regimes_beside_random_depth_or_of_one_cost_are_refused() -> None:
+def test_regimes_beside_random_depth_are_refused() -> None:
     market, order = condition(depth_sd=0.5)
     with pytest.raises(ValueError, match=r"Liquidity\.depth_sd .* Market\.regimes"):
         solve_oracle(with_regimes(market, 2.0, 3.0, 2.0, 6.0), order, 5)
-    with pytest.raises(ValueError, match=r"Regimes\.cost_multiplier = 1"):
-        solve_oracle(with_regimes(condition()[0], 2.0, 1.0, 2.0, 6.0), order, 5)
 
 
 def test_capture_by_hand() -> None:

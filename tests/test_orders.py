@@ -36,11 +36,12 @@ from flowoe_lib.desk.planner import (
     whole_lots,
 )
 from flowoe_lib.desk.ticket import OrderError, Ticket, described_options
+from flowoe_lib.evaluation.extrapolation import violations
+from flowoe_lib.evaluation.tested import TESTED_LIMITS
 from flowoe_lib.execution.execution import Observation, execute
 from flowoe_lib.market.model import Heston, Liquidity, Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
-from flowoe_lib.market.tested import TESTED_LIMITS
 from flowoe_lib.plotting import LOOKS
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.randomness import generator
@@ -541,7 +542,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_tested_limits_are_wider_than_the_training_range() -> None:
     heston = Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8))
-    far = TRAINED.conditions.violations(Market(heston), Order(scalar(1e-9), scalar(5e-4)))
+    far = violations(TRAINED.conditions, Market(heston), Order(scalar(1e-9), scalar(5e-4)))
     trained = {d.quantity: (d.low, d.high) for d in far}
     for name, (low, high) in TESTED_LIMITS.items():
         trained_low, trained_high = trained.get(name) or getattr(TRAINED.conditions, name)

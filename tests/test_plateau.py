@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,7 +36,6 @@ from flowoe_lib.policies.oracle import solve_oracle
 from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.rl import Specialist
 from flowoe_lib.policies.schedules import twap
-from flowoe_lib.policies.transient import solve_transient
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.plateau import Days, Round, best_round, until_plateau, validation_captures
 from flowoe_lib.training.specialist import train_specialists
@@ -268,7 +268,7 @@ def test_a_specialist_does_not_end_by_selling_everything_at_once() -> None:
     crisis = Market(Heston(scalar(1.6e-3), scalar(2.0), scalar(0.5), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
     condition = Condition("test", "memory", with_half_life(crisis, scalar(0.4)), order)
-    score = validation_captures([condition], 400, N, 0, limit=solve_transient)
+    score = validation_captures([condition], 400, N, 0, limit=partial(solve_oracle, variance_nodes=17))
     once = Specialist(((torch.zeros(1, 1, 27), torch.full((1, 1, 1), 99.0)),))
     assert score(once) < 0.96
     rounds = train_specialists([condition], N, 1, score, patience=1, tolerance=1e-2, iterations=40, paths=64)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flowoe_lib.evaluation.extrapolation import violations
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.impact import expected_cost_factor
 from flowoe_lib.market.model import Market, Order, scalar
@@ -178,7 +179,7 @@ def test_draws_are_inside_the_range_and_each_violation_is_named() -> None:
     named = []
     for i in range(400):
         one = [map_tensors(lambda x, i=i: x[i] if x.dim() else x, part) for part in (market, order)]
-        named += [d.quantity for d in EVERYTHING.violations(*one)]
+        named += [d.quantity for d in violations(EVERYTHING, *one)]
     # Ranges of single quantities hold every draw; those of ratios hold 99 % of them.
     assert set(named) <= {"urgency", "drift over cost", "sd of the hidden drift over cost"}
     assert len(named) <= 20
@@ -186,7 +187,7 @@ def test_draws_are_inside_the_range_and_each_violation_is_named() -> None:
     heston = dataclasses.replace(market.heston, kappa=scalar(30.0), cv=scalar(2.5))
     far = dataclasses.replace(market, heston=heston, drift=scalar(-1e4), drift_sd=scalar(0.0))
     tiny = dataclasses.replace(order, size=scalar(1e-9))
-    found = EVERYTHING.violations(far, tiny)
+    found = violations(EVERYTHING, far, tiny)
     assert [d.quantity for d in found] == ["urgency", "kappa", "cv", "drift over cost"]
     assert str(found[2]) == "cv = 2.5: trained on 0.4 to 1.8"
 
@@ -199,14 +200,14 @@ def test_only_dimensionless_quantities_count() -> None:
         moved = dataclasses.replace(market, heston=heston, drift=scalar(0.0), drift_sd=scalar(0.0))
         other = dataclasses.replace(order, size=scalar(size))
         aversion = other.risk_aversion / urgency(moved, other)
-        assert EVERYTHING.violations(moved, dataclasses.replace(other, risk_aversion=aversion)) == []
+        assert violations(EVERYTHING, moved, dataclasses.replace(other, risk_aversion=aversion)) == []
 
 
 def test_constant_depth_cannot_violate_the_range_of_its_reversion() -> None:
     market, order = (map_tensors(lambda x: x[0] if x.dim() else x, part) for part in draw(n=1))
     for sd, named in ((0.0, ["depth_sd"]), (0.3, ["depth_reversion"])):
         liquidity = dataclasses.replace(market.liquidity, depth_sd=scalar(sd), depth_reversion=scalar(50.0))
-        found = EVERYTHING.violations(dataclasses.replace(market, liquidity=liquidity), order)
+        found = violations(EVERYTHING, dataclasses.replace(market, liquidity=liquidity), order)
         assert [d.quantity for d in found] == named
 
 

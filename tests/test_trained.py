@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from flowoe_lib.data.calibration import Calibration
+from flowoe_lib.evaluation.extrapolation import violations
 from flowoe_lib.evaluation.scorecard import Evaluation, score_condition
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, SIGNAL_FEATURES
@@ -209,6 +210,6 @@ def test_the_policy_of_the_library_is_near_the_limit_in_its_own_range() -> None:
         assert capture > 0.96
     whole = Market(Heston(scalar(4e-4), scalar(2.0), scalar(1.3), scalar(-0.8)))
     order = Order(scalar(0.1), scalar(5e-4))
-    assert trained.conditions.violations(whole, order) == []
+    assert violations(trained.conditions, whole, order) == []
     tiny = dataclasses.replace(order, size=scalar(1e-9))
-    assert [d.quantity for d in trained.conditions.violations(whole, tiny)] == ["urgency"]
+    assert [d.quantity for d in violations(trained.conditions, whole, tiny)] == ["urgency"]

@@ -13,12 +13,12 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from flowoe_lib.evaluation.extrapolation import RangeViolation, violations
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.execution.execution import execute, execute_schedule
 from flowoe_lib.market.batching import tile
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
-from flowoe_lib.market.ranges import RangeViolation
 from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
@@ -190,7 +190,7 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
             volatility=volatility[0], depth=depth[0], signal=signal[0], traded=1 - inventory[1]
         ),
         gain_bps=paired_interval(gain[:N_PATHS]),
-        outside=[str(x) for x in trained.conditions.violations(market, order)],
+        outside=[str(x) for x in violations(trained.conditions, market, order)],
     )
 
 

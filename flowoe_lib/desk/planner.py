@@ -20,14 +20,15 @@ from flowoe_lib.data.bars import Bars
 from flowoe_lib.data.sessions import Array, session_flags
 from flowoe_lib.desk.market_estimates import Estimated, MarketEstimates, expected_volume, prepared
 from flowoe_lib.desk.ticket import USUAL_AVERSION, OrderError, Ticket
+from flowoe_lib.evaluation.extrapolation import violations
 from flowoe_lib.evaluation.frontier import with_risk_aversion
 from flowoe_lib.evaluation.intervals import paired_interval, tail_size
+from flowoe_lib.evaluation.tested import TESTED_LIMITS
 from flowoe_lib.execution.execution import Execution, Observation, OrderSimulation, Policy, execute
 from flowoe_lib.market.batching import tile
 from flowoe_lib.market.impact import impact_in_window
 from flowoe_lib.market.model import BPS, Condition, Heston, Impact, Liquidity, Market, Order, scalar
 from flowoe_lib.market.simulator import MarketPaths, simulate
-from flowoe_lib.market.tested import TESTED_LIMITS
 from flowoe_lib.policies.ensemble import BENCHMARKS, SCHEDULE_EXPERTS
 from flowoe_lib.randomness import generator
 from flowoe_lib.store import atomic_write
@@ -170,7 +171,7 @@ def planning_policy(condition: Condition, trained: PretrainedPolicy) -> tuple[st
     tested, or beyond its training range if there are none.
     """
     name, flags = FLOW, []
-    for d in trained.conditions.violations(condition.market, condition.order):
+    for d in violations(trained.conditions, condition.market, condition.order):
         low, high = TESTED_LIMITS.get(d.quantity, (d.low, d.high))
         # A combination outside the training range is flagged only.
         far = not low <= d.value <= high and "beside" not in d.quantity

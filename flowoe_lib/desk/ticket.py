@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from flowoe_lib.market.tested import TESTED_BUCKETS
+from flowoe_lib.evaluation.tested import TESTED_BUCKETS
 
 USUAL_AVERSION = 5e-4
 

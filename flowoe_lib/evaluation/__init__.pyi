@@ -1,6 +1,9 @@
 from . import contestants as contestants
+from . import extrapolation as extrapolation
 from . import frontier as frontier
 from . import intervals as intervals
+from . import nearest_expert as nearest_expert
 from . import scorecard as scorecard
 from . import statistics as statistics
+from . import tested as tested
 from . import verdicts as verdicts

@@ -201,7 +201,7 @@ class Execution:
 
 
 def score_of_fraction(fraction: Tensor, n_left: int) -> Tensor:
-    """z = logit(fraction) + log(n_left - 1): zero where TWAP trades 1 / n_left. Clamped to +-7."""
+    """z = logit(fraction) + log(n_left - 1): zero where TWAP trades 1 / n_left. Clamped to +-10."""
     z = torch.logit(fraction.clamp(1e-7, 1 - 1e-7)) + torch.log(torch.tensor(n_left - 1.0))
     return z.clamp(-SCORE_LIMIT, SCORE_LIMIT)
 

@@ -41,8 +41,8 @@ class PreTrade:
 
     The sum of a term in urgency less drift, which move the schedule away from an even pace, and of terms for
     the variation of variance, depth, volume, hidden drift and signal, to which a policy can react, and for
-    memory of impact, within a factor of two of the gain of :mod:`flowoe_lib.policies.transient`'s closed
-    form. That of the signal is for a half-life of an hour (:mod:`flowoe_lib.policies.signal`).
+    memory of impact, within a factor of two of the gain of the closed form of Alfonsi, Fruth and Schied. That
+    of the signal is for a half-life of an hour.
 
     Its constants are round numbers, which ``benchmarks/attainable_gain.py`` compares with the oracle: over 63
     conditions that fill the training range, the formula gives .93 of the oracle's gain in the median, .60 at

@@ -18,10 +18,11 @@ def with_signal(market: Market, strength: Tensor, noise: Tensor) -> Market:
     ``strength`` is the standard deviation of the drift of a whole day, in daily standard deviations of the
     price; ``noise`` that of the noise of an observation, in those of the signal.
     """
-    reversion = Signal().reversion
-    # Variance of the mean of mu over the day, in units of its stationary variance.
-    lasting = 2 * (reversion + torch.expm1(-reversion)) / reversion.square()
-    sd = strength * BPS * market.heston.theta.sqrt() / lasting.sqrt()
+    reversion, theta = Signal().reversion, market.heston.theta
+    # Variance of the mean of mu over the day, in units of its stationary variance. Rounded from float64,
+    # because processors differ in the last bit of float32, and the digest of a condition must not.
+    lasting = 2 * (reversion.double() + torch.expm1(-reversion.double())) / reversion.double().square()
+    sd = (strength * BPS * (theta.double() / lasting).sqrt()).to(theta)
     return replace(market, signal=Signal(sd, reversion, noise * sd))
 
 

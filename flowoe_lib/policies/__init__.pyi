@@ -1,3 +1,4 @@
+from . import alfonsi_fruth_schied as alfonsi_fruth_schied
 from . import almgren_chriss as almgren_chriss
 from . import dynamic_programming as dynamic_programming
 from . import ensemble as ensemble
@@ -10,5 +11,4 @@ from . import rl as rl
 from . import schedules as schedules
 from . import signal as signal
 from . import trajectory as trajectory
-from . import transient as transient
 from . import unannounced as unannounced

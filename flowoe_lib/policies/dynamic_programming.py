@@ -1,6 +1,6 @@
-"""Backward induction on a grid: quadrature, interpolation and maximisation over the inventory left."""
+"""Backward induction on a grid: quadrature, interpolation and maximisation over trades."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,22 +44,20 @@ class Optimum:
         return interpolate_table(table, (obs.inventory.sqrt(), *self.places(obs)), self.jump).clamp(0, 1)
 
 
-HALVINGS = 9
-"""Halvings of the two cells around the best node; the error of the value is quadratic in the last width."""
-
-
 JUMP = 0.25
 """Fractions at neighbouring nodes that differ by more belong to two different local optima.
 
 There are several only where permanent impact is sub-linear."""
 
 
-MEMORY_TRIALS, MEMORY_HALVINGS = 25, 10
-"""Under impact with memory, trades compared in each state, and halvings of the intervals beside the best."""
+TRIALS, HALVINGS = (25, 97), 10
+"""Trades compared in each state, under linear and under sub-linear permanent impact, and halvings of the
+intervals beside the best."""
 
 
-FINER = 4
-"""Intervals of linear interpolation in each interval between nodes of a cubic spline."""
+FINER = (32, 1), (4, 4)
+"""Intervals of linear interpolation in each interval between nodes of inventory and of impact, without and
+with memory, where the grid would need much space."""
 
 
 def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = torch.inf) -> Tensor:
@@ -83,13 +81,28 @@ def interpolate_table(table: Tensor, places: Sequence[Tensor], jump: float = tor
     return torch.where(split, nearest, (weights * values).sum(0))
 
 
+_PARTS: Mapping[str, Callable[[Market], Tensor | bool]] = {
+    "Liquidity.depth_sd": lambda market: market.liquidity.depth_sd,
+    "Market.drift": lambda market: market.drift,
+    "Market.drift_sd": lambda market: market.drift_sd,
+    "Market.regimes": lambda market: market.regimes.present,
+    "Signal.sd": lambda market: market.signal.sd,
+}
+"""Parts of a market that a solver may need or be unable to solve for; they are zero if absent."""
+
+
 def one_condition(
-    market: Market, order: Order, n_buckets: int, *nodes: int, steady: bool = False
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    *nodes: int,
+    needs: Collection[str] = (),
+    lacks: Collection[str] = (),
 ) -> tuple[Market, Order]:
     """Convert both to float64 on the CPU without gradients.
 
-    Raises ValueError unless there is a bucket, every axis has at least four ``nodes`` and every field has
-    shape []; if the condition must be ``steady``, also for random depth or regimes.
+    Raises ValueError unless there is a bucket, every axis has at least four ``nodes``, every field has shape
+    [], and the market has all parts that the solver ``needs`` and none that it ``lacks`` a method for.
     """
     if n_buckets < 1 or min(nodes, default=4) < 4:
         grid = " x ".join(map(str, nodes)) or "fixed"
@@ -101,10 +114,10 @@ def one_condition(
         return field.detach().double().cpu()
 
     market, order = map_tensors(single, market), map_tensors(single, order)
-    if steady and market.liquidity.depth_sd > 0:
-        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
-    if steady and market.regimes.present:
-        raise ValueError("Market.regimes: must be absent")
+    for part in (*needs, *lacks):
+        value, allowed = float(_PARTS[part](market)), "> 0" if part in needs else "0"
+        if (value != 0) != (part in needs):
+            raise ValueError(f"{part} = {value:g}: must be {allowed}")
     return market, order
 
 
@@ -136,35 +149,6 @@ def peak_between(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvi
         rising = f(middle + nudge) > f(middle - nudge)
         low, high = torch.where(rising, middle - nudge, low), torch.where(rising, high, middle + nudge)
     return (low + high) / 2
-
-
-def maximise(unit: Tensor, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Maximise q' unit(q') - cost(q', q - q') over 0 <= q' <= q at each node q; returns maximum and q'.
-
-    ``unit`` [states, inventory] is interpolated by parabolas in sqrt(q') through three nodes; ``cost`` is
-    exact. All nodes are compared first, because the problem is not concave under sub-linear permanent impact;
-    then the two cells beside the best node are searched by halving.
-    """
-    n = unit.shape[-1]
-    nodes = torch.arange(n)
-    q = (nodes.double() / (n - 1)).square()
-    sold = q[:, None] - q
-    worth = (q * unit[:, None] - cost(q, sold.clamp_min(0))).masked_fill(sold < 0, -torch.inf)
-    value, best = worth.max(-1)
-
-    centre = best.clamp(1, n - 2)
-    before, here, after = (unit.gather(1, centre + shift) for shift in (-1, 0, 1))
-    tilt, bend = (after - before) / 2, (after + before) / 2 - here
-
-    def refined(offset: Tensor) -> tuple[Tensor, Tensor]:
-        left = ((centre + offset) / (n - 1)).square().clamp_max(q)
-        sold = (q - left)[:, None]
-        return left * (here + offset * (tilt + offset * bend)) - cost(left[:, None], sold)[:, 0], left
-
-    low, high = (best - 1).clamp_min(0) - centre, torch.minimum(best + 1, nodes) - centre
-    highest = peak_between(lambda offset: refined(offset)[0], low.double(), high.double(), HALVINGS)
-    peak, left = refined(highest)
-    return torch.maximum(value, peak), torch.where(peak > value, left, q[best])
 
 
 def _places(places: Callable[[Observation], tuple[Tensor, ...]], obs: Observation) -> tuple[Tensor, ...]:
@@ -202,60 +186,35 @@ class State:
             multiplier = expected_cost_factor(market).expand_as(self.start.T)
         return impact_slope(market, pace, n_buckets).reshape(-1, 1, 1) * multiplier
 
-    def solve(self, market: Market, order: Order, n_buckets: int, inventory_nodes: int) -> Optimum:
-        """Solve Bellman's equation from the close back to the open, in inventory and this state.
-
-        The table of the policy is [N - 1, inventory, states]. Raises ValueError for impact with memory, for
-        which there is :meth:`solve_memory`. Source: Bellman (1957).
-        """
-        if market.impact.has_memory:
-            raise ValueError(f"Impact.resilience = {float(market.impact.resilience):g}: must be infinite")
-        dt, beta = 1 / n_buckets, market.impact.beta
-        slope = self.slope(market, order, n_buckets)[..., None]
-
-        def cost(k: int, left: Tensor, sold: Tensor) -> Tensor:
-            shift = permanent_shift(market, order.size, sold, dt)
-            return slope[k] * sold ** (1 + beta) + shift * (left + sold / 2)
-
-        q = torch.linspace(0, 1, inventory_nodes, dtype=torch.float64).square()
-        value = -cost(n_buckets - 1, torch.zeros_like(q), q)[:, 0]
-        limit = torch.zeros_like(value[:, :1])
-        table = value.new_empty(n_buckets - 1, *value.shape)
-        for k in reversed(range(n_buckets - 1)):
-            unit = self.gain - self.risk * q + self.step(k) @ torch.cat((limit, value[:, 1:] / q[1:]), 1)
-            value, left = maximise(unit, partial(cost, k))
-            # As q -> 0 trading is free: keep a remainder only if its continuation value is positive.
-            limit = unit[:, :1].clamp_min(0)
-            table[k, :, 1:] = 1 - left[:, 1:] / q[1:]
-            table[k, :, 0] = table[k, :, 1]
-        jump = JUMP if market.impact.delta < 1 else 1.0
-        return Optimum(table.mT, self.places, float(self.start[0] @ value[:, -1]), jump)
-
-    def solve_memory(
+    def solve(
         self, market: Market, order: Order, n_buckets: int, inventory_nodes: int, impact_nodes: int
     ) -> Optimum:
-        """The same under impact with memory: in inventory, the impact state of earlier trades and this state.
+        """Solve Bellman's equation from the close back to the open, in inventory and this state.
 
-        The table of the policy is [N - 1, inventory, impact, states].
+        Under impact with memory the state of impact is added. The table of the policy is [N - 1, inventory,
+        states], or [N - 1, inventory, impact, states]. Source: Bellman (1957).
         """
-        dt, beta = 1 / n_buckets, market.impact.beta
+        dt, beta, memory = 1 / n_buckets, market.impact.beta, market.impact.has_memory
+        concave = bool(market.impact.delta < 1)
         decay = torch.exp(-market.impact.resilience * dt)
 
-        # All tensors are [nodes, inventory, impact].
+        # All tensors are [states, inventory, impact] or broadcast to it.
         slope = self.slope(market, order, n_buckets)[..., None]
         gain, risk = (x.expand_as(self.start.T)[..., None] for x in (self.gain, self.risk))
-        axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in (inventory_nodes, impact_nodes)]
+        sizes = inventory_nodes, impact_nodes if memory else 1
+        axes = [torch.linspace(0, 1, nodes, dtype=torch.float64) for nodes in sizes]
         fine = [
-            expectation(x, torch.linspace(0, 1, FINER * (len(x) - 1) + 1).double()[:, None]) for x in axes
+            expectation(x, torch.linspace(0, 1, finer * (len(x) - 1) + 1, dtype=x.dtype)[:, None])
+            for x, finer in zip(axes, FINER[memory], strict=True)
         ]
-        q = axes[0].square()[:, None].expand(len(risk), -1, impact_nodes)
+        q = axes[0].square()[None, :, None].expand(1, *sizes)
         state = (1 - q) * axes[1].square()
         limit = (1 + beta) * state**beta
 
         def after(left: Tensor, impact: Tensor, ahead: Tensor) -> Tensor:
             """Value per unit of holding ``left`` at the ``impact`` state after a trade."""
             spread = (decay * impact / (1 - left).clamp_min(1e-12)).clamp_max(1).sqrt()
-            places = torch.stack((spread, left.sqrt()), -1) * 2 - 1
+            places = (torch.stack((spread, left.sqrt()), -1) * 2 - 1).expand(len(ahead), -1, -1, -1)
             return gain - risk * left + grid_sample(ahead[:, None], places, align_corners=True)[:, 0]
 
         def worth(k: int, ahead: Tensor, root: Tensor) -> Tensor:
@@ -265,20 +224,25 @@ class State:
             cost = slope[k] * temporary_cost(state, sold, beta) + shift * (left + sold / 2)
             return left * after(left, state + sold, ahead) - cost
 
-        shares = torch.linspace(0, 1, MEMORY_TRIALS).double()
-        table = q.new_empty(n_buckets - 1, *q.shape)
+        shares = torch.linspace(0, 1, TRIALS[concave], dtype=torch.float64)
+        table = q.new_empty(n_buckets - 1, len(risk), *sizes)
         value = worth(n_buckets - 1, torch.zeros(len(risk), 2, 2).double(), torch.ones_like(q))
         lowest = -slope[-1] * limit
         for k in reversed(range(n_buckets - 1)):
             unit = torch.cat((lowest[:, :1], value[:, 1:] / q[:, 1:]), 1)
             ahead = torch.einsum("wv,vqe,fq,ge->wfg", self.step(k), unit, *fine)
             reached = partial(worth, k, ahead)
-            best = torch.stack([reached(share.expand_as(q)) for share in shares]).argmax(0)
-            low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(MEMORY_TRIALS - 1)]
-            root = peak_between(reached, low, high, MEMORY_HALVINGS)
+            tried, best = torch.stack([reached(share.expand_as(q)) for share in shares]).max(0)
+            low, high = shares[(best - 1).clamp_min(0)], shares[(best + 1).clamp_max(len(shares) - 1)]
+            root = peak_between(reached, low, high, HALVINGS)
             value = reached(root)
+            root, value = torch.where(value > tried, root, shares[best]), torch.maximum(value, tried)
+            # As q -> 0 a trade costs only what earlier impact adds: a remainder is kept if it is worth more.
             lowest = torch.maximum(-slope[k] * limit, after(torch.zeros_like(q), state, ahead))
             table[k] = root.square()
             table[k, :, 0] = table[k, :, 1]
         at_open = float(self.start[0] @ value[:, -1, 0])
-        return Optimum(table.permute(0, 2, 3, 1), partial(_places, self.places), at_open)
+        jump = JUMP if concave else 1.0
+        if memory:
+            return Optimum(table.permute(0, 2, 3, 1), partial(_places, self.places), at_open, jump)
+        return Optimum(table[..., 0].mT, self.places, at_open, jump)

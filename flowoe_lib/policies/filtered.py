@@ -7,13 +7,11 @@ and Applications 10, for beliefs as the state.
 
 import torch
 from scipy.special import roots_genlaguerre
-from torch import Tensor
 
-from flowoe_lib.execution.execution import Observation
 from flowoe_lib.execution.information import DEPTH_NOISE, RETURNS
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.policies.dynamic_programming import Optimum, expectation, one_condition
-from flowoe_lib.policies.oracle import LiquidityAxis, depth_axis, solve_grid
+from flowoe_lib.policies.oracle import LiquidityAxis, depth_axis, probability_of_stress, solve_grid
 
 LIKELIHOOD_POINTS = 64
 """Points of the Gauss-Laguerre rule for a bucket's realised variance given its regime."""
@@ -53,28 +51,18 @@ def solve_filtered_depth(
     ------
     ValueError
         For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, ``noise_sd`` that
-        is not positive, constant depth, or regimes.
+        is not positive, constant depth, regimes or a signal.
 
     References
     ----------
     Kalman (1960), Journal of Basic Engineering 82.
     """
-    market, order = one_condition(market, order, n_buckets, *NODES, depth_nodes)
+    parts = {"needs": ("Liquidity.depth_sd",), "lacks": ("Market.regimes", "Signal.sd")}
+    market, order = one_condition(market, order, n_buckets, *NODES, depth_nodes, **parts)
     if not noise_sd > 0:
         raise ValueError(f"noise_sd = {noise_sd:g}: must be > 0")
-    if not market.liquidity.depth_sd > 0:
-        raise ValueError("Liquidity.depth_sd = 0: must be > 0, for there to be a hidden depth")
-    if market.regimes.present:
-        raise ValueError("Market.regimes: must be absent")
     axis = depth_axis(market, n_buckets, depth_nodes, noise_sd)
     return solve_grid(market, order, n_buckets, NODES, axis)
-
-
-def _probability_of_stress(obs: Observation) -> Tensor:
-    """Raises ValueError if the observation has no ``regimes``."""
-    if obs.regimes is None:
-        raise ValueError("Observation.regimes = None: must hold the probability of stress")
-    return obs.regimes.stressed.expand_as(obs.inventory)
 
 
 def solve_filtered_regimes(
@@ -116,19 +104,17 @@ def solve_filtered_regimes(
     ------
     ValueError
         For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, fewer than one
-        return, random depth, or no regimes.
+        return, random depth, a signal, impact that depends on variance, or no regimes.
 
     References
     ----------
     Astrom (1965), Journal of Mathematical Analysis and Applications 10; Hamilton (1989), Econometrica 57.
     """
-    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, belief_nodes)
+    nodes = inventory_nodes, variance_nodes, belief_nodes
+    parts = {"needs": ("Market.regimes",), "lacks": ("Liquidity.depth_sd", "Signal.sd")}
+    market, order = one_condition(market, order, n_buckets, *nodes, **parts)
     if returns < 1:
         raise ValueError(f"returns = {returns}: must be at least 1")
-    if market.liquidity.depth_sd > 0:
-        raise ValueError(f"Liquidity.depth_sd = {float(market.liquidity.depth_sd):g}: must be 0")
-    if not market.regimes.present:
-        raise ValueError("Market.regimes: must be present, for there to be a hidden regime")
     axis = _belief_axis(market, 1 / n_buckets, belief_nodes, returns)
     return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
 
@@ -149,4 +135,4 @@ def _belief_axis(market: Market, dt: float, nodes: int, returns: int) -> Liquidi
     start = expectation(p, regimes.stressed_share.reshape(1, 1))
     cost_multiplier = 1 + p * (regimes.cost_multiplier - 1)
     variance = 1 + p * (factor[1] - 1)
-    return LiquidityAxis(_probability_of_stress, cost_multiplier[None], variance, step[None], start)
+    return LiquidityAxis(probability_of_stress, cost_multiplier[None], variance, step[None], start)

@@ -8,6 +8,7 @@ inventory left after a trade a,
                    - a h_k(a, L) - g(a) (q' + a / 2) + E[J_{k+1}(q', V', L') | V, L],
 
 where h is temporary and g permanent impact. With regimes, the regime takes the place of depth L as a state.
+Where impact has memory, its state E is added to the state.
 Source: Bellman (1957), Dynamic Programming; Almgren (2012), SIAM Journal on Financial Mathematics 3, for
 execution under random volatility and liquidity.
 """
@@ -27,6 +28,10 @@ from flowoe_lib.market.model import Heston, Market, Order
 from flowoe_lib.market.pre_trade import posterior_drift
 from flowoe_lib.market.simulator import VarianceStep, qe_variance_step
 from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
+
+IMPACT_NODES = 31
+"""Nodes of the impact state, where impact has memory."""
+
 
 VARIANCE_TAIL = 1e-6
 """Probability that variance lies beyond the grid, where the value is extrapolated linearly."""
@@ -76,19 +81,23 @@ def depth_axis(market: Market, n_buckets: int, nodes: int, noise_sd: float = 0.0
     return LiquidityAxis(place, cost_multiplier, torch.ones_like(cost), step, start)
 
 
+def probability_of_stress(obs: Observation) -> Tensor:
+    """Where an observation is between calm, 0, and stressed, 1. Raises ValueError without ``regimes``."""
+    if obs.regimes is None:
+        raise ValueError("Observation.regimes = None: must hold the probability of stress")
+    return obs.regimes.stressed.expand_as(obs.inventory)
+
+
 def _regime_axis(market: Market, dt: float) -> LiquidityAxis:
     regimes = market.regimes
     if float(market.liquidity.depth_sd):
         raise ValueError("Liquidity.depth_sd > 0 and Market.regimes: must not both be present")
-    if float(regimes.cost_multiplier) == 1:
-        raise ValueError("Regimes.cost_multiplier = 1: must differ from 1, log depth identifies the regime")
     unchanged, share = torch.ones_like(regimes.cost_multiplier), regimes.stressed_share
     cost_multiplier = torch.stack((unchanged, regimes.cost_multiplier))
     chance = torch.stack((*regimes.jump(dt), share))
     law = torch.stack((1 - chance, chance), 1)
     variance = torch.stack((unchanged, regimes.volatility_multiplier.square()))
-    place = partial(_place_of_depth, *(-cost_multiplier.log() / market.impact.beta).tolist())
-    return LiquidityAxis(place, cost_multiplier[None], variance, law[None, :2], law[2:])
+    return LiquidityAxis(probability_of_stress, cost_multiplier[None], variance, law[None, :2], law[2:])
 
 
 def _places_on_grid(
@@ -100,14 +109,18 @@ def _places_on_grid(
 
 
 def solve_grid(
-    market: Market, order: Order, n_buckets: int, nodes: tuple[int, int], axis: LiquidityAxis
+    market: Market,
+    order: Order,
+    n_buckets: int,
+    nodes: tuple[int, int],
+    axis: LiquidityAxis,
+    impact_nodes: int = IMPACT_NODES,
 ) -> Optimum:
     """Solve for the optimal policy in inventory, variance, which is observed, and the state of ``axis``.
 
-    ``nodes`` are the numbers of nodes of inventory and of variance.
+    Where impact has memory, its state is added. ``nodes`` are the numbers of nodes of inventory and of
+    variance, ``impact_nodes`` that of impact.
     """
-    if market.signal.present:
-        raise ValueError(f"Signal.sd = {float(market.signal.sd):g}: must be 0, the signal is a state")
     if market.impact.variance_exponent > 0 and market.regimes.present:
         raise ValueError("Impact.variance_exponent > 0 and Market.regimes: must not both be present")
     heston, dt = market.heston, 1 / n_buckets
@@ -123,7 +136,7 @@ def solve_grid(
 
     places = partial(_places_on_grid, float(v[-1]), float(axis.variance[-1]), axis.place)
     state = State(gain, risk, step, torch.kron(start_v, axis.start), places, cost_multiplier)
-    optimum = state.solve(market, order, n_buckets, nodes[0])
+    optimum = state.solve(market, order, n_buckets, nodes[0], impact_nodes)
     return replace(optimum, fraction=optimum.fraction.unflatten(-1, (len(v), -1)))
 
 
@@ -158,12 +171,16 @@ def solve_oracle(
     inventory_nodes: int = 41,
     variance_nodes: int = 25,
     depth_nodes: int = 13,
+    impact_nodes: int = IMPACT_NODES,
 ) -> Optimum:
     """Solve for the optimal policy of one condition by dynamic programming.
 
     The value per unit J / q is interpolated by cubic splines in V and in L^-beta, in which the utility of a
-    schedule is affine or nearly so, and by parabolas in sqrt(q). Variance moves by the simulator's own step.
-    Constant depth takes one node, regimes take two. A hidden drift enters with its mean.
+    schedule is affine or nearly so, and in sqrt(q), evaluated on a finer grid. Trades are compared on a grid
+    of their share of the inventory, and the best is refined by halving. Variance moves by the simulator's own
+    step. Constant depth takes one node, regimes take two. A hidden drift enters with its mean. Under impact
+    with memory its state E is added, with cubic splines in sqrt(E / (1 - q)); since impact decays, q + E is
+    at most one.
 
     Parameters
     ----------
@@ -173,24 +190,26 @@ def solve_oracle(
         Fields of shape [].
     n_buckets : int
         Number of buckets N of the day.
-    inventory_nodes, variance_nodes, depth_nodes : int
+    inventory_nodes, variance_nodes, depth_nodes, impact_nodes : int
         Nodes of the grid on each axis, at least four.
 
     Returns
     -------
     flowoe_lib.policies.dynamic_programming.Optimum
-        The policy, and ``value_bps``, the expected utility of the order in bps.
+        The policy, and ``value_bps``, the expected utility of the order in bps. With regimes, the policy uses
+        the ``regimes`` of the observation, and refuses one without them.
 
     Raises
     ------
     ValueError
-        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, regimes together
-        with random depth or with impact that depends on variance, or regimes with the same temporary impact.
+        For a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, a signal, regimes
+        together with random depth or with impact that depends on variance.
 
     References
     ----------
     Bellman (1957), Dynamic Programming; Almgren (2012), "Optimal trading with stochastic liquidity and
-    volatility", SIAM Journal on Financial Mathematics 3.
+    volatility", SIAM Journal on Financial Mathematics 3; Alfonsi, Fruth, Schied (2010), Quantitative Finance
+    10, for impact with memory.
 
     Examples
     --------
@@ -201,12 +220,13 @@ def solve_oracle(
     >>> round(oracle.value_bps, 1)
     -23.8
     """
-    market, order = one_condition(market, order, n_buckets, inventory_nodes, variance_nodes, depth_nodes)
+    nodes = inventory_nodes, variance_nodes, depth_nodes, impact_nodes
+    market, order = one_condition(market, order, n_buckets, *nodes, lacks=("Signal.sd",))
     if market.regimes.present:
         axis = _regime_axis(market, 1 / n_buckets)
     else:
         axis = depth_axis(market, n_buckets, depth_nodes)
-    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis)
+    return solve_grid(market, order, n_buckets, (inventory_nodes, variance_nodes), axis, impact_nodes)
 
 
 BELIEF_SDS = 5.0
@@ -224,16 +244,15 @@ def solve_belief(
 ) -> Optimum:
     """Solve for the optimal policy of a trader who learns the hidden drift from prices.
 
-    The state is inventory and the posterior mean m of the drift. Variance is constant at theta, whatever its
-    cv. The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and by parabolas in
-    sqrt(q). ``market`` and ``order`` have fields of shape []; the solution is in float64 on the CPU. Raises
-    ValueError for a batch of conditions, fewer than one bucket, an axis of fewer than four nodes, drift that
-    is not hidden, random depth or regimes.
+    The state is inventory, the posterior mean m of the drift and, where impact has memory, its state.
+    Variance is constant at theta, whatever its cv. The value per unit J / q is interpolated by cubic splines
+    in m, on uniform nodes, and in sqrt(q). ``market`` and ``order`` have fields of shape []; the solution is
+    in float64 on the CPU. Raises ValueError for a batch of conditions, fewer than one bucket, an axis of
+    fewer than four nodes, drift that is not hidden, random depth, regimes or a signal.
     """
-    market, order = one_condition(market, order, n_buckets, inventory_nodes, belief_nodes, steady=True)
-    if not market.drift_sd > 0:
-        raise ValueError("Market.drift_sd = 0: must be > 0, for there to be a hidden drift")
-
+    lacks = "Liquidity.depth_sd", "Market.regimes", "Signal.sd"
+    nodes = inventory_nodes, belief_nodes
+    market, order = one_condition(market, order, n_buckets, *nodes, needs=("Market.drift_sd",), lacks=lacks)
     dt, theta = 1 / n_buckets, market.heston.theta
     signal = market.drift_sd.square() / (1e8 * theta)
     posterior = market.drift_sd.square() / (1 + signal * torch.linspace(0, 1, n_buckets + 1).double())
@@ -249,4 +268,4 @@ def solve_belief(
 
     places = partial(_place_of_belief, market, order, half_width)
     state = State(m[:, None] * dt, risk, step, expectation(m, opening.reshape(1, 1)), places)
-    return state.solve(market, order, n_buckets, inventory_nodes)
+    return state.solve(market, order, n_buckets, inventory_nodes, IMPACT_NODES)

@@ -20,8 +20,8 @@ CUTS, ROUNDS = 64, 34
 small as 2^-200 of the first bracket."""
 
 
-GRID = 161
-"""Nodes of inventory on which the local optima under sub-linear permanent impact are compared."""
+GRID = 161, 61
+"""Nodes of inventory and, with memory, of impact, for the optimum under sub-linear permanent impact."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     The marginal cost M of the last bucket therefore determines the whole schedule; the value under which the
     schedule sells exactly the order is found by bracketing. Under impact with memory
     :func:`flowoe_lib.policies.trajectory.best_trades` finds it. Sub-linear permanent impact makes the problem
-    non-convex; without memory, dynamic programming on a grid of inventory then finds the best of its local
-    optima, and a descent refines it.
+    non-convex; dynamic programming on a grid of inventory, and of impact where it has memory, then finds the
+    best of its local optima.
 
     Parameters
     ----------
@@ -210,8 +210,7 @@ def static_optimal(market: Market, order: Order, n_buckets: int) -> Schedule:
     columns = inventory.reshape(n_buckets + 1, -1)
     for i in (market.impact.delta < 1).flatten().nonzero().flatten().tolist():
         one, its = (map_tensors(lambda x, i=i: x.flatten()[i], part) for part in (market, order))
-        near = columns[:, i] if one.impact.has_memory else _best_on_grid(one, its, n_buckets)
-        columns[:, i] = _descend(one, its, near)
+        columns[:, i] = _best_on_grid(one, its, n_buckets)
     return Schedule(inventory)
 
 
@@ -243,32 +242,13 @@ def _best_on_grid(market: Market, order: Order, n_buckets: int) -> Tensor:
     dt, one = 1 / n_buckets, torch.ones(1, 1, dtype=torch.float64)
     gain, risk = order.side * market.drift * dt, order.risk_aversion * 1e8 * market.heston.theta * dt
     alone = State(gain, risk, lambda k: one, one, lambda obs: ())
-    optimum = alone.solve(market, order, n_buckets, GRID)
-    left = [one[0]]
+    optimum = alone.solve(market, order, n_buckets, *GRID)
+    decay = torch.exp(-market.impact.resilience * dt)
+    left, impact = [one[0]], torch.zeros_like(one[0])
     for fraction in optimum.fraction[..., 0]:
-        left.append(left[-1] * (1 - interpolate_table(fraction, [left[-1].sqrt()], optimum.jump)))
+        held = left[-1]
+        places = held.sqrt(), (impact / (1 - held).clamp_min(1e-12)).sqrt()
+        traded = held * interpolate_table(fraction, places[: fraction.dim()], optimum.jump)
+        left.append(held - traded)
+        impact = (impact + traded) * decay
     return torch.cat([*left, torch.zeros_like(left[0])])
-
-
-def _descend(market: Market, order: Order, inventory: Tensor) -> Tensor:
-    """Local optimum of :func:`expected_utility` near ``inventory``, with trades as softmax weights."""
-    logits = (-inventory.diff(dim=0)).clamp_min(1e-9).log().requires_grad_()
-    search = torch.optim.LBFGS(
-        [logits], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        traded = torch.softmax(logits, 0)
-        first = torch.ones_like(traded[:1])
-        planned = torch.cat((first, 1 - traded.cumsum(0)[:-1], torch.zeros_like(first)))
-        value = -expected_utility(market, order, planned).sum()
-        value.backward()
-        return value
-
-    search.step(loss)
-    traded = torch.softmax(logits.detach(), 0)
-    # The root of a negligible trade can still be a noticeable permanent impact.
-    traded = torch.where(traded < 1e-6, 0, traded)
-    left = traded.flip(0).cumsum(0).flip(0) / traded.sum(0)
-    return torch.cat((left, torch.zeros_like(left[:1])))

@@ -21,7 +21,11 @@ from flowoe_lib.market.pre_trade import PreTrade
 from flowoe_lib.market.signal import kalman
 from flowoe_lib.market.simulator import VarianceStep
 from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
-from flowoe_lib.policies.oracle import BELIEF_SDS
+from flowoe_lib.policies.oracle import BELIEF_SDS, IMPACT_NODES
+
+LACKS = "Market.drift_sd", "Market.regimes"
+"""Parts of a market for which there is no optimum beside a signal."""
+
 
 SPAN, URGENCIES = 5.0, 13
 """Urgencies for which :func:`solve_on_estimates` plans: from 1/5 to 5 times that of the condition."""
@@ -42,15 +46,14 @@ def solve_signal(
     n_buckets: int,
     *,
     inventory_nodes: int = 41,
-    impact_nodes: int = 31,
+    impact_nodes: int = IMPACT_NODES,
     signal_nodes: int = 61,
 ) -> Optimum:
     """Solve for the optimal policy of a trader who observes a signal, by dynamic programming.
 
-    The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and by parabolas in
-    sqrt(q). Under impact with memory, its state is added to the grid as in
-    :func:`flowoe_lib.policies.transient.solve_transient`. If variance or depth is random, this is the optimum
-    of a trader who observes neither.
+    The value per unit J / q is interpolated by cubic splines in m, on uniform nodes, and in sqrt(q). Under
+    impact with memory, its state is added to the grid as in :func:`flowoe_lib.policies.oracle.solve_oracle`.
+    If variance or depth is random, this is the optimum of a trader who observes neither.
 
     Parameters
     ----------
@@ -87,8 +90,8 @@ def solve_signal(
     >>> round(optimum.value_bps, 1)
     -16.8
     """
-    market, order = one_condition(market, order, n_buckets, inventory_nodes, impact_nodes, signal_nodes)
-    _require_signal(market)
+    nodes = inventory_nodes, impact_nodes, signal_nodes
+    market, order = one_condition(market, order, n_buckets, *nodes, needs=("Signal.sd",), lacks=LACKS)
     dt = 1 / n_buckets
     decay, ahead = torch.exp(-market.signal.reversion * dt), dt * market.signal.mean_ahead(0, dt)
     gains, variances = kalman(market.signal, n_buckets)
@@ -106,9 +109,7 @@ def solve_signal(
 
     start = expectation(m, shocks[0] * normal[None], weights)
     state = State(drift, risk, step, start, partial(_place_of_signal, half_width))
-    if market.impact.has_memory:
-        return state.solve_memory(market, order, n_buckets, inventory_nodes, impact_nodes)
-    return state.solve(market, order, n_buckets, inventory_nodes)
+    return state.solve(market, order, n_buckets, inventory_nodes, impact_nodes)
 
 
 def _places_on_estimates(
@@ -139,13 +140,6 @@ def solve_on_estimates(market: Market, order: Order, n_buckets: int) -> Optimum:
     places = partial(_places_on_estimates, solved[0].places, PreTrade.of(market, order))
     table = torch.stack([one.fraction for one in solved], -1)
     return replace(solved[URGENCIES // 2], fraction=table, places=places)
-
-
-def _require_signal(market: Market) -> None:
-    if not market.signal.present:
-        raise ValueError("Signal.sd = 0: must be > 0, for there to be a signal")
-    if market.drift_sd > 0 or market.regimes.present:
-        raise ValueError("Market: must have no hidden drift and no regimes beside a signal")
 
 
 @dataclass(frozen=True)
@@ -199,10 +193,8 @@ def solve_linear_quadratic(market: Market, order: Order, n_buckets: int) -> Line
     Cartea, Jaimungal (2016), Mathematics and Financial Economics 10; Lehalle, Neuman (2019), "Incorporating
     signals into optimal trading", Finance and Stochastics 23, in continuous time.
     """
-    market, order = one_condition(market, order, n_buckets)
-    _require_signal(market)
-    if market.drift != 0:
-        raise ValueError(f"Market.drift = {float(market.drift):g}: must be 0 beside a signal")
+    lacks = *LACKS, "Market.drift"
+    market, order = one_condition(market, order, n_buckets, needs=("Signal.sd",), lacks=lacks)
     dt = 1 / n_buckets
     cost = planned_slope(market, order, n_buckets) * dt ** (market.impact.beta - 1)
     risk = order.risk_aversion * 1e8 * market.heston.theta * dt

@@ -23,7 +23,7 @@ from flowoe_lib.execution.information import CONSTANT_CV, RETURNS, Information, 
 from flowoe_lib.market.model import Market, Order
 from flowoe_lib.market.simulator import MarketPaths
 from flowoe_lib.policies.dynamic_programming import Optimum, State, expectation, normal_rule, one_condition
-from flowoe_lib.policies.oracle import place_of_variance, solve_oracle
+from flowoe_lib.policies.oracle import IMPACT_NODES, place_of_variance, solve_oracle
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, static_optimal
 
 SLOW = 1e-4
@@ -130,8 +130,8 @@ class UnannouncedLevel:
 def solve_level_belief(world: UnannouncedLevel, order: Order, n_buckets: int) -> Optimum:
     """Solve for the optimal policy of a trader who does not know the level, but infers it.
 
-    The state is inventory and the posterior mean M. The value per unit J / q is interpolated by cubic splines
-    in M, on nodes uniform in its root, and by parabolas in sqrt(q).
+    The state is inventory, the posterior mean M and, where impact has memory, its state. The value per unit
+    J / q is interpolated by cubic splines in M, on nodes uniform in its root, and in sqrt(q).
 
     Parameters
     ----------
@@ -150,13 +150,14 @@ def solve_level_belief(world: UnannouncedLevel, order: Order, n_buckets: int) ->
     Raises
     ------
     ValueError
-        For a batch of conditions, fewer than one bucket, random depth or regimes.
+        For a batch of conditions, fewer than one bucket, random depth, a hidden drift, regimes or a signal.
 
     References
     ----------
     Astrom (1965), Journal of Mathematical Analysis and Applications 10.
     """
-    market, order = one_condition(world.market, order, n_buckets, steady=True)
+    lacks = "Liquidity.depth_sd", "Market.drift_sd", "Market.regimes", "Signal.sd"
+    market, order = one_condition(world.market, order, n_buckets, lacks=lacks)
     dt, half = 1 / n_buckets, world.returns / 2
     high = float(world.levels(torch.tensor(1 - TAIL)))
     mean = high * torch.linspace(0, 1, BELIEF_NODES, dtype=torch.float64).square()
@@ -173,7 +174,7 @@ def solve_level_belief(world: UnannouncedLevel, order: Order, n_buckets: int) ->
 
     start = expectation(mean, market.heston.theta.reshape(1, 1))
     state = State(gain, risk, step, start, partial(place_of_variance, high))
-    return state.solve(market, order, n_buckets, INVENTORY_NODES)
+    return state.solve(market, order, n_buckets, INVENTORY_NODES, IMPACT_NODES)
 
 
 def level_expert(plan: Policy, level: float, obs: Observation, noise: Tensor) -> Tensor:

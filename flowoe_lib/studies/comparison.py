@@ -24,6 +24,7 @@ from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import Condition, Market, scalar
 from flowoe_lib.market.pre_trade import moment_matched
 from flowoe_lib.market.simulator import MarketPaths
+from flowoe_lib.policies.alfonsi_fruth_schied import alfonsi_fruth_schied
 from flowoe_lib.policies.ensemble import SCHEDULE_EXPERTS, from_estimates
 from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
@@ -32,7 +33,6 @@ from flowoe_lib.policies.random_policy import uniform_scores
 from flowoe_lib.policies.replanning import mpc, replanned
 from flowoe_lib.policies.schedules import static_optimal, twap
 from flowoe_lib.policies.signal import solve_linear_quadratic, solve_on_estimates
-from flowoe_lib.policies.transient import alfonsi_fruth_schied
 from flowoe_lib.studies.worlds import World, limit_solver
 
 Trained = Mapping[str, Policies]
@@ -88,10 +88,10 @@ def optima_in(
     market, problem = condition.market, (condition.market, condition.order, n_buckets)
     if market.impact.has_memory and market.signal.present:
         return [Contender(opponents[name], f"{name}_informed") for name in ("dynamic_program", "mpc")]
-    limit = limit_solver(market)
-    if limit is not solve_oracle:
-        return [Contender(limit(*problem), "limit")]
-    oracle = Contender(solve_oracle(*problem), "oracle")
+    best = limit_solver(market)(*problem)
+    if market.signal.present or market.drift_sd > 0 or (market.impact.has_memory and perceive is exact):
+        return [Contender(best, "limit")]
+    oracle = Contender(best, "oracle")
     if isinstance(perceive, Errors):
         seen = replace(perceive, volatility=0.0, illiquidity=0.0, returns=None)
         return [Contender(solve_filtered_depth(*problem), "limit", perceive=seen), oracle]

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from flowoe_lib.evaluation.intervals import capture_interval, paired_interval
+from flowoe_lib.evaluation.nearest_expert import Compared
 from flowoe_lib.evaluation.verdicts import compare_learner
-from flowoe_lib.execution.execution import Observation, Policies, Policy, execute, score_of_fraction
+from flowoe_lib.execution.execution import Observation, Policies, Policy, execute
 from flowoe_lib.market.model import Market, Order, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.simulator import simulate
@@ -225,20 +226,17 @@ def _compared(
 def _behaviour(
     days: Days, weight: Tensor, best: Tensor, mixture: LevelMixture, flow: Policy, seed: int
 ) -> pd.DataFrame:
-    nearest, probable = [], []
+    probable, compared = [], Compared(flow, mixture.experts)
 
     def observed(obs: Observation, noise: Tensor) -> Tensor:
-        fractions = torch.stack([act(obs, noise) for act in (flow, *mixture.experts)])
-        scores = score_of_fraction(fractions, obs.n_buckets - obs.k)
-        nearest.append((scores[1:] - scores[0]).abs().argmin(0))
         probable.append(mixture.weights(obs).argmax(0))
-        return fractions[0]
+        return compared(obs, noise)
 
     done = days.execute(observed, generator(seed, "unannounced", "noise"))
     belief = days.known.variance / days.known.market.heston.theta
     tables = []
     for (who, chosen), (i, day) in product(
-        ((FLOW, nearest), ("Bayes classifier", probable)), enumerate(NAMES)
+        ((FLOW, compared.nearest), ("Bayes classifier", probable)), enumerate(NAMES)
     ):
         share = weight * (best == i) / (weight * (best == i)).sum()
         columns = {name: torch.stack(chosen) == j for j, name in enumerate(NAMES)}

@@ -5,19 +5,19 @@ All agents of a world have the same information.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 
 from flowoe_lib.data.conditions import one_digit
+from flowoe_lib.evaluation.tested import TESTED_BUCKETS, TESTED_LIMITS
 from flowoe_lib.execution.execution import Policy
 from flowoe_lib.execution.information import CONSTANT_CV, Perceive, blind_to_regimes, exact, with_errors
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Condition, Heston, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import urgency
 from flowoe_lib.market.signal import with_signal
-from flowoe_lib.market.tested import TESTED_BUCKETS, TESTED_LIMITS
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.signal import solve_on_estimates, solve_signal
-from flowoe_lib.policies.transient import solve_transient
 
 DRIFT = 0.3
 """Absolute drift of the day, in daily standard deviations; in the hidden world its standard deviation."""
@@ -66,9 +66,9 @@ def limit_solver(market: Market) -> Callable[[Market, Order, int], Policy]:
     """
     if market.signal.present:
         return solve_on_estimates if market.impact.has_memory else solve_signal
-    if market.impact.has_memory:
-        return solve_transient
-    return solve_belief if market.drift_sd > 0 else solve_oracle
+    if market.drift_sd > 0:
+        return solve_belief
+    return partial(solve_oracle, variance_nodes=17) if market.impact.has_memory else solve_oracle
 
 
 def liquid_day(estimates: Mapping[str, Mapping[str, float]]) -> Liquidity:

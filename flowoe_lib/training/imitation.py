@@ -168,34 +168,3 @@ def imitate(
         schedule.step()
         curve.append(loss.item())
     return TrainingRun(learner, {"loss": torch.tensor(curve)})
-
-
-def nearest_expert(
-    policy: Policy,
-    experts: Experts,
-    conditions: Sequence[Condition],
-    paths_each: int,
-    n_buckets: int,
-    seed: int,
-) -> Tensor:
-    """Share of a policy's decisions that are nearest to the decision of each expert, [conditions, experts].
-
-    Decisions are compared as scores, in the states that the policy itself reaches.
-    """
-    draws = generator(seed, "nearest expert")
-    market, order = batch(conditions, paths_each)
-    paths = simulate(market, len(conditions) * paths_each, n_buckets, draws)
-    ensemble = [calibrate(conditions, paths_each, n_buckets) for calibrate in experts.values()]
-    nearest = []
-
-    def compared(obs: Observation, noise: Tensor) -> Tensor:
-        n_left = obs.n_buckets - obs.k
-        fraction = policy(obs, noise)
-        others = torch.stack([score_of_fraction(e(obs, noise), n_left) for e in ensemble])
-        nearest.append((others - score_of_fraction(fraction, n_left)).abs().argmin(0))
-        return fraction
-
-    with torch.no_grad():
-        execute(compared, paths, market, order, draws)
-    chosen = torch.stack(nearest).reshape(n_buckets - 1, len(conditions), paths_each, 1)
-    return (chosen == torch.arange(len(ensemble))).float().mean((0, 2))

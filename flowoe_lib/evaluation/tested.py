@@ -8,7 +8,7 @@ TESTED_LIMITS: Mapping[str, tuple[float, float]] = {
     "kappa": (0.15, 25.0),
     "depth_reversion": (0.15, 25.0),
 }
-"""By quantity of :class:`flowoe_lib.market.ranges.RangeViolation`."""
+"""By quantity of :class:`flowoe_lib.evaluation.extrapolation.RangeViolation`."""
 
 
 TESTED_BUCKETS = (13, 78)
