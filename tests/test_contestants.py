@@ -17,8 +17,9 @@ from flowoe_lib.evaluation.contestants import contestants_digest, seed_of_test_d
 from flowoe_lib.evaluation.scorecard import Evaluation, market_days
 from flowoe_lib.execution.information import CONSTANT_CV
 from flowoe_lib.market.impact import with_half_life
-from flowoe_lib.market.model import Condition, Heston, Market, Order, scalar
+from flowoe_lib.market.model import Condition, Heston, Market, Order, Regimes, scalar
 from flowoe_lib.market.signal import with_signal
+from flowoe_lib.policies.filtered import solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
 from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.schedules import Schedule, static_optimal, twap, vwap
@@ -159,9 +160,14 @@ def test_every_optimum_has_content() -> None:
     constant = dataclasses.replace(market.heston, cv=scalar(CONSTANT_CV))
     hidden = dataclasses.replace(market, heston=constant, drift_sd=scalar(50.0))
     remembering = with_half_life(market, scalar(0.2))
+    switching = dataclasses.replace(market, regimes=Regimes(scalar(2.0), scalar(3.0)))
     signalling = with_signal(dataclasses.replace(market, heston=constant), scalar(0.3), scalar(0.0))
     optima = {
         "oracle": solve_oracle(market, order, 5, inventory_nodes=5, variance_nodes=5, depth_nodes=5),
+        "regimes": solve_oracle(switching, order, 5, inventory_nodes=5, variance_nodes=5),
+        "filtered regimes": solve_filtered_regimes(
+            switching, order, 5, inventory_nodes=5, variance_nodes=5, belief_nodes=5
+        ),
         "belief": solve_belief(hidden, order, 5, inventory_nodes=5, belief_nodes=5),
         "memory": solve_oracle(remembering, order, 5, variance_nodes=5),
         "signal": solve_signal(signalling, order, 5, inventory_nodes=5, signal_nodes=5),

@@ -199,6 +199,23 @@ def test_static_optimum_is_the_best_that_another_optimiser_finds(name: str) -> N
     assert -1e-6 < -loss(found) - best < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("delta", "drift", "aversion"), [(0.3, 100.0, 5e-3), (0.5, 0.0, 1e-5), (0.45, -60.0, 2e-3)]
+)
+def test_static_optimum_is_the_best_of_many_local_optima(delta: float, drift: float, aversion: float) -> None:
+    m, o, n = market(delta=delta, drift=drift), order(aversion), 13
+    found = float(expected_utility(m, o, static_optimal(m, o, n).inventory))
+
+    def loss(x: NDArray[np.float64]) -> float:
+        return -float(utility_by_hand(m, o, np.clip(x, 0, 1)[:, None])[0])
+
+    whole = LinearConstraint(np.ones((1, n)), 1, 1)
+    starts = np.random.default_rng(1).dirichlet(np.full(n, 0.4), size=25)
+    others = [minimize(loss, x, method="SLSQP", bounds=Bounds(0, 1), constraints=whole).x for x in starts]
+    best = max(-loss(np.clip(x, 0, 1) / np.clip(x, 0, 1).sum()) for x in others)
+    assert found > best - 1e-4 * abs(best)
+
+
 def perturbed(schedule: Schedule, step: float, draws: torch.Generator) -> Tensor:
     """Inventories [N + 1, conditions] after multiplying each trade by a random factor."""
     traded = -schedule.inventory.diff(dim=0)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,18 @@ from scipy.stats import gamma, norm
 
 from flowoe_lib.evaluation.intervals import capture_interval
 from flowoe_lib.execution.execution import OrderSimulation, Policy, execute
-from flowoe_lib.execution.information import RegimeBelief
+from flowoe_lib.execution.information import Information, RegimeBelief
 from flowoe_lib.market.batching import map_tensors
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, Regimes, scalar
 from flowoe_lib.market.pre_trade import moment_matched
+from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import MarketPaths, simulate
-from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.dynamic_programming import Optimum
+from flowoe_lib.policies.filtered import solve_filtered_depth, solve_filtered_regimes
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.replanning import replanned
 from flowoe_lib.policies.schedules import Schedule, expected_utility, static_optimal
+from flowoe_lib.policies.unannounced import UnannouncedLevel, solve_level_belief
 from flowoe_lib.randomness import generator
 
 Array = NDArray[np.float64]
@@ -398,17 +404,61 @@ def test_the_oracle_observes_the_regime_and_rescales_variance(cost: float) -> No
     obs = dataclasses.replace(
         OrderSimulation(simulate(market, 6, 5, generator(0)), market, order).observe(2, torch.ones(6)),
         variance=last * (node / 24).square() * (1 + 3 * stressed),
-        log_depth=-math.log(cost) / market.impact.beta * stressed,
+        # Depth does not say anything about the regime.
+        log_depth=torch.linspace(-1, 1, 6),
         regimes=RegimeBelief(market, stressed.float()),
     )
     answer = oracle(obs, torch.zeros(6)).double()
     assert torch.allclose(answer, oracle.fraction[2, -1, node, stressed], atol=1e-5)
 
 
-def test_regimes_beside_random_depth_are_refused() -> None:
+def test_regimes_beside_random_depth_and_observations_without_regimes_are_refused() -> None:
     market, order = condition(depth_sd=0.5)
     with pytest.raises(ValueError, match=r"Liquidity\.depth_sd .* Market\.regimes"):
         solve_oracle(with_regimes(market, 2.0, 3.0, 2.0, 6.0), order, 5)
+    market = with_regimes(condition()[0], 2.0, 3.0, 2.0, 6.0)
+    oracle, paths = solve_oracle(market, order, 5), simulate(market, 2, 5, generator(0))
+    known = Information(market, paths.variance, paths.log_depth)
+    with pytest.raises(ValueError, match=r"Observation\.regimes = None"):
+        execute(oracle, paths, market, order, generator(0), known)
+
+
+ORDER = condition()[1]
+SIGNAL = with_signal(Market(Heston(*map(scalar, (4e-4, 5.0, 0.02, 0.0)))), scalar(0.3), scalar(0.0))
+UNSOLVED: dict[str, tuple[Callable[[], Optimum], str]] = {
+    "signal": (lambda: solve_oracle(SIGNAL, ORDER, 5), "Signal.sd"),
+    "signal beside a hidden drift": (
+        lambda: solve_belief(dataclasses.replace(SIGNAL, drift_sd=scalar(9.0)), ORDER, 5),
+        "Signal.sd",
+    ),
+    "signal beside filtered depth": (
+        lambda: solve_filtered_depth(
+            dataclasses.replace(SIGNAL, liquidity=Liquidity(depth_sd=scalar(0.3))), ORDER, 5
+        ),
+        "Signal.sd",
+    ),
+    "signal beside filtered regimes": (
+        lambda: solve_filtered_regimes(with_regimes(SIGNAL, 2.0, 3.0, 2.0, 6.0), ORDER, 5),
+        "Signal.sd",
+    ),
+    "signal beside a hidden level": (
+        lambda: solve_level_belief(UnannouncedLevel(SIGNAL, 3.0), ORDER, 5),
+        "Signal.sd",
+    ),
+    "hidden drift beside a hidden level": (
+        lambda: solve_level_belief(
+            UnannouncedLevel(dataclasses.replace(condition()[0], drift_sd=scalar(9.0)), 3.0), ORDER, 5
+        ),
+        "Market.drift_sd = 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSOLVED)
+def test_what_is_not_part_of_the_state_is_refused(case: str) -> None:
+    solve, named = UNSOLVED[case]
+    with pytest.raises(ValueError, match=f"{re.escape(named)}.*: must be 0"):
+        solve()
 
 
 def test_capture_by_hand() -> None:

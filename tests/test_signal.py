@@ -182,11 +182,11 @@ def test_value_is_simulated_utility_and_bounds_every_other_policy() -> None:
 
 
 @pytest.mark.parametrize("half_life", [0.05, 0.4])
-def test_without_a_signal_the_optimum_with_memory_is_that_of_the_transient_solver(half_life: float) -> None:
+def test_without_a_signal_the_optimum_with_memory_is_the_oracle(half_life: float) -> None:
     m = with_half_life(market(sd=1e-3), scalar(half_life))
-    transient = solve_oracle(replace(m, signal=Signal()), ORDER, N, variance_nodes=4)
+    oracle = solve_oracle(replace(m, signal=Signal()), ORDER, N, variance_nodes=4)
     optimum = solve_signal(m, ORDER, N, signal_nodes=5)
-    assert optimum.value_bps == pytest.approx(transient.value_bps, rel=1e-4)
+    assert optimum.value_bps == pytest.approx(oracle.value_bps, rel=1e-4)
 
 
 @pytest.mark.parametrize("noise", [0.0, 200.0])

@@ -1,6 +1,7 @@
 """Impact with memory against closed forms, published numbers, brute force and the model without memory."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,17 @@ from flowoe_lib.evaluation.extrapolation import violations
 from flowoe_lib.execution.environment import advance, advantage_over_twap, controlled_utility, twap_value
 from flowoe_lib.execution.execution import Observation, OrderSimulation, Policy, execute, execute_schedule
 from flowoe_lib.execution.features import FEATURES, MEMORY_FEATURES, feature_count, features
+from flowoe_lib.execution.information import Perceive, exact, variance_revealed
 from flowoe_lib.market.impact import impact_path, impact_slope, memory_weights, temporary_cost
-from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, scalar, volume_profile
-from flowoe_lib.market.pre_trade import PreTrade
+from flowoe_lib.market.model import Heston, Impact, Liquidity, Market, Order, Regimes, scalar, volume_profile
+from flowoe_lib.market.pre_trade import PreTrade, moment_matched
 from flowoe_lib.market.ranges import TrainingRange
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.alfonsi_fruth_schied import alfonsi_fruth_schied
 from flowoe_lib.policies.dynamic_programming import Optimum
+from flowoe_lib.policies.filtered import solve_filtered_regimes
 from flowoe_lib.policies.flow import EndpointField, FlowPolicy
-from flowoe_lib.policies.oracle import solve_oracle
+from flowoe_lib.policies.oracle import solve_belief, solve_oracle
 from flowoe_lib.policies.replanning import mpc
 from flowoe_lib.policies.schedules import expected_cost, expected_utility, static_optimal, twap
 from flowoe_lib.policies.trajectory import best_trades
@@ -415,7 +418,55 @@ def test_static_optimum_under_sublinear_permanent_impact_is_the_best_that_anothe
     assert found > best - 5e-4 * abs(best)
 
 
-def test_conditions_without_a_solution_are_refused() -> None:
+REGIMES = Regimes(scalar(2.0), scalar(3.0), scalar(2.0), scalar(6.0))
+GRID = {"inventory_nodes": 25, "impact_nodes": 15, "variance_nodes": 7}
+REMEMBERING: dict[str, tuple[Market, Callable[[Market], Optimum], Perceive]] = {
+    "regimes": (
+        replace(STRESSED, regimes=REGIMES),
+        lambda m: solve_oracle(m, order(), SHORT, **GRID),
+        exact,
+    ),
+    "regimes and sub-linear permanent impact": (
+        replace(STRESSED, regimes=REGIMES, impact=replace(STRESSED.impact, delta=scalar(0.7))),
+        lambda m: solve_oracle(m, order(), SHORT, **GRID),
+        exact,
+    ),
+    "hidden regimes": (
+        replace(STRESSED, regimes=REGIMES),
+        lambda m: solve_filtered_regimes(
+            m, order(), SHORT, inventory_nodes=25, variance_nodes=7, belief_nodes=9
+        ),
+        variance_revealed,
+    ),
+    "impact that depends on variance": (
+        replace(STRESSED, impact=replace(STRESSED.impact, variance_exponent=scalar(0.5))),
+        lambda m: solve_oracle(m, order(), SHORT, **GRID | {"variance_nodes": 15}),
+        exact,
+    ),
+    "hidden drift": (
+        replace(market(0.15, cv=0.02), drift_sd=scalar(60.0)),
+        lambda m: solve_belief(m, order(), SHORT, inventory_nodes=31, belief_nodes=21),
+        exact,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_every_optimum_under_memory_has_the_value_that_it_is_solved_for(name: str) -> None:
+    m, solve, perceive = REMEMBERING[name]
+    m = replace(m, heston=replace(m.heston, rho=scalar(0.0)))
+    optimum, paths = solve(m), days(m, 6_000, SHORT)
+    known = perceive(paths, m, generator(2, "perception"))
+    u, fixed = (
+        execute(policy, paths, m, order(), generator(1, "n"), known).utility_bps(order()).double()
+        for policy in (optimum, static_optimal(moment_matched(m), order(), SHORT))
+    )
+    assert u.mean().item() == pytest.approx(optimum.value_bps, abs=4 * float(u.std()) / 6_000**0.5)
+    lead = u - fixed
+    assert lead.mean() > 4 * lead.std() / 6_000**0.5
+
+
+def test_too_few_nodes_of_impact_are_refused() -> None:
     with pytest.raises(ValueError, match="25 x 9 x 13 x 3 nodes"):
         solve_oracle(STRESSED, order(), SHORT, inventory_nodes=25, variance_nodes=9, impact_nodes=3)
 
