@@ -18,7 +18,9 @@ from flowoe_lib.market.simulator import simulate
 from flowoe_lib.plotting import LOOKS
 from flowoe_lib.policies.flow import EndpointField
 from flowoe_lib.policies.schedules import expected_cost, expected_risk, twap
+from flowoe_lib.policies.unannounced import UnannouncedLevel, shape_of_spread
 from flowoe_lib.randomness import generator
+from flowoe_lib.studies.unannounced_world import LevelAsVariance
 from flowoe_lib.training.pretrained import PretrainedPolicy, load_pretrained
 
 SEED = 7
@@ -66,7 +68,9 @@ def test_schedules_run_from_the_whole_order_to_nothing(view: View) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(), ELSEWHERE, Settings(drift=-0.3), REMEMBERED], ids=["0", "1", "2", "3"]
+    "settings",
+    [Settings(), ELSEWHERE, Settings(drift=-0.3), REMEMBERED, Settings(level=0.8)],
+    ids=[*"01234"],
 )
 def test_frontiers_of_schedules_are_exact(settings: Settings, aware: PretrainedPolicy) -> None:
     market, order = settings.condition(aware)
@@ -98,6 +102,34 @@ def test_frontier_of_the_policy_is_that_of_many_other_days(
             done = execute(trained.policy(), days, market, turned, generator(1, "noise"))
         assert row["cost_bps"] == pytest.approx(-done.controlled_pnl_bps.mean().item(), rel=0.03)
         assert row["risk_bps"] == pytest.approx(done.expected_risk.mean().sqrt().item(), rel=0.03)
+
+
+def test_an_unannounced_level_is_inferred_on_days_of_its_law(trained: PretrainedPolicy) -> None:
+    settings = Settings(level=0.6, depth_sd=0.0)
+    market, order = settings.condition(trained)
+    views = [explore(settings, trained, SEED + i) for i in range(4)]
+    level = views[0].reaction["volatility"] ** 2
+    assert level.mean() == pytest.approx(1, rel=1e-5)
+    assert np.log(level).std() == pytest.approx(0.6, rel=0.03)
+    # At the open nobody knows the level; later the estimate has learned something of it.
+    announced = explore(Settings(depth_sd=0.0), trained, SEED).reaction["traded"].std()
+    assert views[0].reaction["traded"].std() < 0.1 * announced
+    assert views[0].day["volatility"][0] == pytest.approx(1)
+    assert views[0].day["volatility"].nunique() > 30
+
+    world, n, draws = UnannouncedLevel(market, shape_of_spread(0.6)), 20_000, generator(3, "levels")
+    theta = (
+        market.heston.theta * (world.shape - 1) / torch._standard_gamma(torch.full((n,), world.shape), draws)
+    )
+    drawn = world.market_at(theta)
+    days = simulate(drawn, n, trained.n_buckets, draws)
+    slow = {"kappa": scalar(trained.conditions.kappa[0]), "cv": scalar(0.6)}
+    policy = LevelAsVariance(trained.policy(), **slow)
+    with torch.no_grad():
+        done = execute(policy, days, drawn, order, draws, world(days, drawn, draws))
+    mean = pd.concat([v.numbers for v in views]).groupby(level=0).mean().loc["flow_refined"]
+    assert mean["cost_bps"] == pytest.approx(-done.controlled_pnl_bps.mean().item(), rel=0.02)
+    assert mean["risk_bps"] == pytest.approx(done.expected_risk.mean().sqrt().item(), rel=0.02)
 
 
 def test_higher_risk_aversion_means_less_risk_at_a_higher_cost(view: View) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log10
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy.special import gammaincinv
+from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 from flowoe_lib.evaluation.extrapolation import RangeViolation, violations
 from flowoe_lib.evaluation.intervals import paired_interval
 from flowoe_lib.execution.execution import execute, execute_schedule
+from flowoe_lib.execution.information import Information, exact
 from flowoe_lib.market.batching import tile
 from flowoe_lib.market.impact import with_half_life
 from flowoe_lib.market.model import BPS, Heston, Impact, Liquidity, Market, Order, scalar
@@ -23,6 +25,7 @@ from flowoe_lib.market.signal import with_signal
 from flowoe_lib.market.simulator import MarketPaths, simulate
 from flowoe_lib.policies.almgren_chriss import almgren_chriss
 from flowoe_lib.policies.schedules import Schedule, expected_cost, expected_risk, static_optimal
+from flowoe_lib.policies.unannounced import UnannouncedLevel, shape_of_spread
 from flowoe_lib.randomness import generator
 from flowoe_lib.training.pretrained import PretrainedPolicy
 
@@ -74,6 +77,9 @@ class Settings:
     """Drift known to all policies, in daily standard deviations; a rising price favours waiting."""
     signal: float = 0.0
     """Strength of a signal that is observed exactly, as in :func:`flowoe_lib.market.signal.with_signal`."""
+    level: float = 0.0
+    """Standard deviation of the log of the day's variance level, which is then drawn and not announced, and
+    constant within the day; 0 if it is the one set. ``volatility`` is the root of its mean."""
 
     def condition(self, trained: PretrainedPolicy) -> tuple[Market, Order]:
         """The market and the order, fields of shape [].
@@ -101,6 +107,8 @@ def bounds(trained: PretrainedPolicy, setting: str) -> tuple[float, float]:
         "drift": (-drawn.drift, drawn.drift),
         "half_life": (0.0, drawn.half_life[1]),
         "signal": (0.0, drawn.signal),
+        # Training knows no such days; the law of the level has a mean up to 1.28.
+        "level": (0.0, 1.0),
         # Eta acts through urgency, and permanent impact moves no schedule.
         "eta": (0.02, 1.0),
         "gamma": (0.0, 2.0),
@@ -120,8 +128,9 @@ class View:
     Risk is the standard deviation of P&L from price moves alone, whose square lambda multiplies.
     """
     day: pd.DataFrame
-    """One day by bucket: time, volatility and liquidity (depth times volume), each over its usual level, the
-    signal, and what FlowOE and the static optimum trade (traded, static; fractions of the order)."""
+    """One day by bucket: time, volatility as traders know it and liquidity (depth times volume), each over
+    its usual level, the signal, and what FlowOE and the static optimum trade (traded, static; fractions of
+    the order)."""
     reaction: pd.DataFrame
     """Each day at the open: volatility and depth over their usual level, the signal, in daily standard
     deviations a day, and the first trade (traded)."""
@@ -147,28 +156,29 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
     orders = replace(order, risk_aversion=torch.cat((order.risk_aversion[None], others)))
     plans = {name: solver(market, orders, n).inventory for name, solver in SCHEDULES.items()}
 
-    shown = _days(market, n, seed)
-    days = tile(shown, len(orders.risk_aversion), N_PATHS)
+    drawn, shown, known = _days(market, settings.level, trained.conditions.kappa[0], n, seed)
+    copies = len(orders.risk_aversion), N_PATHS
+    days, worked, seen = tile(shown, *copies), tile(drawn, *copies), tile(known, *copies)
     wide = replace(order, risk_aversion=orders.risk_aversion.repeat_interleave(N_PATHS))
     fixed = plans["static_optimal"].float().repeat_interleave(N_PATHS, 1)
-    static = execute_schedule(fixed, days, market, wide)
+    static = execute_schedule(fixed, days, worked, wide)
     with torch.no_grad():
-        flow = execute(trained.policy(), days, market, wide, generator(seed, "explore", "policy"))
+        flow = execute(trained.policy(), days, worked, wide, generator(seed, "explore", "policy"), seen)
 
-    def exact(name: str) -> tuple[Tensor, Tensor]:
+    def expected(name: str) -> tuple[Tensor, Tensor]:
         return expected_cost(market, orders, plans[name]), expected_risk(market, plans[name])
 
     def mean(by_path: Tensor) -> Tensor:
         return by_path.double().reshape(-1, N_PATHS).mean(1)
 
     # Cost and risk of the static optimum are exact, so only the difference to them has sampling error.
-    cost, risk = exact("static_optimal")
+    cost, risk = expected("static_optimal")
     cost = cost - mean(flow.controlled_pnl_bps - static.controlled_pnl_bps)
     risk = risk + mean(flow.expected_risk - static.expected_risk)
-    points = {name: exact(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
+    points = {name: expected(name) for name in SCHEDULES} | {"flow_refined": (cost, risk)}
     gain = flow.utility_bps(wide) - static.utility_bps(wide)
     inventory = flow.inventory[:, :N_PATHS]
-    volatility = (shown.variance / market.heston.theta).sqrt()
+    volatility, opening = ((v / market.heston.theta).sqrt() for v in (known.variance, shown.variance[0]))
     # What is constant has one column for all paths.
     depth = shown.log_depth.exp().expand_as(volatility)
     signal = (shown.signal_bps / (BPS * market.heston.theta.sqrt())).expand_as(volatility)
@@ -186,21 +196,36 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
             traded=-inventory[:, SHOWN].diff(),
             static=-plans["static_optimal"][:, 0].diff(),
         ),
-        reaction=_columns(
-            volatility=volatility[0], depth=depth[0], signal=signal[0], traded=1 - inventory[1]
-        ),
+        reaction=_columns(volatility=opening, depth=depth[0], signal=signal[0], traded=1 - inventory[1]),
         gain_bps=paired_interval(gain[:N_PATHS]),
         outside=[str(x) for x in violations(trained.conditions, market, order)],
     )
 
 
-def _days(market: Market, n_buckets: int, seed: int) -> MarketPaths:
-    """Simulate the days of every setting, with opening variances at equally spaced quantiles of their law."""
-    draws = generator(seed, "explore", "days")
-    even = (torch.arange(N_PATHS).double() + 0.5) / N_PATHS
-    shape = 1 / market.heston.cv.double() ** 2
-    opening = market.heston.theta / shape * torch.from_numpy(gammaincinv(shape.numpy(), even.numpy()))
-    return simulate(market, N_PATHS, n_buckets, draws, opening.float())
+def _days(
+    market: Market, level: float, slowest: float, n_buckets: int, seed: int
+) -> tuple[Market, MarketPaths, Information]:
+    """The market of each day, the days, and what traders know of them.
+
+    Opening variances are at equally spaced quantiles of their law; levels are means of equally probable parts
+    of theirs, so that their mean is exact. A policy that is told of no level takes its posterior mean for a
+    variance with the ``slowest`` reversion and the dispersion of the level.
+    """
+    draws, theta = generator(seed, "explore", "days"), market.heston.theta
+    if level == 0:
+        shape = 1 / market.heston.cv.double() ** 2
+        even = (torch.arange(N_PATHS).double() + 0.5) / N_PATHS
+        opening = theta / shape * torch.from_numpy(gammaincinv(shape.numpy(), even.numpy()))
+        paths = simulate(market, N_PATHS, n_buckets, draws, opening.float())
+        return market, paths, exact(paths, market, draws)
+    world = UnannouncedLevel(market, shape_of_spread(level))
+    below = gammainc(world.shape - 1, gammaincinv(world.shape, np.linspace(0, 1, N_PATHS + 1)))
+    levels = theta * torch.from_numpy(N_PATHS * np.diff(below)[::-1].copy()).float()
+    drawn = world.market_at(levels)
+    paths = simulate(drawn, N_PATHS, n_buckets, draws, levels)
+    known = world(paths, drawn, draws)
+    heston = replace(known.market.heston, kappa=scalar(slowest), cv=scalar(level))
+    return drawn, paths, replace(known, market=replace(known.market, heston=heston))
 
 
 def _columns(**columns: str | float | Tensor) -> pd.DataFrame:

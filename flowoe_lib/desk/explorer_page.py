@@ -95,6 +95,7 @@ DIALS = (
     Dial("risk_aversion", "risk aversion λ, 10⁻⁴ per bps", 0.02, logarithmic=True, scale=1e4),
     Dial("drift", "drift, daily sd", 0.05),
     Dial("signal", "signal, daily sd", 0.02),
+    Dial("level", "unannounced level, sd of log", 0.05),
 )
 
 
