@@ -116,6 +116,7 @@ def test_an_unannounced_level_is_inferred_on_days_of_its_law(trained: Pretrained
     assert views[0].reaction["traded"].std() < 0.1 * announced
     assert views[0].day["volatility"][0] == pytest.approx(1)
     assert views[0].day["volatility"].nunique() > 30
+    assert views[0].outside == ["unannounced level: not part of training"]
 
     world, n, draws = UnannouncedLevel(market, shape_of_spread(0.6)), 20_000, generator(3, "levels")
     theta = (

@@ -198,7 +198,8 @@ def explore(settings: Settings, trained: PretrainedPolicy, seed: int) -> View:
         ),
         reaction=_columns(volatility=opening, depth=depth[0], signal=signal[0], traded=1 - inventory[1]),
         gain_bps=paired_interval(gain[:N_PATHS]),
-        outside=[str(x) for x in violations(trained.conditions, market, order)],
+        outside=[str(x) for x in violations(trained.conditions, market, order)]
+        + ["unannounced level: not part of training"] * (settings.level > 0),
     )
 
 
