@@ -25,6 +25,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from flowoe_lib.desk.explorer_page import DIALS
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "notebooks/00_explore.ipynb"
 SITE = ROOT / "build" / "site"
@@ -122,12 +124,12 @@ def moved(browser: Chrome, label: str, key: str) -> None:
 
 
 def check_page(browser: Chrome) -> None:
-    """Twelve sliders and a picture that follows them there and back and a button, without an error."""
+    """A slider for each setting, a picture that follows sliders and a button, and no error."""
     wait = WebDriverWait(browser, PATIENCE_S)
     first = picture(browser)
     assert first.startswith(b"\x89PNG")
-    assert len(browser.find_elements(By.XPATH, "//*[@role='slider']")) == 12
-    for label in ("β", "drift"):
+    assert len(browser.find_elements(By.XPATH, "//*[@role='slider']")) == len(DIALS)
+    for label in ("β", "drift", "level"):
         moved(browser, label, Keys.ARROW_RIGHT)
         wait.until(lambda b: picture(b) != first)
         # The days are the same ones as before, and the last move is not lost among the others.
